@@ -34,7 +34,7 @@ from kmeans_dask.sources import read_manifest
 
 _BATCH_ITEMS, _BATCH_BYTES = 64, 4 * 2**20
 """Limits of a batch: 64 photos of 250 x 250 take 0.1-0.3 s; 4 MiB of JPEG are about 25 megapixels, 1 s."""
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 
 
 class BatchSummary(NamedTuple):

@@ -69,10 +69,26 @@ def test_fitting_in_oklab_lowers_the_error_there_and_raises_that_in_rgb(table):
 def test_lloyd_from_the_same_start_is_scikit_learns(table, k):
     start = choose_start(table.points, table.counts.astype(float), k, "variance", RNG)
     centres = start.copy()
-    _lloyd(table.points, table.counts.astype(float), centres, 300, 0.0)
+    _lloyd(table.points, table.counts.astype(float), centres, 300, 0.0, 1.0)
     reference = KMeans(k, init=start.astype(float), n_init=1, tol=0)
     reference.fit(table.colours.astype(float), sample_weight=table.counts)
     assert np.allclose(centres, reference.cluster_centers_, atol=0.01)
+
+
+def test_stretched_passes_never_raise_the_error_and_end_at_means(table):
+    weights = table.counts.astype(float)
+    start = choose_start(table.points, weights, 12, "random", np.random.default_rng(0))
+    errors = []
+    for passes in range(12):
+        centres = start.copy()
+        _lloyd(table.points, weights, centres, passes, 0.0, 1.7)
+        labels, squared = nearest(table.points, centres)
+        errors.append(squared @ weights)
+    assert (np.diff(errors) < 0).all()
+    _lloyd(table.points, weights, centres, 300, 0.0, 1.7)
+    labels, _ = nearest(table.points, centres)
+    means = [np.average(table.colours[labels == j], axis=0, weights=weights[labels == j]) for j in range(12)]
+    assert np.allclose(centres, means, atol=0.01)
 
 
 def test_variance_start_by_hand():
