@@ -122,9 +122,18 @@ def settings_of(stage: str, config: Config) -> dict[str, Any]:
     Returns
     -------
     dict
+
+    Raises
+    ------
+    UserError
+        The palette file cannot be read.
     """
     values = config.model_dump(mode="json")
     settings: dict[str, Any] = {"seed": values["seed"]}
     for section in _READS[stage]:
         settings.update({f"{section}.{key}": value for key, value in (values[section] or {}).items()})
+    if "quantize" in _READS[stage] and config.quantize and config.quantize.palette not in ("image", "shared"):
+        from kmeans_dask.palette_files import palette_digest, read_palette  # half a second that only this needs
+
+        settings["quantize.palette, its colours"] = palette_digest(read_palette(config.quantize.palette))
     return settings

@@ -25,7 +25,7 @@ from kmeans_dask.palette_files import read_palette, write_palette
 from kmeans_dask.publish import publish
 from kmeans_dask.quantize import BatchSummary, finish_quantized, missing_outputs, plan_batches, quantize_tasks
 from kmeans_dask.runs import RunFolder, run_folder
-from kmeans_dask.shared_palette import Palettes, count_tasks, fit_shared
+from kmeans_dask.shared_palette import Palettes, count_tasks, fit_shared, kept_number
 from kmeans_dask.sources import read_manifest
 
 
@@ -143,9 +143,11 @@ def _shared_palettes(config: Config, client: Client, batches: Sequence[tuple[int
     """Count the colours of all items, unless that has been done, and fit one palette for each K."""
     assert config.quantize is not None
     folder = run_folder(config)
-    begun = time.monotonic()
     tasks = count_tasks(folder.manifest, folder.path, config.quantize, config.seed, config.input.max_pixels, batches)
-    run_tasks(client, tasks, lambda m: say(f"quantize: {m:,} colours counted in {time.monotonic() - begun:.1f} s"))
+    if tasks:
+        with progress("count colours", batches[-1][1], "items") as advance:
+            run_tasks(client, tasks, advance)
+    say(f"quantize: {kept_number(folder.path):,} colours {'counted' if tasks else 'were counted before'}")
     begun = time.monotonic()
     palettes = fit_shared(folder.path, config.quantize, config.seed)
     say(f"quantize: shared palettes fitted in {time.monotonic() - begun:.1f} s; files in {folder.path / 'palettes'}")

@@ -133,7 +133,7 @@ def run_tasks(client: Client, tasks: Sequence[Delayed], on_result: Callable[[Any
     client
         From `connect`.
     tasks
-        They may share inputs, not intermediate results.
+        What several of them are made from is computed once.
     on_result
         Called with every result, in the order of completion.
 

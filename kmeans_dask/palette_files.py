@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -60,6 +61,11 @@ def read_palette(path: str | Path) -> NDArray[np.uint8]:
     if not 1 <= len(distinct) <= _MOST:
         raise UserError(f"palette {path} has {len(distinct):,} colours; allowed are 1-{_MOST:,}")
     return np.array(distinct, np.uint8)
+
+
+def palette_digest(palette: NDArray[np.uint8]) -> str:
+    """Return 16 hexadecimal digits that change with the colours of a palette or their order."""
+    return hashlib.sha256(np.ascontiguousarray(palette).tobytes()).hexdigest()[:16]
 
 
 def write_palette(path: Path, palette: NDArray[np.uint8]) -> None:

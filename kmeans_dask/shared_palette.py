@@ -1,7 +1,7 @@
 """One palette for a whole folder: colours counted by a tree, kept in the run folder, fitted by distributed K-Means.
 
-The merged colour table has at most 2^24 rows whatever the number of images. It is kept as two .npy files that the
-blocks of a Dask array are cut from, so that another K needs no second decoding.
+The merged colour table has at most 2^24 rows whatever the number of images. It is kept as ``colours.zarr``, which is
+opened as Dask arrays, so that another K needs no second decoding.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
+from kmeans_dask import store
 from kmeans_dask.colour_means import coarse_centres
 from kmeans_dask.colour_spaces import Space, from_space, to_space
 from kmeans_dask.colours import ColourTable, merge
@@ -27,18 +28,17 @@ from kmeans_dask.kernels import slice_rows
 from kmeans_dask.kmeans import KMeans, fit_together
 from kmeans_dask.painting import picture_of
 from kmeans_dask.palettes import complete, fit_palette, in_order, protect_rare, thin
-from kmeans_dask.publish import publish, read_json, write_json
 from kmeans_dask.sources import read_manifest
 
 Palettes = dict[int, NDArray[np.uint8]]
 
 _FAN_IN = 4
 """Colour tables merged by one task: at most 4 x 184 MB are in memory at a time."""
-_BLOCK_ROWS = 2**18
-"""Colours of a block: a pass at K=256 takes 0.1 s."""
+_BLOCK_ROWS = 2**18 // slice_rows(3) * slice_rows(3)
+"""Colours of a chunk on disk and of a block: a pass at K=256 takes 10 ms."""
 _PASSES = 10
 """Passes over the colours at most: the start has been through a hundred over their bins, and is then about 1 % above
-what they converge to at K=256. 723,030 colours of 60 photos, K=256: 0.4 s a pass on one core."""
+what they converge to at K=256."""
 
 
 class _Count(NamedTuple):
@@ -58,14 +58,14 @@ def count_tasks(
     max_pixels: int,
     batches: Sequence[tuple[int, int]],
 ) -> list[Delayed]:
-    """Make the task that counts the colours of all images and keeps them in the run folder.
+    """Make the tasks that count the colours of all images and keep them in the run folder.
 
     Parameters
     ----------
     manifest_path
         File of the items, readable by all workers.
     run_folder
-        Writable by all workers; the colours go to ``colours`` in it.
+        Writable by all workers; the colours go to ``colours.zarr`` in it.
     settings
         ``weight``, ``sample`` and ``rare`` decide what a pixel counts.
     seed
@@ -78,19 +78,26 @@ def count_tasks(
     Returns
     -------
     list of Delayed
-        One, which returns the number of colours; none if they are there already.
+        To be computed together; each returns how many items it has counted. None if the colours are there already.
     """
     fingerprint = _fingerprint(manifest_path, settings, seed, max_pixels)
-    folder = run_folder.absolute() / "colours"
-    if (folder / "facts.json").exists() and read_json(folder / "facts.json")["fingerprint"] == fingerprint:
+    folder = _folder(run_folder)
+    if folder.exists() and store.read_attrs(folder, "colour table")["fingerprint"] == fingerprint:
         return []
     job = _Count(manifest_path.absolute(), settings, seed, max_pixels)
     count = dask.delayed(_count_batch, pure=False, traverse=False)
     add = dask.delayed(_merge_counted, pure=False)
     tables = [count(job, start, stop) for start, stop in batches]
+    say = dask.delayed(_items_counted, pure=False)
+    counted = [say(table, stop - start) for table, (start, stop) in zip(tables, batches, strict=True)]
     while len(tables) > 1:
         tables = [add(tables[i : i + _FAN_IN]) for i in range(0, len(tables), _FAN_IN)]
-    return [dask.delayed(_keep, pure=False)(folder, fingerprint, tables[0], settings.rare)]
+    return [*counted, dask.delayed(_keep, pure=False)(folder, fingerprint, tables[0], settings.rare)]
+
+
+def kept_number(run_folder: Path) -> int:
+    """Return how many colours `count_tasks` has kept."""
+    return int(store.read_attrs(_folder(run_folder), "colour table")["colours"])
 
 
 def fit_shared(run_folder: Path, settings: Quantize, seed: int) -> Palettes:
@@ -102,7 +109,7 @@ def fit_shared(run_folder: Path, settings: Quantize, seed: int) -> Palettes:
     Parameters
     ----------
     run_folder
-        Its ``colours`` are there.
+        Its ``colours.zarr`` is there.
     settings
         The K and how palettes are made.
     seed
@@ -113,17 +120,15 @@ def fit_shared(run_folder: Path, settings: Quantize, seed: int) -> Palettes:
     dict
         K -> (min(k, colours), 3) uint8; empty if no image could be read.
     """
-    folder = run_folder.absolute() / "colours"
-    m = read_json(folder / "facts.json")["colours"]
-    ks = settings.k or []
-    if m == 0:
+    folder, ks = _folder(run_folder), settings.k or []
+    if kept_number(run_folder) == 0:
         return {}
     begin = dask.delayed(_begin, pure=False, traverse=False)
     begun = dask.compute(*(begin(folder, k, settings, seed) for k in ks))
     palettes = {k: palette for k, (palette, _) in zip(ks, begun, strict=True) if palette is not None}
     starts = {k: start for k, (_, start) in zip(ks, begun, strict=True) if start is not None}
     if starts:
-        X, weights = kept_colours(folder, settings.space)
+        X, weights = kept_colours(run_folder, settings.space)
         estimators = [KMeans(k, init=start, max_iter=_PASSES) for k, start in starts.items()]
         fit_together(estimators, X, weights)
         end = dask.delayed(_end, pure=False, traverse=False)
@@ -132,32 +137,32 @@ def fit_shared(run_folder: Path, settings: Quantize, seed: int) -> Palettes:
     return {k: palettes[k] for k in ks}
 
 
-def kept_colours(folder: Path, space: Space) -> tuple[da.Array, da.Array]:
-    """Open kept colours as Dask arrays.
+def kept_colours(run_folder: Path, space: Space) -> tuple[da.Array, da.Array]:
+    """Open the kept colours as Dask arrays.
 
     Parameters
     ----------
-    folder
-        ``colours`` of a run folder.
+    run_folder
+        Its ``colours.zarr`` is there.
     space
         Of the coordinates.
 
     Returns
     -------
     points : (m, 3) da.Array
-        uint8 for ``rgb``, float32 for ``oklab``.
+        uint8 for ``rgb``, float32 for ``oklab``. A block is a chunk on disk, read in the task that uses it.
     weights : (m,) da.Array of float64
     """
-    m = read_json(folder / "facts.json")["colours"]
-    step = _BLOCK_ROWS // slice_rows(3) * slice_rows(3) or slice_rows(3)
-    read, weigh = dask.delayed(_read_points, traverse=False), dask.delayed(_read_weights, traverse=False)
+    folder, m = _folder(run_folder), kept_number(run_folder)
+    sizes = tuple(min(_BLOCK_ROWS, m - start) for start in range(0, m, _BLOCK_ROWS))
     dtype = np.uint8 if space == "rgb" else np.float32
-    points, weights = [], []
-    for start in range(0, m, step):
-        stop = min(start + step, m)
-        points.append(da.from_delayed(read(folder, start, stop, space), (stop - start, 3), dtype))
-        weights.append(da.from_delayed(weigh(folder, start, stop), (stop - start,), np.float64))
-    return da.concatenate(points), da.concatenate(weights)
+    points = da.map_blocks(_read_points, folder, space, chunks=(sizes, (3,)), dtype=dtype, meta=np.empty((0, 0), dtype))
+    weights = da.map_blocks(_read_weights, folder, chunks=(sizes,), dtype=np.float64, meta=np.empty(0, np.float64))
+    return points, weights
+
+
+def _folder(run_folder: Path) -> Path:
+    return run_folder.absolute() / "colours.zarr"
 
 
 def _count_batch(job: _Count, start: int, stop: int) -> ColourTable | None:
@@ -184,20 +189,22 @@ def _merge_counted(tables: Sequence[ColourTable | None]) -> ColourTable | None:
     return merge(counted) if counted else None
 
 
+def _items_counted(table: ColourTable | None, n_items: int) -> int:  # takes the table to be run after its counting
+    return n_items
+
+
 def _keep(folder: Path, fingerprint: str, table: ColourTable | None, rare: float) -> int:
-    m = 0 if table is None else len(table)
-    with publish(folder) as partial:
-        partial.mkdir()
-        if table is not None:
-            np.save(partial / "colours.npy", table.colours)
-            np.save(partial / "weights.npy", protect_rare(table, rare).counts)
-        write_json(partial / "facts.json", {"fingerprint": fingerprint, "colours": m})
-    return m
+    table = ColourTable(np.empty((0, 3), np.uint8), np.empty(0, np.int64)) if table is None else table
+    weights = protect_rare(table, rare).counts
+    store.write_colours(
+        folder, table.colours, weights, _BLOCK_ROWS, {"fingerprint": fingerprint, "colours": len(table)}
+    )
+    return 0
 
 
 def _begin(folder: Path, k: int, settings: Quantize, seed: int) -> tuple[Any, Any]:
     """Palette of one K, or the start of the passes that find it; the other is None."""
-    table = ColourTable(np.load(folder / "colours.npy"), np.load(folder / "weights.npy"))
+    table = ColourTable(*store.read_colours(folder))
     if len(table) <= k:
         return in_order(table.colours), None
     if settings.algorithm == "minibatch" or (settings.space == "rgb" and table.is_grey):
@@ -209,17 +216,19 @@ def _begin(folder: Path, k: int, settings: Quantize, seed: int) -> tuple[Any, An
 
 
 def _end(folder: Path, k: int, centres: NDArray[np.float32], space: Space) -> NDArray[np.uint8]:
-    table = ColourTable(np.load(folder / "colours.npy"), np.load(folder / "weights.npy"))
+    table = ColourTable(*store.read_colours(folder))
     return complete(from_space(centres, space), table, k, space)
 
 
-def _read_points(folder: Path, start: int, stop: int, space: Space) -> NDArray[Any]:
-    colours = np.array(np.load(folder / "colours.npy", mmap_mode="r")[start:stop])
+def _read_points(folder: Path, space: Space, block_info: Any = None) -> NDArray[Any]:
+    (start, stop), _ = block_info[None]["array-location"]
+    colours, _ = store.read_colours(folder, start, stop)
     return colours if space == "rgb" else np.ascontiguousarray(to_space(colours, space).T)
 
 
-def _read_weights(folder: Path, start: int, stop: int) -> NDArray[np.float64]:
-    return np.load(folder / "weights.npy", mmap_mode="r")[start:stop].astype(np.float64)
+def _read_weights(folder: Path, block_info: Any = None) -> NDArray[np.float64]:
+    ((start, stop),) = block_info[None]["array-location"]
+    return store.read_colours(folder, start, stop)[1].astype(np.float64)
 
 
 def path_number(path: str) -> int:

@@ -1,4 +1,4 @@
-"""Arrays on disk: the collection and the models are zarr v3 groups. Only this module knows zarr.
+"""Arrays on disk: the collection, the models and colour tables are zarr v3 groups. Only this module knows zarr.
 
 One chunk of a collection is one shard, and a shard is written by one call of `write_block`: two writers in
 one shard would lose each other's rows, without an error. Opening a group executes nothing: it holds numbers
@@ -20,7 +20,7 @@ from zarr.codecs import ZstdCodec
 from kmeans_dask.errors import UserError
 from kmeans_dask.publish import publish, remove
 
-Kind = Literal["collection", "model"]
+Kind = Literal["collection", "model", "colour table"]
 
 FORMAT_VERSION = 1
 """Of the layout in the groups; raised when a reader of the old one would misread the new one."""
@@ -187,6 +187,44 @@ def read_model(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         return {name: np.asarray(array[...]) for name, array in group.arrays()}, group.attrs.asdict()
 
 
+def write_colours(
+    folder: Path, colours: NDArray[np.uint8], weights: NDArray[Any], chunk_rows: int, attrs: Mapping[str, Any]
+) -> None:
+    """Write a colour table, published by a rename.
+
+    Parameters
+    ----------
+    folder
+        Of the zarr group; what is there is replaced.
+    colours : (m, 3) uint8
+    weights : (m,) int64 or float64
+    chunk_rows
+        Rows that are read at a time.
+    attrs
+        JSON values; format, version of the format and of the software are added.
+    """
+    with zarr.config.set(_FEW_THREADS), publish(folder) as partial:
+        group = zarr.create_group(partial, attributes=_format_of("colour table") | dict(attrs))
+        for name, array, axes in (("colours", colours, ("colour", "channel")), ("weights", weights, ("colour",))):
+            chunks = (chunk_rows, *array.shape[1:])
+            group.create_array(name, data=array, chunks=chunks, compressors=_CODEC, dimension_names=axes)
+
+
+def read_colours(
+    folder: Path, start: int = 0, stop: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64] | NDArray[np.float64]]:
+    """Read the rows ``start:stop`` of a colour table, absent: all.
+
+    Returns
+    -------
+    colours : (rows, 3) uint8
+    weights : (rows,) int64 or float64
+    """
+    with zarr.config.set(_FEW_THREADS):
+        arrays = [zarr.open_array(folder / name, mode="r")[start:stop] for name in ("colours", "weights")]
+    return np.asarray(arrays[0]), np.asarray(arrays[1])
+
+
 def software_versions() -> dict[str, str]:
     """Versions of what decides about the numbers in a group."""
     return {name: _version(name) for name in ("kmeans-dask", "numpy", "pillow", "zarr")}
@@ -208,7 +246,11 @@ def _format_name(kind: Kind) -> str:
 
 
 def _open(folder: Path, kind: Kind) -> zarr.Group:
-    article = {"collection": "collection.zarr of a run", "model": "model of a run, models/.../k=10.zarr"}[kind]
+    article = {
+        "collection": "collection.zarr of a run",
+        "model": "model of a run, models/.../k=10.zarr",
+        "colour table": "colours.zarr of a run",
+    }[kind]
     try:
         group = zarr.open_group(folder, mode="r")
         attrs = group.attrs.asdict()

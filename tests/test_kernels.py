@@ -44,9 +44,13 @@ def squared(block: NDArray, centres: NDArray) -> NDArray[np.float64]:
     return ((block[:, None].astype(np.float64) - centres[None]) ** 2).sum(axis=2)
 
 
+ROWS = [{"n": 3000, "n_features": 7}, {"n": 20_000, "n_features": 3}]  # rows of three have a loop of their own
+
+
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_assign_finds_the_nearest_centre_of_every_model(dtype: type) -> None:
-    block = rows_of(dtype)
+def test_assign_finds_the_nearest_centre_of_every_model(dtype: type, rows: dict[str, int]) -> None:
+    block = rows_of(dtype, **rows)
     stack, centres = stack_of(block, 5, 1, 12)
     clusters, distances = assign(block, stack)
     assert clusters.dtype == np.int32
@@ -74,10 +78,11 @@ def test_of_equally_near_centres_the_lowest_index_wins() -> None:
     np.testing.assert_array_equal(clusters, [[1, 0], [0, 0]])
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_sums_and_counts_by_cluster(dtype: type, weighted: bool) -> None:
-    block = rows_of(dtype)
+def test_sums_and_counts_by_cluster(dtype: type, weighted: bool, rows: dict[str, int]) -> None:
+    block = rows_of(dtype, **rows)
     stack, centres = stack_of(block, 4, 9)
     weights = np.random.default_rng(2).uniform(0, 3, len(block)) if weighted else None
     result = sum_by_cluster(block, weights, stack=stack)
@@ -107,9 +112,10 @@ def test_sums_of_many_white_pixels_do_not_wrap() -> None:
     np.testing.assert_array_equal(result.sums, [[10_200_000, 10_200_000]])
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_model_in_a_stack_gets_what_it_gets_alone(dtype: type) -> None:
-    block = rows_of(dtype)
+def test_a_model_in_a_stack_gets_what_it_gets_alone(dtype: type, rows: dict[str, int]) -> None:
+    block = rows_of(dtype, **rows)
     stack, _ = stack_of(block, 3, 20, 1)
     together = sum_by_cluster(block, stack=stack)
     for begin, end in [(0, 3), (3, 23), (23, 24)]:
@@ -118,10 +124,11 @@ def test_a_model_in_a_stack_gets_what_it_gets_alone(dtype: type) -> None:
         np.testing.assert_array_equal(together.counts[begin:end], alone.counts)
 
 
+@pytest.mark.parametrize("n_features", [7, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("order", ["C", "F", "strided", "read-only"])
-def test_blocks_of_any_memory_layout(dtype: type, order: str) -> None:
-    block = rows_of(dtype, n=2100)
+def test_blocks_of_any_memory_layout(dtype: type, order: str, n_features: int) -> None:
+    block = rows_of(dtype, n=2100, n_features=n_features)
     stack, _ = stack_of(block, 5)
     if order == "strided":
         odd = np.repeat(block, 2, axis=0)[::2]

@@ -10,10 +10,12 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_sample_image
 from test_quantize import manifest_of
 
+from kmeans_dask import shared_palette, store
+from kmeans_dask.colour_spaces import to_space
 from kmeans_dask.colours import colour_table, map_pixels, merge
 from kmeans_dask.config import Quantize
 from kmeans_dask.quantize import plan_batches
-from kmeans_dask.shared_palette import count_tasks, fit_shared, kept_colours
+from kmeans_dask.shared_palette import count_tasks, fit_shared, kept_colours, kept_number
 from kmeans_dask.sources import read_manifest, write_manifest
 
 MAX_PIXELS = 1_000_000
@@ -56,13 +58,27 @@ def error(pixels, palette):
 
 
 def test_kept_colours_are_those_of_all_readable_pixels(run, pictures):
-    assert dask.compute(*counting(run, k=[2]), scheduler="synchronous") == (
-        len(merge([colour_table(pixels) for pixels in pictures.values()])),
-    )
+    batches = [(0, 1), (1, 4)]
+    assert dask.compute(*counting(run, batches=batches, k=[2]), scheduler="synchronous") == (1, 3, 0)
     expected = merge([colour_table(pixels) for pixels in pictures.values()])
-    points, weights = kept_colours(run / "colours", "rgb")
+    assert kept_number(run) == len(expected)
+    points, weights = kept_colours(run, "rgb")
+    assert points.numblocks == weights.numblocks * 2 == (1, 1)
     assert np.array_equal(points.compute(scheduler="synchronous"), expected.colours)
     assert np.array_equal(weights.compute(scheduler="synchronous"), expected.counts)
+    assert store.read_attrs(run / "colours.zarr", "colour table")["colours"] == len(expected)
+
+
+def test_kept_colours_of_several_blocks(run, pictures, monkeypatch):
+    monkeypatch.setattr(shared_palette, "_BLOCK_ROWS", 4096)
+    dask.compute(*counting(run, k=[2]), scheduler="synchronous")
+    expected = merge([colour_table(pixels) for pixels in pictures.values()])
+    points, weights = kept_colours(run, "rgb")
+    assert points.numblocks[0] == -(-len(expected) // 4096) > 2
+    assert np.array_equal(points.compute(scheduler="threads"), expected.colours)
+    assert np.array_equal(weights.compute(scheduler="threads"), expected.counts)
+    in_oklab, _ = kept_colours(run, "oklab")
+    assert np.array_equal(in_oklab.compute(scheduler="threads"), to_space(expected.colours, "oklab").T)
 
 
 def test_another_k_decodes_nothing(run):
@@ -71,7 +87,7 @@ def test_another_k_decodes_nothing(run):
         file.unlink()
     assert counting(run, k=[2, 6]) == []
     assert [len(palette) for palette in fit(run, k=[2, 6]).values()] == [2, 6]
-    assert len(counting(run, k=[2], weight="images")) == len(counting(run, k=[2], sample=0.5)) == 1
+    assert len(counting(run, k=[2], weight="images")) == len(counting(run, k=[2], sample=0.5)) == 2
 
 
 @pytest.mark.parametrize("k", [2, 6, 30])

@@ -101,6 +101,28 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["k=2.zarr"]
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_a_colour_table_comes_back_whole_and_in_parts(tmp_path: Path, dtype: type) -> None:
+    generator = np.random.default_rng(0)
+    colours, weights = generator.integers(0, 256, (50, 3), dtype=np.uint8), generator.uniform(1, 9, 50).astype(dtype)
+    store.write_colours(tmp_path / "c.zarr", colours[:5], weights[:5], 16, {})
+    store.write_colours(tmp_path / "c.zarr", colours, weights, 16, {"fingerprint": "abc"})
+    for start, stop in ((0, None), (0, 16), (10, 40), (48, 50)):
+        read_colours, read_weights = store.read_colours(tmp_path / "c.zarr", start, stop)
+        np.testing.assert_array_equal(read_colours, colours[start:stop])
+        np.testing.assert_array_equal(read_weights, weights[start:stop])
+        assert (read_colours.dtype, read_weights.dtype) == (np.uint8, dtype)
+    assert store.read_attrs(tmp_path / "c.zarr", "colour table")["fingerprint"] == "abc"
+    assert len(list((tmp_path / "c.zarr" / "colours" / "c").iterdir())) == 4
+    with pytest.raises(UserError, match="no colour table"):
+        store.read_attrs(make(tmp_path / "other"), "colour table")
+
+
+def test_no_colours_come_back_as_none(tmp_path: Path) -> None:
+    store.write_colours(tmp_path / "c.zarr", np.empty((0, 3), np.uint8), np.empty(0, np.int64), 16, {"colours": 0})
+    assert [array.shape for array in store.read_colours(tmp_path / "c.zarr")] == [(0, 3), (0,)]
+
+
 def test_what_is_no_group_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x")
