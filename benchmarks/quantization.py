@@ -42,7 +42,8 @@ from jobs.listing import list_items_once
 from kmeans_dask.cluster import connect
 from kmeans_dask.colours import colour_table, nearest
 from kmeans_dask.config import Cluster, Config
-from kmeans_dask.images import open_image, to_array
+from kmeans_dask.images import open_image
+from kmeans_dask.normalize import to_array
 from kmeans_dask.outputs import write_file
 from kmeans_dask.painting import encode
 from kmeans_dask.palettes import quantize_image

@@ -36,7 +36,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     Returns
     -------
     dict
-        items, failed, chunks.
+        items, failed, chunks, changes.
 
     Raises
     ------
@@ -68,7 +68,10 @@ def run(config: Config, client: Client) -> dict[str, Any]:
         )
     if n_failed:
         say(f"ingest: {n_failed:,} of {n_items:,} items could not be read; the reasons are in {folder.items}")
-    return {"items": n_items, "failed": n_failed, "chunks": len(plan.starts)}
+    changes = collection.changes
+    if changes:
+        say("ingest: " + "; ".join(f"{change}: {count:,}" for change, count in changes.items()))
+    return {"items": n_items, "failed": n_failed, "chunks": len(plan.starts), "changes": changes}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

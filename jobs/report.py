@@ -20,8 +20,9 @@ from jobs.console import progress
 from kmeans_dask.collection import Collection, open_collection
 from kmeans_dask.colour_plots import error_distribution, palette_strips
 from kmeans_dask.config import Config
-from kmeans_dask.images import ImageError, open_image, to_array
+from kmeans_dask.images import ImageError, open_image
 from kmeans_dask.models import Model, read_model
+from kmeans_dask.normalize import POLICY, to_array
 from kmeans_dask.palette_files import read_palette
 from kmeans_dask.plots import (
     before_after_sheet,
@@ -123,7 +124,7 @@ def _data_section(config: Config, folder: RunFolder, collection: Collection) -> 
         "collection": f"{len(items):,} × {height} × {width} × {channels} uint8",
         "bytes of the files": int(pc.sum(items["bytes"]).as_py()),
     }
-    parts: list[Part] = [Facts(facts), _shapes_table(items)]
+    parts: list[Part] = [Facts(facts), _shapes_table(items), *_changes_table(collection)]
     counts = np.bincount(collection.labels[collection.labels >= 0], minlength=len(collection.class_names))
     if len(counts):
         figure = label_counts(collection.class_names, counts.tolist())
@@ -146,6 +147,12 @@ def _shapes_table(items: pa.Table) -> Table:
     if rest:
         rows.append([f"{len(shapes) - 10:,} other shapes", "", rest])
     return Table({"original width × height, pixels": "", "mode": "", "items": ",d"}, rows)
+
+
+def _changes_table(collection: Collection) -> list[Table]:
+    """Say what was done to how many items beside resizing; nothing to say for plain images."""
+    rows = [[change, POLICY[change], count] for change, count in collection.changes.items()]
+    return [Table({"done to items beside resizing": "", "how": "", "items": ",d"}, rows)] if rows else []
 
 
 def _samples(collection: Collection, size: int) -> Figure:

@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 from kmeans_dask import store
 from kmeans_dask.config import Ingest, Input
 from kmeans_dask.errors import JobError, UserError
-from kmeans_dask.images import POLICY, ImageError, decode
+from kmeans_dask.images import ImageError, decode
 from kmeans_dask.kernels import slice_rows
+from kmeans_dask.normalize import POLICY
 from kmeans_dask.publish import publish, remove
 from kmeans_dask.sources import MANIFEST_SCHEMA, read_manifest, write_manifest
 
@@ -42,6 +43,7 @@ _DECODE_SCHEMA = pa.schema(
         ("width", pa.int32()),  # of the file's image, in pixels; null when it could not be decoded
         ("height", pa.int32()),
         ("mode", pa.string()),  # Pillow's name, such as "P"
+        ("changes", pa.list_(pa.string())),  # keys of `normalize.POLICY`: what was done beside resizing
         ("status", pa.string()),  # "ok", or the status of the ImageError
         ("error", pa.string()),  # its reason; null = none
     ]
@@ -112,6 +114,14 @@ class Collection:
     def n_failed(self) -> int:
         """Number of items that could not be decoded."""
         return len(self.items) - int(pc.sum(pc.equal(self.items["status"], "ok")).as_py() or 0)
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """What was done to the items beside resizing -> number of items, in the order of `normalize.POLICY`."""
+        counted = {
+            row["values"]: row["counts"] for row in pc.value_counts(pc.list_flatten(self.items["changes"])).to_pylist()
+        }
+        return {change: counted[change] for change in POLICY if change in counted}
 
     def rows(self, split: str) -> tuple[da.Array, NDArray[np.int64]]:
         """Return the images of a split that could be decoded, one flattened image a row.
@@ -217,12 +227,20 @@ def ingest_chunk(
     told: list[tuple[Any, ...]] = []
     for pixels, file in zip(block, manifest["file"].to_pylist(), strict=True):
         try:
-            decoded = decode(file, size=config.size, mode=config.mode, max_pixels=max_pixels)
+            decoded = decode(
+                file,
+                size=config.size,
+                mode=config.mode,
+                max_pixels=max_pixels,
+                fit=config.fit,
+                resampling=config.filter,
+                background=config.background,
+            )
         except ImageError as error:
-            told.append((None, None, None, error.status, str(error)))
+            told.append((None, None, None, None, error.status, str(error)))
         else:
             pixels[:] = decoded.pixels
-            told.append((decoded.width, decoded.height, decoded.mode, "ok", None))
+            told.append((*decoded[1:], "ok", None))
     store.write_block(folder, start, block)
     part = _part_of(folder, start)
     with publish(part) as unfinished:

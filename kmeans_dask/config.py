@@ -76,6 +76,12 @@ class Ingest(Section):
     """Height and width in pixels that every image is resized to."""
     mode: Literal["L", "RGB"] = "RGB"
     """``L``: one grey channel. ``RGB``: three channels."""
+    fit: Literal["resize", "crop", "pad"] = "resize"
+    """``resize``: stretched to the size. ``crop``: the middle, scaled to cover it. ``pad``: whole, on background."""
+    filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "box"
+    """How pixels are averaged; ``box`` takes the mean of those that a pixel covers."""
+    background: str = Field("white", pattern=r"^(white|black|#[0-9A-Fa-f]{6})$")
+    """Colour under transparent pixels and around padded images: white, black or "#rrggbb"."""
     chunk_mib: float = Field(8.0, gt=0, le=1024)
     """Size of one chunk in MiB of pixels: one file, one task, one block in memory."""
 

@@ -1,4 +1,4 @@
-"""One image file: decoded, brought to 8 bits, one mode and one size. A bad file is an `ImageError`.
+"""One image file, opened and decoded. A bad file is an `ImageError`.
 
 Importing this module changes two settings of the process; both hold for all threads and cannot be set for one
 call. ``PIL.Image.MAX_IMAGE_PIXELS`` becomes None: Pillow warns from 89 million pixels and refuses twice as
@@ -18,42 +18,43 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-Mode = Literal["L", "RGB"]
+from kmeans_dask.normalize import Filter, Fit, Mode, normalize
+
 Status = Literal["missing", "unreadable", "too large"]
 
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 Image.init()
+with suppress(ImportError):  # the extra heif
+    from pi_heif import register_heif_opener
+
+    register_heif_opener()
+
 FORMATS = tuple(
     name
-    for name in ("PNG", "JPEG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+    for name in ("PNG", "JPEG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF")
     if name in Image.OPEN
 )
-"""Formats that are read. Left out: what starts another program (EPS), what can hide an image larger than its
-header says (ICO, ICNS), and what is told by guessing (TGA would read some text files)."""
+"""Formats that are read; HEIF with the extra ``heif``. Left out: what starts another program (EPS), what can hide an
+image larger than its header says (ICO, ICNS), and what is told by guessing (TGA would read some text files)."""
 
-RESAMPLING = Image.Resampling.BOX
-"""Filter of every resize: a pixel is the mean of the source pixels it covers (enlarged: the nearest one).
-From 250 x 250 to 64 x 64 it costs a third of decoding; Lanczos, a little sharper, more than decoding."""
-
-POLICY = {
-    "resize": f"stretched to the size, {RESAMPLING.name.lower()}",
-    "orientation": "as EXIF says",
-    "alpha": "over white",
-    "depth": "16 bits: the high byte; other ranges: see kmeans_dask.images.to_array",
-    "frames": "first",
-    "colour profile": "ignored",
-}
-"""What `decode` does to every image, in words, for the collection's attrs."""
+_HINT = "" if "HEIF" in FORMATS else "; HEIC needs the extra heif"
 
 _IN_MEMORY = 32 * 2**20
 """Files up to 32 MiB are read at once (a third faster for files of 300 bytes); of larger ones Pillow reads
 the header first, so that a huge file costs no memory before its size is known."""
 
+_ORIENTATION, _TURNED = 0x0112, range(2, 9)
+"""Tag of the orientation (EXIF 2.32, 4.6.4; TIFF has the same) and its values that ask for a turn or a mirror."""
+
 _ORIENTATION_KEYS = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))
+
+_DRAFT_MARGIN = 4
+"""A JPEG is decoded smaller down to 4 times the size. 3,416 x 5,120 to 64 x 64: 5 times faster, 0.6 grey levels
+away in the mean; without a margin (250 x 250 to 64 x 64 at 1/2) it would be 2.6 levels for a quarter of the time."""
 
 
 class ImageError(ValueError):
@@ -86,10 +87,27 @@ class Decoded(NamedTuple):
     """Pixels, after the EXIF orientation."""
     mode: str
     """Pillow's mode, such as ``P`` or ``I;16``."""
+    changes: list[str]
+    """What was done beside resizing: keys of `normalize.POLICY`, in their order."""
+
+
+class _Loaded(NamedTuple):
+    image: Image.Image
+    width: int
+    height: int
+    mode: str
+    changes: list[str]
 
 
 def decode(
-    file: bytes | str | os.PathLike[str] | BinaryIO, *, size: tuple[int, int], mode: Mode, max_pixels: int
+    file: bytes | str | os.PathLike[str] | BinaryIO,
+    *,
+    size: tuple[int, int],
+    mode: Mode,
+    max_pixels: int,
+    fit: Fit = "resize",
+    resampling: Filter = "box",
+    background: str = "white",
 ) -> Decoded:
     """Read one image as a row of a collection.
 
@@ -103,22 +121,27 @@ def decode(
         ``L``: one grey channel; ``RGB``: three.
     max_pixels
         Pixels of the file's image above which it is not decoded.
+    fit, resampling, background
+        See `normalize.normalize`.
 
     Returns
     -------
     Decoded
-        Pixels (height, width, 1 or 3) uint8, and the original width, height and mode.
+        Pixels (height, width, 1 or 3) uint8, the original width, height and mode, and what was done.
 
     Raises
     ------
     ImageError
         Whatever is wrong with the file.
     """
-    image = open_image(file, max_pixels=max_pixels)
+    loaded = _open(file, max_pixels, (mode, _DRAFT_MARGIN * max(size)))
     try:
-        return Decoded(to_array(image, mode=mode, size=size), image.width, image.height, image.mode)
-    except Exception as error:  # see open_image
+        pixels, changes = normalize(
+            loaded.image, mode=mode, size=size, fit=fit, resampling=resampling, background=background
+        )
+    except Exception as error:  # see _open
         raise _image_error(error) from error
+    return Decoded(pixels, loaded.width, loaded.height, loaded.mode, loaded.changes + changes)
 
 
 def open_image(file: bytes | str | os.PathLike[str] | BinaryIO, *, max_pixels: int) -> Image.Image:
@@ -142,9 +165,14 @@ def open_image(file: bytes | str | os.PathLike[str] | BinaryIO, *, max_pixels: i
         Status ``missing``: no such file. ``too large``: more than `max_pixels` or than the memory.
         ``unreadable``: everything else (empty, no image, truncated, corrupt, no permission, a folder).
     """
+    return _open(file, max_pixels, None).image
+
+
+def _open(file: bytes | str | os.PathLike[str] | BinaryIO, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
+    """Open and load; `draft` is the mode and the side in pixels that a JPEG may be decoded down to."""
     try:
         if not isinstance(file, (bytes, str, os.PathLike)):
-            return _load(file, max_pixels)
+            return _load(file, max_pixels, draft)
         with open(file, "rb", buffering=0) as raw:
             facts = os.fstat(raw.fileno())
             if not stat.S_ISREG(facts.st_mode):
@@ -152,24 +180,58 @@ def open_image(file: bytes | str | os.PathLike[str] | BinaryIO, *, max_pixels: i
             if facts.st_size == 0:
                 raise ImageError("unreadable", "empty file (0 bytes)")
             if facts.st_size <= _IN_MEMORY:
-                return _load(io.BytesIO(raw.read()), max_pixels)
-            return _load(io.BufferedReader(raw), max_pixels)
+                return _load(io.BytesIO(raw.read()), max_pixels, draft)
+            return _load(io.BufferedReader(raw), max_pixels, draft)
     # Hostile bytes make Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error,
     # ValueError, EOFError, KeyError, OverflowError, MemoryError. None may end the task of the other images.
     except Exception as error:
         raise _image_error(error) from error
 
 
-def _load(stream: Any, max_pixels: int) -> Image.Image:
+def _load(stream: Any, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
     image = Image.open(stream, formats=FORMATS)
-    width, height = image.size
+    (width, height), mode = image.size, image.mode
     if width * height > max_pixels:
         raise ImageError("too large", f"{width} x {height} pixels, more than max_pixels={max_pixels}")
+    changes = []
+    if _has_more_frames(image):
+        changes.append("first frame")
+    if draft is not None and _draft(image, *draft):
+        changes.append("draft")
+    if image.tile and mode[0] != "I" and ";16" in str(image.tile[0].args):
+        changes.append("16 bits")  # of colours: Pillow itself takes the high byte
+    turned_by_pillow = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_ORIENTATION) in _TURNED
     image.load()
-    if not _ORIENTATION_KEYS.isdisjoint(image.info):
-        with suppress(Exception):  # broken metadata: the pixels are good, they stay as they lie in the file
+    loaded = image.size
+    if turned_by_pillow or _turn(image):
+        changes.insert(0, "turned")
+    if image.size != loaded:
+        width, height = height, width
+    return _Loaded(image, width, height, mode, changes)
+
+
+def _has_more_frames(image: Image.Image) -> bool:
+    with suppress(Exception):  # a damaged second frame: the first one is read
+        return bool(getattr(image, "is_animated", False))
+    return False
+
+
+def _draft(image: Image.Image, mode: Mode, side: int) -> bool:
+    """Let libjpeg decode a JPEG to 1/2, 1/4 or 1/8 where that leaves `side` pixels both ways; grey without chroma."""
+    if image.format not in ("JPEG", "MPO") or min(image.size) < 2 * side:
+        return False
+    return image.draft("L" if mode == "L" else None, (side, side)) is not None
+
+
+def _turn(image: Image.Image) -> bool:
+    """Turn an image as its metadata says."""
+    if _ORIENTATION_KEYS.isdisjoint(image.info):
+        return False
+    with suppress(Exception):  # broken metadata: the pixels are good, they stay as they lie in the file
+        if image.getexif().get(_ORIENTATION) in _TURNED:
             ImageOps.exif_transpose(image, in_place=True)
-    return image
+            return True
+    return False
 
 
 def _image_error(error: Exception) -> ImageError:
@@ -181,7 +243,7 @@ def _image_error(error: Exception) -> ImageError:
     if isinstance(error, MemoryError):
         return ImageError("too large", "not enough memory to decode it")
     if isinstance(error, UnidentifiedImageError):
-        return ImageError("unreadable", f"not an image, or a damaged header (read: {', '.join(FORMATS)})")
+        return ImageError("unreadable", f"not an image, or a damaged header (read: {', '.join(FORMATS)}{_HINT})")
     if isinstance(error, OSError) and error.errno is not None:
         is_folder = error.errno == errno.EISDIR
         return ImageError("unreadable", "a folder, not a file" if is_folder else os.strerror(error.errno))
@@ -191,74 +253,8 @@ def _image_error(error: Exception) -> ImageError:
     return ImageError("unreadable", message[:200])
 
 
-def to_array(image: Image.Image, *, mode: Mode, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Bring an image of any mode to 8 bits, one mode and one size.
-
-    Transparent pixels are laid over white. 16-bit values keep their high byte; 32-bit integers (``I``) within
-    0-65535 are taken as 16-bit, floating point (``F``) within 0-1 as shares of white and within 0-255 as
-    bytes; any other range is stretched from its minimum (black) to its maximum (white). Values that are not
-    finite take the nearer end (NaN: the minimum). Colour models (CMYK, YCbCr, LAB, HSV) go through Pillow's
-    plain formulas; an embedded colour profile is ignored. The size is reached by stretching, after the
-    conversion, with `RESAMPLING`.
-
-    Parameters
-    ----------
-    image
-        Any mode of Pillow.
-    mode
-        ``L``: grey (ITU-R 601-2 luma of the colours); ``RGB``.
-    size
-        Height and width in pixels; None keeps the image's.
-
-    Returns
-    -------
-    (height, width, 1 or 3) uint8
-        It may be read-only.
-    """
-    image = _to_grey_or_colour(image, mode)
-    if size is not None and image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), RESAMPLING)
-    if image.mode != mode:  # grey to RGB only now: resizing one channel costs a third
-        image = image.convert(mode)
-    return np.asarray(image).reshape(image.height, image.width, -1)
-
-
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """Encode (height, width) grey or (height, width, 3) colour uint8 pixels as the bytes of a PNG file."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
-
-
-def _to_grey_or_colour(image: Image.Image, mode: Mode) -> Image.Image:
-    """Bring an image to mode L or RGB, and to L if that is wanted."""
-    if image.mode[0] in "IF":  # I, F, I;16, I;16B ...: Pillow's convert would clip them at 255
-        return Image.fromarray(_to_bytes(np.asarray(image)))
-    if image.has_transparency_data:
-        image = _over_white(image)
-    elif image.mode not in ("1", "L", "RGB"):
-        image = image.convert("RGB")
-    return image.convert("L") if image.mode == "1" or mode == "L" != image.mode else image
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    if image.mode in ("La", "RGBa"):  # premultiplied; Pillow converts them only to their plain twins
-        image = image.convert(image.mode.upper())
-    background = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
-
-
-def _to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale (height, width) integers or floats of any range to uint8, as `to_array` says."""
-    if values.dtype.kind == "u":
-        return (values >> 8).astype(np.uint8)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if values.dtype.kind == "i" and low >= 0 and high <= 65535:
-        return (values >> 8).astype(np.uint8)
-    scaled = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
-    if values.dtype.kind == "f" and low >= 0 and high <= 1:
-        scaled *= 255
-    elif not (values.dtype.kind == "f" and low >= 0 and high <= 255):
-        scaled = (scaled - low) * (255 / (high - low) if high > low else 0.0)
-    return np.rint(scaled).astype(np.uint8)

@@ -18,7 +18,7 @@ from PIL import Image
 from kmeans_dask.colour_spaces import Space, to_space
 from kmeans_dask.colours import ColourTable, expand, index_colours, mean_squared_error, nearest
 from kmeans_dask.dither import Dither, dithered
-from kmeans_dask.images import to_array
+from kmeans_dask.normalize import to_array
 
 Format = Literal["png", "webp", "gif"]
 

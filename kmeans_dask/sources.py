@@ -26,7 +26,7 @@ from kmeans_dask.publish import publish
 
 SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".avif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".hif",
 )  # fmt: skip
 """A file whose name ends so, in upper or lower case, is an item; decoding shows whether it is an image."""
 

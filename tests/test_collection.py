@@ -123,6 +123,24 @@ def test_row_i_of_everything_is_item_i(job: Job) -> None:
     }  # fmt: skip
 
 
+def test_what_was_done_to_the_items_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, mode in (("a", "RGBA"), ("b", "P"), ("c", "L"), ("d", "RGBA"), ("e", "RGB")):
+        Image.new(mode, (4, 2)).save(folder / f"{name}.png")
+    (folder / "f.png").write_bytes(b"no image")
+    config = Ingest(size=(4, 4), fit="pad", filter="lanczos", background="#102030")
+    collection = Job(tmp_path, config).run()
+    assert collection.items["changes"].to_pylist() == [
+        ["alpha"], ["palette"], ["grey to colour"], ["alpha"], [], None,
+    ]  # fmt: skip
+    assert collection.changes == {"alpha": 2, "palette": 1, "grey to colour": 1}
+    images = collection.images.compute(scheduler="sync")
+    assert (images[0] == (16, 32, 48)).all()
+    assert (images[4, [0, 3]] == (16, 32, 48)).all()
+    assert not images[4, 1:3].any()
+
+
 def test_tasks_are_few_small_and_report(job: Job) -> None:
     job.list()
     tasks = job.tasks()

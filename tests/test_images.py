@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 import pickle
 import struct
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from kmeans_dask.images import ImageError, decode, encode_png, open_image, to_array
+from kmeans_dask.images import ImageError, decode, encode_png, open_image
+from kmeans_dask.normalize import Mode
 
 LIMIT = 1_000_000
 
@@ -50,7 +52,7 @@ def test_a_file_of_the_wanted_mode_and_size_comes_back_bit_for_bit(tmp_path: Pat
         decoded = decode(name, size=(7, 5), mode=mode, max_pixels=LIMIT)
         np.testing.assert_array_equal(decoded.pixels, pixels.reshape(7, 5, -1))
         assert decoded.pixels.dtype == np.uint8
-        assert decoded[1:] == (5, 7, mode)
+        assert decoded[1:] == (5, 7, mode, [])
 
 
 def test_the_name_of_a_file_may_be_no_text(tmp_path: Path) -> None:
@@ -67,55 +69,9 @@ def test_formats(kind: str) -> None:
     assert error.mean() < 12  # GIF has 256 colours
 
 
-def test_shrinking_takes_the_mean_of_the_covered_pixels() -> None:
-    pixels = np.array([[0, 100, 10, 10], [100, 200, 10, 50]], np.uint8)
-    assert to_array(Image.fromarray(pixels), mode="L", size=(1, 2)).tolist() == [[[100], [20]]]
-
-
-def test_enlarging_and_stretching() -> None:
-    image = Image.fromarray(np.array([[10], [20]], np.uint8))
-    assert to_array(image, mode="L", size=(4, 2))[:, :, 0].tolist() == [[10, 10]] * 2 + [[20, 20]] * 2
-
-
 def test_a_very_wide_image_is_one_row_of_pixels() -> None:
     decoded = decode(saved(Image.new("L", (65_000, 1), 77), "PNG"), size=(28, 28), mode="L", max_pixels=LIMIT)
     assert set(decoded.pixels.ravel().tolist()) == {77}
-
-
-# -- every mode
-
-
-@pytest.mark.parametrize(
-    "mode",
-    [
-        *("1", "L", "P", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "LA", "PA", "La", "RGBa"),
-        *("I", "F", "I;16", "I;16L", "I;16B"),
-    ],
-)
-@pytest.mark.parametrize("wanted", ["L", "RGB"])
-def test_every_mode_of_pillow_becomes_8_bits(mode: str, wanted: str) -> None:
-    pixels = to_array(Image.new(mode, (6, 4)), mode=wanted, size=(2, 3))
-    assert pixels.shape == (2, 3, 1 if wanted == "L" else 3)
-    assert pixels.dtype == np.uint8
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBX", "YCbCr", "LAB", "HSV", "CMYK"])
-def test_white_is_white_in_every_colour_model(mode: str) -> None:
-    white = Image.new("RGB", (2, 2), "white")
-    image = Image.new("LAB", (2, 2), (255, 128, 128)) if mode == "LAB" else white.convert(mode)
-    assert to_array(image, mode="RGB").min() >= 254
-    assert to_array(image, mode="L").min() >= 254
-
-
-def test_grey_is_the_luma_of_the_colours() -> None:
-    image = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8))
-    assert to_array(image, mode="L").ravel().tolist() == [76, 150, 29]  # 0.299, 0.587, 0.114 of 255
-
-
-def test_grey_resized_to_colour_equals_colour_resized() -> None:
-    grey = photo().convert("L")
-    as_grey = to_array(grey, mode="L", size=(9, 7))
-    np.testing.assert_array_equal(to_array(grey, mode="RGB", size=(9, 7)), np.repeat(as_grey, 3, axis=2))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -132,50 +88,7 @@ def test_16_bit_pgm_opens_as_32_bit_and_is_scaled_alike() -> None:
     assert decode(file, size=(1, 3), mode="L", max_pixels=LIMIT).pixels.ravel().tolist() == [0, 128, 255]
 
 
-def test_big_endian_16_bit() -> None:
-    image = Image.frombytes("I;16B", (2, 1), np.array([0x1234, 0xFFFF], ">u2").tobytes())
-    assert to_array(image, mode="L").ravel().tolist() == [0x12, 0xFF]
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0.0, 0.5, 1.0], [0, 128, 255]),
-        ([0.0, 100.4, 255.0], [0, 100, 255]),
-        ([-1.0, 0.0, 1.0], [0, 128, 255]),
-        ([0.0, 500.0, 1000.0], [0, 128, 255]),
-        ([np.nan, 500.0, 1000.0], [0, 0, 255]),
-        ([-np.inf, 0.5, np.inf], [128, 128, 128]),
-        ([-3e38, 0.0, 3e38], [0, 128, 255]),
-        ([np.nan, np.nan, np.nan], [0, 0, 0]),
-        ([300.0, 300.0, 300.0], [0, 0, 0]),
-    ],
-)
-def test_floating_point_ranges(values: list[float], expected: list[int]) -> None:
-    image = Image.fromarray(np.array([values], np.float32))
-    assert to_array(image, mode="L").ravel().tolist() == expected
-
-
-def test_32_bit_integers_beyond_16_bits_are_stretched() -> None:
-    image = Image.fromarray(np.array([[-100_000, 0, 100_000]], np.int32))
-    assert to_array(image, mode="RGB")[0, :, 0].tolist() == [0, 128, 255]
-
-
-# -- transparency lies over white
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_hidden_colours_do_not_show(mode: str) -> None:
-    image = Image.new("RGBA", (2, 1), (255, 0, 0, 0)).convert(mode if mode != "PA" else "RGBA")
-    if mode == "PA":
-        image = Image.new("PA", (2, 1), (0, 0))
-    assert to_array(image, mode="RGB").tolist() == [[[255, 255, 255]] * 2]
-    assert to_array(image, mode="L").ravel().tolist() == [255, 255]
-
-
-def test_half_transparent_black_is_grey() -> None:
-    assert to_array(Image.new("RGBA", (1, 1), (0, 0, 0, 128)), mode="L").item() == 127
-    assert to_array(Image.new("RGBa", (1, 1), (0, 0, 0, 128)), mode="L").item() == 127
+# -- transparency
 
 
 @pytest.mark.parametrize("transparency", [1, b"\xff\x00\xff"])
@@ -225,6 +138,98 @@ def test_the_first_frame_counts(kind: str) -> None:
     red, green, blue = decode(file, size=(1, 1), mode="RGB", max_pixels=LIMIT).pixels.ravel().tolist()
     assert red > 240
     assert max(green, blue) < 15
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_more_frames_are_told(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    one, three = saved(frames[0], kind), saved(frames[0], kind, save_all=True, append_images=frames[1:])
+    told = [decode(file, size=(8, 8), mode="RGB", max_pixels=LIMIT).changes for file in (one, three)]
+    assert ["first frame" in changes for changes in told] == [False, True]
+
+
+def test_a_gif_that_ends_in_its_second_frame_has_a_first_one() -> None:
+    frames = [Image.new("L", (8, 8), level) for level in (50, 150, 250)]
+    whole = saved(frames[0], "GIF", save_all=True, append_images=frames[1:]).getvalue()
+    second = whole.index(b",", whole.index(b",") + 1)
+    for length in range(second, len(whole)):
+        decoded = decode(io.BytesIO(whole[:length]), size=(1, 1), mode="L", max_pixels=LIMIT)
+        assert decoded.pixels.item() == 50
+
+
+def test_turned_images_are_told() -> None:
+    for orientation in (1, 2, 8):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for kind in ("JPEG", "PNG", "TIFF", "AVIF"):
+            changes = decode(saved(photo(), kind, exif=exif), size=(40, 60), mode="RGB", max_pixels=LIMIT).changes
+            assert changes == ([] if orientation == 1 else ["turned"]), (kind, orientation)
+
+
+def test_16_bit_colours_are_told() -> None:
+    rows = (np.arange(12).reshape(2, 6) * 5000).astype(">u2")
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    file = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
+    decoded = decode(io.BytesIO(file), size=(2, 2), mode="RGB", max_pixels=LIMIT)
+    np.testing.assert_array_equal(decoded.pixels.reshape(2, 6), rows >> 8)
+    assert decoded.changes == ["16 bits"]
+
+
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAX1tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9j"
+    "AAAAAERAAAEAAQAAAAABoQABAAAAAAAAAHkAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/Wlw"
+    "cnAAAADdaXBjbwAAAHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AA"
+    "AAMAkAAAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAA"
+    "QAAAAEAAAAAoY2xhcAAAAEAAAAABAAAAMAAAAAEAAAAAAAAAAv////AAAAACAAAAEHBpeGkAAAAAAwgICAAAABhpcG1hAAAAAAAAAAEAAQWB"
+    "AgMFhAAAAIFtZGF0AAAAdSgBrwng42833Wm//IoPI90I/9FCUgmEHgu6kY3StT7cMyR7mC05ixznkbgfV9qjNurd2sS7bK62CYmaZGu1lIwx"
+    "uJc0MPyLA05TRj1gCD7hm5AxnMH+2+wz//nMNfSCAqZdeur+98za0nEzGfcl5SYZxUK+/w=="
+)
+"""64 x 48 pixels, red, the upper left 21 x 21 blue."""
+
+
+def test_heic() -> None:
+    decoded = decode(io.BytesIO(HEIC), size=(48, 64), mode="RGB", max_pixels=LIMIT)
+    assert decoded[1:] == (64, 48, "RGB", [])
+    np.testing.assert_allclose(decoded.pixels[5, 5], (0, 0, 255), atol=3)
+    np.testing.assert_allclose(decoded.pixels[40, 40], (255, 0, 0), atol=3)
+
+
+# -- large JPEGs are decoded smaller
+
+
+def large_photo(side: int = 1000) -> Image.Image:
+    return photo(20, 30).resize((side * 3 // 2, side), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(mode: Mode, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = saved(large_photo(), "JPEG", quality=92, exif=exif)
+    decoded = decode(file, size=(24, 24), mode=mode, max_pixels=10 * LIMIT)
+    upright = ImageOps.exif_transpose(Image.open(file))
+    exact = np.asarray(upright.convert(mode).resize((24, 24), Image.Resampling.BOX)).reshape(24, 24, -1)
+    assert (decoded.width, decoded.height) == upright.size
+    assert decoded.mode == "RGB"
+    assert "draft" in decoded.changes
+    assert np.abs(decoded.pixels.astype(int) - exact).mean() < 1.5
+    assert decoded.pixels.shape == exact.shape
+
+
+@pytest.mark.parametrize(("side", "drafted"), [(799, False), (800, True)])
+def test_never_below_four_times_the_size(side: int, drafted: bool) -> None:
+    decoded = decode(saved(large_photo(side), "JPEG"), size=(50, 100), mode="RGB", max_pixels=10 * LIMIT)
+    assert ("draft" in decoded.changes) == drafted  # at 1/2 the shorter side has 400 pixels
+
+
+def test_an_image_that_is_opened_for_its_pixels_is_not_decoded_smaller() -> None:
+    assert open_image(saved(large_photo(), "JPEG"), max_pixels=10 * LIMIT).size == (1500, 1000)
+
+
+def test_only_jpegs_are_decoded_smaller() -> None:
+    assert decode(saved(large_photo(), "PNG"), size=(9, 9), mode="RGB", max_pixels=10 * LIMIT).changes == []
 
 
 # -- what is wrong is one line

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 FROM_THE_BOTTOM = """
-config errors publish sources images kernels labels colours colour_spaces colour_starts colour_means grey_levels \
-dither painting palettes palette_files outputs
+config errors publish sources normalize images kernels labels colours colour_spaces colour_starts colour_means \
+grey_levels dither painting palettes palette_files outputs
 store runs journal
 collection reduction rows sampling seeding lloyd kmeans minibatch models metrics evaluation shared_palette quantize
 cluster report plots colour_plots
@@ -21,7 +21,7 @@ LAYERS = [line.split() for line in FROM_THE_BOTTOM.strip().splitlines()]
 ALLOWED = {
     "zarr": ["store"],
     "distributed": ["cluster"],
-    "PIL": ["images", "painting", "palettes", "plots"],
+    "PIL": ["images", "normalize", "painting", "palettes", "plots"],
     "dask": [*LAYERS[2], "cluster"],
     "dask_ml": ["kmeans"],
     "jobs": [],

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from jobs import cli
 from kmeans_dask.config import Config, load_config
+from kmeans_dask.normalize import POLICY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +46,12 @@ def test_config_table_names_every_key_with_its_default():
 
     assert told == keys_of(Config)
     assert len(rows) == len(told)
+
+
+def test_policy_table_is_what_is_done():
+    rows = re.findall(r"^\| `([\w ]+)` \| ([^|]+) \|$", README, re.MULTILINE)
+
+    assert dict(rows) == POLICY
 
 
 def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

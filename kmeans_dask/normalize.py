@@ -1,0 +1,187 @@
+"""Images of any kind brought to one: 8 bits, one mode, one size. `POLICY` says how, and each image what was done."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+Mode = Literal["L", "RGB"]
+Fit = Literal["resize", "crop", "pad"]
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+POLICY = {
+    "turned": "turned as the EXIF orientation says",
+    "first frame": "of an animation or of several pages the first is read",
+    "draft": "a JPEG much larger than the size is decoded at 1/2, 1/4 or 1/8, never below 4 times the size",
+    "alpha": "laid over the background",
+    "palette": "colours are looked up before resizing",
+    "16 bits": "the high byte is taken",
+    "32 bits": "integers within 0-65535 are taken as 16 bits, others stretched from their minimum to their maximum",
+    "floats": "within 0-1 shares of white, within 0-255 bytes, others stretched from their minimum to their maximum",
+    "CMYK by profile": "to sRGB through the ICC profile of the file, perceptual intent",
+    "CMYK by formula": "no usable ICC profile: Pillow's plain formula",
+    "colour model": "YCbCr, LAB, HSV: Pillow's plain formulas",
+    "profile unused": "an ICC profile of grey or RGB: ignored, the bytes are taken as sRGB",
+    "colour to grey": "luma of ITU-R 601-2",
+    "grey to colour": "three equal channels",
+}
+"""What may be done to an image beside resizing -> how. The keys are counted: they are the words of ``changes``."""
+
+_GREY_MODES = ("1", "L", "LA", "La", "F")
+"""And I, I;16, I;16B ..."""
+
+
+class Normalized(NamedTuple):
+    """An image as a row of a collection."""
+
+    pixels: NDArray[np.uint8]
+    """(height, width, 1 or 3); it may be read-only."""
+    changes: list[str]
+    """What was done beside resizing: keys of `POLICY`."""
+
+
+def to_array(image: Image.Image, *, mode: Mode) -> NDArray[np.uint8]:
+    """Bring an image to 8 bits and one mode over white: the pixels of `normalize`, in the image's size."""
+    return normalize(image, mode=mode).pixels
+
+
+def normalize(
+    image: Image.Image,
+    *,
+    mode: Mode,
+    size: tuple[int, int] | None = None,
+    fit: Fit = "resize",
+    resampling: Filter = "box",
+    background: str = "white",
+) -> Normalized:
+    """Bring an image of any mode to 8 bits, one mode and one size, as `POLICY` says.
+
+    The mode comes first, then the size: indices of a palette cannot be averaged, and hidden colours under
+    transparent pixels must not bleed. Of values that are not finite, infinities take the nearer end and NaN the
+    minimum.
+
+    Parameters
+    ----------
+    image
+        Any mode of Pillow, upright.
+    mode
+        ``L``: grey; ``RGB``.
+    size
+        Height and width in pixels; None keeps the image's.
+    fit
+        ``resize``: stretched to the size. ``crop``: scaled until it covers the size, the middle is kept. ``pad``:
+        scaled until it lies within the size, the rest is background.
+    resampling
+        Filter. ``box``: a pixel is the mean of the source pixels it covers (enlarged: the nearest one).
+    background
+        Colour as CSS writes it, under transparent pixels and around padded images.
+
+    Returns
+    -------
+    Normalized
+    """
+    plain, changes = _to_grey_or_colour(image, mode, background)
+    if size is not None and plain.size != (size[1], size[0]):
+        plain = _to_size(plain, mode, (size[1], size[0]), fit, Image.Resampling[resampling.upper()], background)
+    if plain.mode != mode:  # grey to RGB only now: resizing one channel costs a third
+        plain = plain.convert(mode)
+    return Normalized(np.asarray(plain).reshape(plain.height, plain.width, -1), changes)
+
+
+def _to_grey_or_colour(image: Image.Image, mode: Mode, background: str) -> tuple[Image.Image, list[str]]:
+    """Bring an image to mode L or RGB, and to L if that is wanted; tell what was done, to RGB included."""
+    if image.mode == mode and not image.info:  # nearly every image of a data set
+        return image, []
+    plain, changes = _to_8_bits(image, background)
+    is_grey = image.mode in _GREY_MODES or image.mode[0] == "I"
+    if is_grey and mode == "RGB":
+        changes.append("grey to colour")
+    elif mode == "L" and not is_grey:
+        changes.append("colour to grey")
+    return plain.convert("L") if plain.mode == "1" or mode == "L" != plain.mode else plain, changes
+
+
+def _to_8_bits(image: Image.Image, background: str) -> tuple[Image.Image, list[str]]:
+    """Bring an image to mode 1, L or RGB; tell what was done."""
+    kind = image.mode
+    if kind[0] in "IF":  # I, F, I;16, I;16B ...: Pillow's convert would clip them at 255
+        change = {"F": "floats", "I": "32 bits"}.get(kind, "16 bits")
+        return Image.fromarray(_to_bytes(np.asarray(image))), [change]
+    if kind == "CMYK":
+        by_profile = _by_profile(image)
+        return by_profile or image.convert("RGB"), ["CMYK by profile" if by_profile else "CMYK by formula"]
+    changes = ["profile unused"] if image.info.get("icc_profile") else []
+    if kind in ("P", "PA"):
+        changes.append("palette")
+    elif kind in ("YCbCr", "LAB", "HSV"):
+        changes.append("colour model")
+    if image.has_transparency_data:
+        return _over(image, background), [*changes, "alpha"]
+    return image if kind in ("1", "L", "RGB") else image.convert("RGB"), changes
+
+
+def _over(image: Image.Image, background: str) -> Image.Image:
+    if image.mode in ("La", "RGBa"):  # premultiplied; Pillow converts them only to their plain twins
+        image = image.convert(image.mode.upper())
+    below = Image.new("RGBA", image.size, background)
+    return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
+
+
+def _by_profile(image: Image.Image) -> Image.Image | None:
+    """Convert CMYK through the file's profile; None if there is none, or none that can be used."""
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return None
+    try:
+        return ImageCms.applyTransform(image, _transform_of(profile))
+    except (ImageCms.PyCMSError, OSError, ValueError):  # damaged, or of another colour model
+        return None
+
+
+@lru_cache(maxsize=4)  # making one takes longer than using it, and a folder holds few different ones of 0.5-2 MB
+def _transform_of(profile: bytes) -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), "CMYK", "RGB"
+    )
+
+
+def _to_size(
+    image: Image.Image, mode: Mode, size: tuple[int, int], fit: Fit, resampling: Image.Resampling, background: str
+) -> Image.Image:
+    """Bring an image to a size (width, height)."""
+    if fit == "resize":
+        return image.resize(size, resampling)
+    if fit == "crop":
+        return ImageOps.fit(image, size, resampling)
+    scale = min(size[0] / image.width, size[1] / image.height)
+    inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))  # 65,000 x 1 keeps a row
+    padded = Image.new(mode, size, background)
+    padded.paste(image.resize(inner, resampling).convert(mode), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return padded
+
+
+def _to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale (height, width) integers or floats of any range to uint8, as `POLICY` says."""
+    if values.dtype.kind == "u":
+        return (values >> 8).astype(np.uint8)
+    is_float = values.dtype.kind == "f"
+    finite = np.isfinite(values)
+    low = float(values.min(where=finite, initial=np.inf if is_float else np.iinfo(values.dtype).max))
+    high = float(values.max(where=finite, initial=-np.inf if is_float else np.iinfo(values.dtype).min))
+    if not is_float and low >= 0 and high <= 65535:
+        return (values >> 8).astype(np.uint8)
+    if low > high:  # not one value is finite
+        low = high = 0.0
+    factor, offset = 255 / (high - low) if high > low else 0.0, low
+    if is_float and low >= 0 and high <= 255:
+        factor, offset = (255.0 if high <= 1 else 1.0), 0.0
+    result = np.empty(values.shape, np.uint8)
+    for row in range(0, len(values), 64):  # a whole large photo as float64 would be eight times the result
+        part = np.nan_to_num(values[row : row + 64].astype(np.float64), nan=low, posinf=high, neginf=low)
+        result[row : row + 64] = np.rint((part - offset) * factor)
+    return result
