@@ -45,15 +45,16 @@ def kmeans() -> None:
     """
 
 
+_CLUSTER = click.option(
+    "--cluster", metavar="FILE|tcp://...", help="A running Dask cluster, or a file with cluster settings."
+)
+
+
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     """Arguments that all commands share."""
     for decorate in (
         click.option("--fresh/--resume", default=False, help="Start over, or go on where the run stopped (default)."),
-        click.option(
-            "--cluster",
-            metavar="FILE|tcp://...",
-            help="A running Dask cluster, or a file with cluster settings.",
-        ),
+        _CLUSTER,
         click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1),
         click.argument("config"),
     ):
@@ -82,9 +83,30 @@ _add_stage("quantize", "Write every image again in few colours.")
 _add_stage("report", "Write the report of what is there.")
 
 
+def _model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Which model of a finished run."""
+    algorithm = click.option("--algorithm", metavar="NAME", help="kmeans or minibatch; default: the config's first.")
+    return click.option("--k", type=int, help="Number of clusters; default: the largest.")(algorithm(command))
+
+
 @kmeans.command()
-@click.option("--cluster", metavar="FILE|tcp://...", help="A running Dask cluster, or a file with cluster settings.")
-@click.argument("run_folder")
+@_model_options
+@_CLUSTER
+@click.option("--output", metavar="FILE", help="Table, .parquet or .csv; default: in the run folder.")
+@click.argument("run_folder", metavar="RUN")
+@click.argument("source")
+def predict(
+    run_folder: str, source: str, k: int | None, algorithm: str | None, cluster: str | None, output: str | None
+) -> None:
+    """Label the images of SOURCE with a model of the finished RUN."""
+    from jobs.predict import predict
+
+    predict(run_folder, source, k, algorithm, cluster, output)
+
+
+@kmeans.command()
+@_CLUSTER
+@click.argument("run_folder", metavar="RUN")
 def retry(run_folder: str, cluster: str | None) -> None:
     """Quantize again the images of a run that failed, and no other."""
     from jobs.quantize import retry

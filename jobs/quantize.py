@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -16,8 +15,9 @@ import pyarrow.csv
 from distributed import Client
 
 from jobs.console import progress, say, show_table
+from jobs.finished import config_of
 from kmeans_dask.cluster import run_tasks
-from kmeans_dask.config import Config, Quantize, load_config
+from kmeans_dask.config import Config, Quantize
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.journal import journal_of
 from kmeans_dask.outputs import output_names, renamed
@@ -98,10 +98,9 @@ def retry(path: str, cluster: str | None = None) -> None:
 
     folder = RunFolder(Path(path))
     journal = journal_of(folder.path)
-    if journal is None or not (folder.path / "config.yaml").exists():
+    if journal is None:
         raise UserError(f"{path} has no quantized images; give a run folder, for example runs/photos")
-    whole = folder.path.resolve()
-    config = load_config(folder.path / "config.yaml", [f"output={json.dumps(str(whole.parent))}"], cluster)
+    config = config_of(path, cluster)
     n_failed = journal.forget_failed()
     say(f"{config.name}: {n_failed:,} outputs had failed")
     if n_failed:

@@ -223,6 +223,34 @@ def ingest_chunk(
     """
     begun = time.perf_counter()
     manifest = read_manifest(manifest_path, start, stop)
+    block, items = decode_rows(manifest, config, max_pixels)
+    store.write_block(folder, start, block)
+    with publish(_part_of(folder, start)) as unfinished:
+        pq.write_table(items, unfinished)
+    failed = len(items) - pc.count(items["error"], mode="only_null").as_py()
+    n_bytes = int(pc.sum(manifest["bytes"]).as_py())
+    return ChunkSummary(start, len(manifest), failed, n_bytes, time.perf_counter() - begun)
+
+
+def decode_rows(manifest: pa.Table, config: Ingest, max_pixels: int) -> tuple[NDArray[np.uint8], pa.Table]:
+    """Decode some items, one after the other.
+
+    Parameters
+    ----------
+    manifest : (n) pyarrow.Table
+        Rows of `sources.MANIFEST_SCHEMA`.
+    config
+        Size and mode.
+    max_pixels
+        Pixels of one image above which it is not decoded.
+
+    Returns
+    -------
+    block : (n, height, width, channels) uint8
+        A bad image is black.
+    items : (n) pyarrow.Table
+        `ITEMS_SCHEMA`; a bad image has its status and reason.
+    """
     block = np.zeros((len(manifest), *_row_shape(config)), np.uint8)
     told: list[tuple[Any, ...]] = []
     for pixels, file in zip(block, manifest["file"].to_pylist(), strict=True):
@@ -241,13 +269,7 @@ def ingest_chunk(
         else:
             pixels[:] = decoded.pixels
             told.append((*decoded[1:], "ok", None))
-    store.write_block(folder, start, block)
-    part = _part_of(folder, start)
-    with publish(part) as unfinished:
-        pq.write_table(_with_columns(manifest, told), unfinished)
-    failed = sum(error is not None for *_, error in told)
-    n_bytes = int(pc.sum(manifest["bytes"]).as_py())
-    return ChunkSummary(start, len(manifest), failed, n_bytes, time.perf_counter() - begun)
+    return block, _with_columns(manifest, told)
 
 
 def finish_collection(manifest_path: Path, folder: Path, config: Ingest, source: Input) -> Collection:
@@ -317,6 +339,27 @@ def open_collection(folder: str | Path) -> Collection:
         chunk_rows=layout.chunk_rows,
         fingerprint=attrs["fingerprint"],
     )
+
+
+def read_names_and_settings(folder: Path) -> tuple[tuple[str, ...], Ingest]:
+    """Read the class names of a collection and the settings that its images were brought to one size with.
+
+    Parameters
+    ----------
+    folder
+        ``collection.zarr`` of a run folder.
+
+    Returns
+    -------
+    class_names, settings
+
+    Raises
+    ------
+    UserError
+        The folder is no collection, or of another version of the format.
+    """
+    attrs = store.read_attrs(folder)
+    return tuple(attrs["class_names"]), Ingest.model_validate(attrs["ingest"])
 
 
 def read_items(folder: Path, start: int, stop: int) -> pa.Table:
@@ -390,7 +433,13 @@ def _create(folder: Path, labels: pa.ChunkedArray, config: Ingest, fingerprint: 
     index = pc.fill_null(pc.index_in(labels, pa.array(class_names, pa.string())), -1)
     height, width, channels = _row_shape(config)
     layout = store.Layout((len(labels), height, width, channels), plan_chunks(len(labels), config).chunk_rows)
-    attrs = {"class_names": class_names, "mode": config.mode, "policy": POLICY, "fingerprint": fingerprint}
+    attrs = {
+        "class_names": class_names,
+        "mode": config.mode,
+        "policy": POLICY,
+        "ingest": config.model_dump(mode="json"),
+        "fingerprint": fingerprint,
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
     store.create_collection(folder, layout, index.to_numpy().astype(np.int32), attrs)
 

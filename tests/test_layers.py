@@ -12,7 +12,8 @@ FROM_THE_BOTTOM = """
 config errors publish sources normalize images kernels labels colours colour_spaces colour_starts colour_means \
 grey_levels dither painting palettes palette_files outputs
 store runs journal
-collection reduction rows sampling seeding lloyd kmeans minibatch models metrics evaluation shared_palette quantize
+collection reduction rows sampling seeding lloyd kmeans minibatch models metrics evaluation prediction \
+shared_palette quantize
 cluster report plots colour_plots
 """
 LAYERS = [line.split() for line in FROM_THE_BOTTOM.strip().splitlines()]

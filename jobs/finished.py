@@ -1,0 +1,73 @@
+"""A run that has been finished before, found again by its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from kmeans_dask.config import Config, load_config
+from kmeans_dask.errors import UserError
+from kmeans_dask.models import Model, read_model
+from kmeans_dask.runs import RunFolder
+
+
+def config_of(path: str | Path, cluster: str | None = None) -> Config:
+    """Read the config that a run was made with, wherever its folder lies now.
+
+    Parameters
+    ----------
+    path
+        Run folder.
+    cluster
+        As for `config.load_config`.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    UserError
+        The folder is no run.
+    """
+    whole = Path(path).resolve()
+    if not ((whole / "run.json").exists() and (whole / "config.yaml").exists()):
+        raise UserError(f"{path} is no run folder; give one, for example runs/digits")
+    return load_config(whole / "config.yaml", [f"output={json.dumps(str(whole.parent))}"], cluster)
+
+
+def choose_model(config: Config, folder: RunFolder, k: int | None, algorithm: str | None) -> Model:
+    """Open one of the models of a run that has been evaluated.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    folder
+        Of the run.
+    k
+        Number of clusters; None: the largest of the config.
+    algorithm
+        ``kmeans`` or ``minibatch``; None: the first of the config.
+
+    Returns
+    -------
+    Model
+        With a label map.
+
+    Raises
+    ------
+    UserError
+        The run has no such model, or its models have not been evaluated.
+    """
+    if config.fit is None or config.evaluate is None:
+        raise UserError(f"{folder.path} has no evaluated models; its config needs the sections fit and evaluate")
+    if "evaluate" not in folder.read()["stages"]:
+        raise UserError(f"the models of {folder.path} are not finished: run fit and evaluate first")
+    algorithm, k = algorithm or config.fit.algorithm[0], k or max(config.fit.k)
+    if algorithm not in config.fit.algorithm or k not in config.fit.k:
+        ks = ", ".join(map(str, config.fit.k))
+        raise UserError(
+            f"{folder.path} has no model {algorithm}, K = {k}; it has {' and '.join(config.fit.algorithm)}, K = {ks}"
+        )
+    return read_model(folder.model(algorithm, k))

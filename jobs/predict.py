@@ -1,0 +1,95 @@
+"""Command predict: label new images with a finished run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from jobs.console import progress, say, show_line
+from jobs.finished import choose_model, config_of
+from kmeans_dask.cluster import connect, run_tasks
+from kmeans_dask.collection import read_names_and_settings
+from kmeans_dask.config import Config, Input
+from kmeans_dask.errors import JobError, UserError
+from kmeans_dask.models import Model
+from kmeans_dask.prediction import Predictor, PredictSummary, farthest_fitted, join_predicted, predict_tasks
+from kmeans_dask.runs import RunFolder, run_folder
+from kmeans_dask.sources import list_items
+
+
+def predict(
+    run: str,
+    source: str,
+    k: int | None = None,
+    algorithm: str | None = None,
+    cluster: str | None = None,
+    output: str | None = None,
+) -> Path:
+    """Find the cluster of every image of a source in a model of a finished run, and write a table.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    source
+        Images, as for ``input.path``.
+    k, algorithm
+        As for `finished.choose_model`.
+    cluster
+        As for `config.load_config`.
+    output
+        File of the table, ``.parquet`` or ``.csv``; None: ``predictions/<source>-<algorithm>-k<k>.parquet`` in the run
+        folder.
+
+    Returns
+    -------
+    Path
+        File of the table, `prediction.PREDICTED_SCHEMA`.
+
+    Raises
+    ------
+    UserError
+        The run has no such model, the source is missing or has no image, or the file's name has another ending.
+    JobError
+        More than ``input.max_failed`` of the images could not be read; the table is written.
+    """
+    config = config_of(run, cluster)
+    folder = run_folder(config)
+    model = choose_model(config, folder, k, algorithm)
+    path = _output_of(output, folder, source, model)
+    class_names, ingest = read_names_and_settings(folder.collection)
+    items = list_items(Input(path=source, labels="none"), config.seed, folder.path / "input")
+    farthest = farthest_fitted(folder.clusters, model)
+    parts = path.with_name(f".{path.name}.parts")
+    predictor = Predictor(model, class_names, farthest, ingest, config.input.max_pixels)
+    tasks = predict_tasks(items, parts, predictor)
+    say(f"predict: {len(items):,} images in model {model.algorithm}, K = {model.k}; {len(tasks)} tasks to do")
+    if tasks:
+        with connect(config.cluster) as client, progress("predict", len(items), "images") as advance:
+            run_tasks(client, tasks, lambda summary: advance(summary.items))
+    total = join_predicted(parts, path)
+    show_line(f"predicted: {path}")
+    _judge(config, total, path)
+    return path
+
+
+def _output_of(output: str | None, folder: RunFolder, source: str, model: Model) -> Path:
+    if output is None:
+        name = re.sub(r"[^\w.-]+", "_", Path(source).resolve().name) or "images"
+        return folder.path / "predictions" / f"{name}-{model.algorithm}-k{model.k}.parquet"
+    path = Path(output)
+    if path.suffix.lower() not in (".parquet", ".csv"):
+        raise UserError(f"--output={output}: the name must end in .parquet or .csv")
+    return path
+
+
+def _judge(config: Config, total: PredictSummary, path: Path) -> None:
+    """Say how it went, and fail if too many images could not be read."""
+    said = f"{total.failed:,} of {total.items:,} images could not be read"
+    if total.failed == total.items or total.failed > config.input.max_failed * total.items:
+        raise JobError(
+            f"{said}, more than input.max_failed={config.input.max_failed:g} allows; the reasons are in {path}"
+        )
+    if total.failed:
+        say(f"predict: {said}; the reasons are in {path}")
+    say(f"predict: {total.farther:,} are farther from their centre than every fitted item of the cluster")
