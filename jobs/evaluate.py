@@ -16,6 +16,7 @@ from kmeans_dask.cluster import run_tasks
 from kmeans_dask.collection import open_collection
 from kmeans_dask.config import Config
 from kmeans_dask.evaluation import Counts, column_prefix, evaluation_tasks, join_clusters
+from kmeans_dask.features import open_features
 from kmeans_dask.labels import label_map
 from kmeans_dask.metrics import scores
 from kmeans_dask.models import Model, read_model, write_model
@@ -43,7 +44,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     collection = open_collection(folder.collection)
     models = [read_model(folder.model(a, k)) for a in config.fit.algorithm for k in config.fit.k]
     parts = folder.path / "clusters.parts"
-    tasks = evaluation_tasks(collection, models, parts)
+    tasks = evaluation_tasks(collection, open_features(folder.path), models, parts)
     chunks: list[Counts] = []
     with progress("evaluate", len(collection.labels), "items") as advance:
 

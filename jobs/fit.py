@@ -13,6 +13,7 @@ import numpy as np
 from distributed import Client
 
 from jobs.console import progress, say
+from jobs.features import prepare_features
 from kmeans_dask.cluster import worker_memory
 from kmeans_dask.collection import open_collection
 from kmeans_dask.config import Config, Fit
@@ -44,30 +45,34 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     Raises
     ------
     UserError
-        A K is larger than the number of items that could be read.
+        A K is larger than the number of items that could be read; or the features cannot be made.
     """
     assert config.fit is not None
     folder = run_folder(config)
     collection = open_collection(folder.collection)
-    X, _ = collection.rows("train")
+    features = prepare_features(config, collection, folder, client)
+    X, _ = features.rows(collection, "train")
     if max(config.fit.k) > len(X):
         raise UserError(f"fit.k={max(config.fit.k)}: only {len(X):,} items could be read; choose at most as many")
     settings = {**_settings(config), "collection": collection.fingerprint}
+    if features.fingerprint:
+        settings["features"] = features.fingerprint
     missing = [
         (algorithm, k) for algorithm in config.fit.algorithm for k in config.fit.k
         if not _is_fitted(folder, algorithm, k, settings)
     ]  # fmt: skip
+    what = "pixels" if features.settings.raw else "features"
     in_memory = X.nbytes <= _SHARE_OF_MEMORY * worker_memory(client) or worker_memory(client) == 0
     say(
         f"fit: {len(missing)} models of {X.shape[0]:,} rows x {X.shape[1]:,} numbers, "
-        f"{X.numblocks[0]} tasks a pass, {X.nbytes / 2**20:,.0f} MiB of pixels "
+        f"{X.numblocks[0]} tasks a pass, {X.nbytes / 2**20:,.0f} MiB of {what} "
         f"{'kept in memory' if in_memory else 'read from disk in every pass'}"
     )
     if in_memory:
         X = X.persist()
     for algorithm in config.fit.algorithm:
         ks = [k for a, k in missing if a == algorithm]
-        for model in _fit_algorithm(X, algorithm, ks, config.fit, config.seed):
+        for model in _fit_algorithm(X, algorithm, ks, config.fit, config.seed, features.settings.normalize == "l2"):
             write_model(folder.model(algorithm, model.k), replace(model, settings=settings))
     n_models = len(config.fit.algorithm) * len(config.fit.k)
     return {"rows": len(X), "models": n_models, "fitted": len(missing)}
@@ -86,16 +91,15 @@ def _is_fitted(folder: RunFolder, algorithm: str, k: int, settings: dict[str, An
         return False
 
 
-def _fit_algorithm(X: da.Array, algorithm: str, ks: list[int], fit: Fit, seed: int) -> list[Model]:
+def _fit_algorithm(X: da.Array, algorithm: str, ks: list[int], fit: Fit, seed: int, spherical: bool) -> list[Model]:
     if not ks:
         return []
     if fit.engine == "dask-ml":
         return [_fit_dask_ml(X, k, fit, seed) for k in ks]
     if algorithm == "minibatch":
         return [_fit_minibatch(X, k, fit, seed) for k in ks]
-    estimators = [
-        KMeans(k, init=fit.init, n_init=fit.n_init, max_iter=fit.max_iter, tol=fit.tol, random_state=seed) for k in ks
-    ]
+    settings = {**fit.model_dump(include={"init", "n_init", "max_iter", "tol"}), "spherical": spherical}
+    estimators = [KMeans(k, random_state=seed, **settings) for k in ks]
     start = time.monotonic()
     with progress(f"fit kmeans K={_names(ks)}", None, "passes") as advance:
         fit_together(estimators, X, on_pass=lambda number, moving: advance(1))

@@ -24,10 +24,10 @@ _NEEDS = {
 
 _READS = {
     "ingest": ("input", "ingest"),
-    "fit": ("input", "ingest", "fit"),
-    "evaluate": ("input", "ingest", "fit"),
+    "fit": ("input", "ingest", "features", "fit"),
+    "evaluate": ("input", "ingest", "features", "fit"),
     "quantize": ("input", "quantize"),
-    "report": ("input", "ingest", "fit", "quantize", "report"),
+    "report": ("input", "ingest", "features", "fit", "quantize", "report"),
 }
 """Sections of the config that decide what a stage writes."""
 
@@ -126,7 +126,7 @@ def settings_of(stage: str, config: Config) -> dict[str, Any]:
     Raises
     ------
     UserError
-        The palette file cannot be read.
+        The palette file cannot be read, or the file of features is not there.
     """
     values = config.model_dump(mode="json")
     settings: dict[str, Any] = {"seed": values["seed"]}
@@ -136,4 +136,8 @@ def settings_of(stage: str, config: Config) -> dict[str, Any]:
         from kmeans_dask.palette_files import palette_digest, read_palette  # half a second that only this needs
 
         settings["quantize.palette, its colours"] = palette_digest(read_palette(config.quantize.palette))
+    if "features" in _READS[stage] and config.features and config.features.path:
+        from kmeans_dask.embeddings import file_stamp  # zarr and pyarrow
+
+        settings["features.path, its size and time"] = file_stamp(config.features.path)
     return settings

@@ -11,6 +11,7 @@ from kmeans_dask.cluster import connect, run_tasks
 from kmeans_dask.collection import read_names_and_settings
 from kmeans_dask.config import Config, Input
 from kmeans_dask.errors import JobError, UserError
+from kmeans_dask.features import open_features
 from kmeans_dask.models import Model
 from kmeans_dask.prediction import Predictor, PredictSummary, farthest_fitted, join_predicted, predict_tasks
 from kmeans_dask.runs import RunFolder, run_folder
@@ -57,11 +58,13 @@ def predict(
     folder = run_folder(config)
     model = choose_model(config, folder, k, algorithm)
     path = _output_of(output, folder, source, model)
+    features = open_features(folder.path)
+    features.check_new_images()
     class_names, ingest = read_names_and_settings(folder.collection)
     items = list_items(Input(path=source, labels="none"), config.seed, folder.path / "input")
     farthest = farthest_fitted(folder.clusters, model)
     parts = path.with_name(f".{path.name}.parts")
-    predictor = Predictor(model, class_names, farthest, ingest, config.input.max_pixels)
+    predictor = Predictor(model, class_names, farthest, ingest, config.input.max_pixels, features)
     tasks = predict_tasks(items, parts, predictor)
     say(f"predict: {len(items):,} images in model {model.algorithm}, K = {model.k}; {len(tasks)} tasks to do")
     if tasks:

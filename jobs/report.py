@@ -20,6 +20,8 @@ from jobs.console import progress
 from kmeans_dask.collection import Collection, open_collection
 from kmeans_dask.colour_plots import error_distribution, palette_strips
 from kmeans_dask.config import Config
+from kmeans_dask.evaluation import nearest_items
+from kmeans_dask.features import Features, open_features
 from kmeans_dask.images import ImageError, open_image
 from kmeans_dask.models import Model, read_model
 from kmeans_dask.normalize import POLICY, to_array
@@ -166,27 +168,35 @@ def _samples(collection: Collection, size: int) -> Figure:
 def _clusters_section(config: Config, folder: RunFolder, collection: Collection) -> Section:
     assert config.fit is not None
     metrics = read_json(folder.metrics)
+    features = open_features(folder.path)
     parts: list[Part] = [
         "Labels are given to clusters by the majority of their fitted items, and accuracy is the share of items "
         "whose cluster has their label: it grows with K by construction, so compare it at equal K. Inertia is the "
-        "sum of squared distances to the nearest centre, on the scale of the pixels, 0-255.",
+        f"sum of squared distances to the nearest centre, {features.scale}.",
         metrics_table(metrics),
     ]
     if len(config.fit.k) > 1:
         parts.append(_picture(folder, "curves", metric_curves(metrics), "Figures over K"))
     models = [read_model(folder.model(a, k)) for a in config.fit.algorithm for k in config.fit.k]
     for model in models:
-        caption = f"Centres of {model.algorithm}, K = {model.k}: inferred label and fitted items"
+        what = "Centres" if features.to_pixels(model.centres) is not None else "Items nearest to the centres"
+        caption = f"{what} of {model.algorithm}, K = {model.k}: inferred label and fitted items"
         name = f"centres-{model.algorithm}-k{model.k}"
-        picture = _picture(folder, name, _centres(model, collection), caption)
-        parts.append(Folded(f"Centres of {model.algorithm}, K = {model.k}", [picture]))
+        picture = _picture(folder, name, _centres(model, features, collection, folder), caption)
+        parts.append(Folded(f"{what} of {model.algorithm}, K = {model.k}", [picture]))
     return Section("Clusters", parts)
 
 
-def _centres(model: Model, collection: Collection) -> Figure:
+def _centres(model: Model, features: Features, collection: Collection, folder: RunFolder) -> Figure:
+    """Draw the centres; where features do not lead back to pixels, the fitted item that is nearest to each."""
     assert model.label_map is not None
     assert model.counts is not None
-    pictures = model.centres.reshape(model.k, *collection.images.shape[1:])
+    pictures = features.to_pixels(model.centres)
+    if pictures is None:
+        rows = nearest_items(folder.clusters, model)
+        blank = np.full(collection.images.shape[1:], 255, np.uint8)
+        pictures = np.stack([read_block(collection.folder, r, r + 1)[0] if r >= 0 else blank for r in rows.tolist()])
+    pictures = pictures.reshape(model.k, *collection.images.shape[1:])
     titles = [_name(label, collection.class_names) for label in model.label_map]
     return centroid_sheet(pictures, titles, model.counts.tolist())
 

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from dask.base import tokenize
 from dask.blockwise import BlockwiseDepDict, blockwise
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from kmeans_dask import store
 from kmeans_dask.config import Ingest, Input
@@ -142,7 +143,36 @@ class Collection:
             raise ValueError(f"split={split!r}: allowed are train and holdout")
         wanted = pc.and_(pc.equal(self.items["split"], split), pc.equal(self.items["status"], "ok"))
         index = np.flatnonzero(wanted.to_numpy())
-        return _read_rows(self, index), index
+        return self.lazy_rows(index, _read_flat, int(np.prod(self.images.shape[1:])), np.uint8), index
+
+    def lazy_rows(
+        self, index: NDArray[np.int64], read: Callable[[Path, int, int], NDArray[Any]], width: int, dtype: DTypeLike
+    ) -> da.Array:
+        """Make the array of some rows of whatever has a row for each item.
+
+        Parameters
+        ----------
+        index : (m,) int64
+            Row of each in the collection, ascending.
+        read
+            Called in a task with the collection's folder and the rows ``start, stop`` of a part of a chunk; returns
+            (stop - start, width) of `dtype`. Equal functions must be equal values: the array is named after it.
+        width, dtype
+            Of what `read` returns.
+
+        Returns
+        -------
+        (m, width) da.Array of dtype
+            Cut where the shards are cut; a block without wanted rows is left out.
+        """
+        if not len(index):
+            return da.zeros((0, width), dtype=dtype, chunks=((0,), (width,)))
+        _, firsts = np.unique(index // self.chunk_rows, return_index=True)
+        pieces = np.split(index, firsts[1:])
+        name = f"rows-{tokenize(self.images.name, index, read)}"
+        spans = {(i, 0): _span(piece) for i, piece in enumerate(pieces)}
+        chunks = (tuple(map(len, pieces)), (width,))
+        return _lazy(partial(_read_piece, read=read), name, self.folder, spans, chunks, dtype)
 
 
 def chunk_rows(n_items: int, row_bytes: int, chunk_bytes: float, n_features: int) -> int:
@@ -384,34 +414,23 @@ def _read_images(folder: Path, layout: store.Layout, fingerprint: str) -> da.Arr
 
 
 def _lazy(
-    read: Callable[[Any, Path], NDArray[np.uint8]],
+    read: Callable[[Any, Path], NDArray[Any]],
     name: str,
     folder: Path,
     spans: Mapping[Any, Any],
     chunks: tuple[tuple[int, ...], ...],
+    dtype: DTypeLike = np.uint8,
 ) -> da.Array:
     """Make an array whose blocks are read in the task that uses them: a blockwise layer is fused with what follows."""
     numblocks = tuple(map(len, chunks))
     index = "ijkl"[: len(chunks)]
     where = BlockwiseDepDict(dict(spans), numblocks=numblocks)
     layer = blockwise(read, name, index, where, index, folder, None, numblocks={})
-    return da.Array(HighLevelGraph.from_collections(name, layer), name, chunks, np.uint8)
+    return da.Array(HighLevelGraph.from_collections(name, layer), name, chunks, dtype)
 
 
 def _read_span(span: tuple[int, int], folder: Path) -> NDArray[np.uint8]:
     return store.read_block(folder, *span)
-
-
-def _read_rows(collection: Collection, index: NDArray[np.int64]) -> da.Array:
-    """Make the (len(index), n_features) array of the rows at `index`, cut where the shards are cut."""
-    n_features = int(np.prod(collection.images.shape[1:]))
-    if not len(index):
-        return da.zeros((0, n_features), dtype=np.uint8, chunks=((0,), (n_features,)))
-    _, firsts = np.unique(index // collection.chunk_rows, return_index=True)
-    pieces = np.split(index, firsts[1:])
-    name = f"rows-{tokenize(collection.images.name, index)}"
-    spans = {(i, 0): _span(piece) for i, piece in enumerate(pieces)}
-    return _lazy(_read_piece, name, collection.folder, spans, (tuple(map(len, pieces)), (n_features,)))
 
 
 def _span(piece: NDArray[np.int64]) -> tuple[int, int, NDArray[np.int64] | None]:
@@ -420,11 +439,16 @@ def _span(piece: NDArray[np.int64]) -> tuple[int, int, NDArray[np.int64] | None]
     return start, stop, None if stop - start == len(piece) else piece - start
 
 
-def _read_piece(span: tuple[int, int, NDArray[np.int64] | None], folder: Path) -> NDArray[np.uint8]:
+def _read_piece(
+    span: tuple[int, int, NDArray[np.int64] | None], folder: Path, *, read: Callable[[Path, int, int], NDArray[Any]]
+) -> NDArray[Any]:
     start, stop, keep = span
-    block = store.read_block(folder, start, stop)
-    rows = block.reshape(len(block), -1)
+    rows = read(folder, start, stop)
     return rows if keep is None else rows[keep]
+
+
+def _read_flat(folder: Path, start: int, stop: int) -> NDArray[np.uint8]:
+    return store.read_block(folder, start, stop).reshape(stop - start, -1)
 
 
 def _create(folder: Path, labels: pa.ChunkedArray, config: Ingest, fingerprint: str) -> None:

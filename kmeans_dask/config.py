@@ -6,6 +6,7 @@ Every section is one stage; a stage whose section is absent is not run.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +39,16 @@ def _folder_or_share(value: Any) -> Any:
     if not (value is None or isinstance(value, str) or is_share):
         raise ValueError("allowed are a folder, or a share of the items above 0 and below 1")
     return value
+
+
+def _standard_or_number(value: Any) -> Any:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    if not (value == "standard" or is_number):
+        raise ValueError("allowed are a number above 0 that is divided by, or standard")
+    return value
+
+
+_KINDS = ("pixels", "hog", "colour-histogram", "file")
 
 
 class Section(BaseModel):
@@ -84,6 +95,36 @@ class Ingest(Section):
     """Colour under transparent pixels and around padded images: white, black or "#rrggbb"."""
     chunk_mib: float = Field(8.0, gt=0, le=1024)
     """Size of one chunk in MiB of pixels: one file, one task, one block in memory."""
+
+
+class Features(Section):
+    """What is clustered instead of raw pixels, made in the order of these keys."""
+
+    kind: str = "pixels"
+    """``pixels``, ``hog``, ``colour-histogram``, ``file``, or a function ``package.module:function``."""
+    path: str | None = None
+    """File of kind ``file``: .npy, .zarr or .parquet, a row an item."""
+    scale: Annotated[Literal["standard"] | float, BeforeValidator(_standard_or_number)] = 1.0
+    """The numbers are divided by it; ``standard``: each feature by its standard deviation over the fitted rows."""
+    centre: bool = False
+    """Whether the mean of the fitted rows is subtracted."""
+    pca: int | None = Field(None, ge=1)
+    """Principal components of the fitted rows that are kept; they are about the mean, whatever `centre` says."""
+    normalize: Literal["none", "l2"] = "none"
+    """``l2``: every row is divided by its length, and K-Means is spherical."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Features:
+        if self.kind not in _KINDS and not re.fullmatch(r"\w+(\.\w+)*:\w+", self.kind):
+            raise ValueError(f"kind={self.kind!r}: allowed are {', '.join(_KINDS)} or package.module:function")
+        if (self.kind == "file") != (self.path is not None):
+            raise ValueError("kind file needs the key path, a .npy, .zarr or .parquet file; other kinds have none")
+        return self
+
+    @property
+    def raw(self) -> bool:
+        """Whether these are the pixels as they are, in uint8."""
+        return self == Features()
 
 
 class Fit(Section):
@@ -194,6 +235,7 @@ class Config(Section):
     """Seed of every random draw."""
     input: Input
     ingest: Ingest | None = None
+    features: Features | None = None
     fit: Fit | None = None
     evaluate: Evaluate | None = None
     quantize: Quantize | None = None
@@ -206,9 +248,20 @@ class Config(Section):
             raise ValueError("fit reads the collection: add the section ingest")
         if self.evaluate and not self.fit:
             raise ValueError("evaluate reads the models: add the section fit")
+        if self.features and not self.fit:
+            raise ValueError("features are what fit reads: add the section fit")
+        if self.features and self.features.normalize == "l2" and self.fit:
+            self._spherical(self.fit)
         if not (self.ingest or self.quantize):
             raise ValueError("nothing to do: add the section ingest or quantize")
         return self
+
+    @staticmethod
+    def _spherical(fit: Fit) -> None:
+        if fit.algorithm != ["kmeans"] or fit.engine != "kmeans-dask":
+            raise ValueError(
+                "features.normalize=l2 makes K-Means spherical: choose algorithm kmeans and engine kmeans-dask"
+            )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), cluster: str | None = None) -> Config:
@@ -331,7 +384,7 @@ def _first_message(error: ValidationError) -> str:
 def _keys_of_section(keys: Sequence[str]) -> str:
     section: type[BaseModel] = Config
     sections: dict[str, type[BaseModel]] = {
-        "input": Input, "ingest": Ingest, "fit": Fit, "evaluate": Evaluate,
+        "input": Input, "ingest": Ingest, "features": Features, "fit": Fit, "evaluate": Evaluate,
         "quantize": Quantize, "report": Report, "cluster": Cluster,
     }  # fmt: skip
     for key in keys:

@@ -19,12 +19,13 @@ from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from kmeans_dask.collection import Collection, read_items
+from kmeans_dask.features import Features
 from kmeans_dask.kernels import Stack, assign
 from kmeans_dask.metrics import contingency_block
 from kmeans_dask.models import Model
 from kmeans_dask.publish import publish, remove
 from kmeans_dask.reduction import share
-from kmeans_dask.store import read_block, read_labels
+from kmeans_dask.store import read_labels
 
 SPLITS = ("train", "holdout")
 
@@ -42,7 +43,7 @@ class Counts:
     sizes : list of (2, k) int64
         Items of each split and cluster.
     inertias : list of (n_models, 2) float64
-        Sum of squared distances in each chunk and split, on the scale of the pixels.
+        Sum of squared distances in each chunk and split, on the scale of the features.
     """
 
     rows: int
@@ -65,13 +66,15 @@ class Counts:
         return np.array([[math.fsum(chunks[:, m, s]) for s in range(len(SPLITS))] for m in range(chunks.shape[1])])
 
 
-def evaluation_tasks(collection: Collection, models: Sequence[Model], parts: Path) -> list[Delayed]:
+def evaluation_tasks(collection: Collection, features: Features, models: Sequence[Model], parts: Path) -> list[Delayed]:
     """Make the tasks that assign every item to its cluster in every model, one a chunk.
 
     Parameters
     ----------
     collection
         Opened collection.
+    features
+        That the models were fitted on.
     models
         Fitted models.
     parts
@@ -85,13 +88,15 @@ def evaluation_tasks(collection: Collection, models: Sequence[Model], parts: Pat
     parts = parts.absolute()  # workers of a running cluster have other current folders
     remove(parts)
     parts.mkdir(parents=True)
-    stack = share(Stack.of([model.centres for model in models]))
+    stack = share(stack_of(models, features))
+    shared_features = share(features)
     names = [column_prefix(model) for model in models]
     task = dask.delayed(evaluate_chunk, pure=False, traverse=False)
     n_items, step = len(collection.labels), collection.chunk_rows
     return [
         task(
             collection.folder,
+            shared_features,
             start,
             min(start + step, n_items),
             stack,
@@ -103,8 +108,24 @@ def evaluation_tasks(collection: Collection, models: Sequence[Model], parts: Pat
     ]
 
 
+def stack_of(models: Sequence[Model], features: Features) -> Stack:
+    """Stack the centres of models for `kernels.assign`, which is given rows of these features."""
+    centres = [model.centres for model in models]
+    if features.settings.raw:
+        return Stack.of(centres)
+    origin = np.concatenate(centres).mean(axis=0)  # float rows may lie far from zero, where float32 has few digits
+    return Stack.of([part - origin for part in centres], origin)
+
+
 def evaluate_chunk(
-    folder: Path, start: int, stop: int, stack: Stack, names: Sequence[str], n_classes: int, parts: Path
+    folder: Path,
+    features: Features,
+    start: int,
+    stop: int,
+    stack: Stack,
+    names: Sequence[str],
+    n_classes: int,
+    parts: Path,
 ) -> Counts:
     """Assign the items ``start:stop`` and count clusters against labels.
 
@@ -112,6 +133,8 @@ def evaluate_chunk(
     ----------
     folder
         Of the collection.
+    features
+        That the models were fitted on.
     start, stop
         Rows of one chunk.
     stack
@@ -127,7 +150,7 @@ def evaluate_chunk(
     -------
     Counts
     """
-    block = read_block(folder, start, stop).reshape(stop - start, -1)
+    block = features.read_chunk(folder, start, stop)
     items = read_items(folder, start, stop)
     labels = read_labels(folder)[start:stop]
     readable = items["status"].to_numpy() == "ok"
@@ -177,6 +200,32 @@ def join_clusters(
         assert writer is not None
         writer.close()
     remove(parts)
+
+
+def nearest_items(path: Path, model: Model) -> NDArray[np.int64]:
+    """Find the fitted item that is nearest to each centre.
+
+    Parameters
+    ----------
+    path
+        Table written by `join_clusters`.
+    model
+        One of its models.
+
+    Returns
+    -------
+    (k,) int64
+        Row of the item in the collection, of equally near ones the first; -1 for a cluster without fitted items.
+    """
+    prefix = column_prefix(model)
+    table = pq.read_table(path, columns=["split", f"{prefix}_cluster", f"{prefix}_distance"])
+    clusters = table[f"{prefix}_cluster"].fill_null(-1).to_numpy()
+    fitted = np.flatnonzero((table["split"].to_numpy() == "train") & (clusters >= 0))
+    order = fitted[np.lexsort((fitted, table[f"{prefix}_distance"].to_numpy()[fitted], clusters[fitted]))]
+    found, first = np.unique(clusters[order], return_index=True)
+    nearest = np.full(model.k, -1)
+    nearest[found] = order[first]
+    return nearest
 
 
 def column_prefix(model: Model) -> str:

@@ -174,6 +174,13 @@ def all_distances(block: Block, *, stack: Stack, dtype: DTypeLike) -> Floats:
     return distances
 
 
+def unit_block(rows: Block) -> Floats:
+    """Divide every row of a block, (rows, n_features), by its length; rows of zeros stay."""
+    floats = rows.astype(np.float64 if rows.dtype == np.float64 else np.float32)
+    lengths = np.linalg.norm(floats, axis=1)
+    return np.divide(floats, lengths[:, None], out=floats, where=lengths[:, None] > 0)
+
+
 @dataclass(frozen=True)
 class Moments:
     """Weight, mean and spread of rows; combined without loss of digits (Chan, Golub and LeVeque 1979).

@@ -26,9 +26,9 @@ from kmeans_dask.kernels import (
     moments,
     slice_rows,
     sum_by_cluster,
+    unit_block,
 )
 from kmeans_dask.reduction import map_chunks, share, tree_reduce
-from kmeans_dask.rows import unit_block
 from kmeans_dask.sampling import Data, sample_rows, shifted
 
 OnPass = Callable[[int, int], None]

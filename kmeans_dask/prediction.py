@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from kmeans_dask.collection import decode_rows, plan_chunks
 from kmeans_dask.config import Ingest
-from kmeans_dask.evaluation import column_prefix
-from kmeans_dask.kernels import Stack, assign
+from kmeans_dask.evaluation import column_prefix, stack_of
+from kmeans_dask.features import Features
+from kmeans_dask.kernels import assign
 from kmeans_dask.models import Model
 from kmeans_dask.publish import publish, remove
 from kmeans_dask.reduction import share
@@ -34,7 +35,7 @@ PREDICTED_SCHEMA = pa.schema(
         ("path", pa.string()),  # of the image, relative to its source
         ("cluster", pa.int32()),  # null when the image could not be read
         ("label", pa.string()),  # of the cluster; null = none
-        ("distance", pa.float32()),  # to the centre, Euclidean, on the scale of the pixels
+        ("distance", pa.float32()),  # to the centre, Euclidean, on the scale of the features
         ("farther", pa.bool_()),  # than every fitted item of that cluster
         ("status", pa.string()),  # "ok", or the status of the ImageError
         ("error", pa.string()),  # its reason; null = none
@@ -59,6 +60,8 @@ class Predictor:
         Size and mode of the collection that the model was fitted to.
     max_pixels : int
         Pixels of one image above which it is not decoded.
+    features : Features
+        That the model was fitted on.
     """
 
     model: Model
@@ -66,12 +69,13 @@ class Predictor:
     farthest: NDArray[np.float32]
     ingest: Ingest
     max_pixels: int
+    features: Features
 
     def table(self, manifest: pa.Table) -> pa.Table:
         """Decode the images of some manifest rows and say where they belong: `PREDICTED_SCHEMA`."""
         assert self.model.label_map is not None
         block, items = decode_rows(manifest, self.ingest, self.max_pixels)
-        (clusters,), (squared,) = assign(block.reshape(len(block), -1), Stack.of([self.model.centres]))
+        (clusters,), (squared,) = assign(self.features.transform_block(block), stack_of([self.model], self.features))
         distances = np.sqrt(squared).astype(np.float32)
         failed = items["status"].to_numpy() != "ok"
         names = pa.array([self.class_names[c] if c >= 0 else None for c in self.model.label_map], pa.string())
@@ -85,6 +89,7 @@ class Predictor:
     def fingerprint(self) -> str:
         """Hash of everything that decides about the table but the images."""
         told = [self.class_names, self.ingest.model_dump(), self.max_pixels, np.asarray(self.model.label_map).tolist()]
+        told.append(self.features.fingerprint)
         digest = hashlib.sha256(repr(told).encode())
         digest.update(self.model.centres.tobytes())
         digest.update(self.farthest.tobytes())

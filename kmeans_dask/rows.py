@@ -8,7 +8,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kmeans_dask.kernels import Block, Floats, slice_rows
+from kmeans_dask.kernels import slice_rows, unit_block
 
 _CHUNK_BYTES = 8 * 2**20
 """A NumPy array is cut into chunks of about 8 MiB."""
@@ -66,13 +66,6 @@ def unit_rows(X: da.Array) -> da.Array:
     """
     dtype = np.float64 if X.dtype == np.float64 else np.float32
     return X.map_blocks(unit_block, dtype=dtype, meta=np.empty((0, 0), dtype))
-
-
-def unit_block(rows: Block) -> Floats:
-    """Divide every row of a block, (rows, n_features), by its length; rows of zeros stay."""
-    floats = rows.astype(np.float64 if rows.dtype == np.float64 else np.float32)
-    lengths = np.linalg.norm(floats, axis=1)
-    return np.divide(floats, lengths[:, None], out=floats, where=lengths[:, None] > 0)
 
 
 def as_weights(sample_weight: ArrayLike | da.Array | None, X: da.Array) -> da.Array | None:

@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "collection.zarr"
 
     @property
+    def features(self) -> Path:
+        """What was fitted of the features, and their rows; not there for raw pixels."""
+        return self.path / "features"
+
+    @property
     def clusters(self) -> Path:
         """Cluster, predicted label and distance of every item."""
         return self.path / "clusters.parquet"

@@ -225,6 +225,41 @@ def read_colours(
     return np.asarray(arrays[0]), np.asarray(arrays[1])
 
 
+def create_rows(folder: Path, shape: tuple[int, int], chunk_rows: int) -> None:
+    """Create an empty (n, n_features) float32 array in the place of what was there; a shard has `chunk_rows` rows."""
+    remove(folder)
+    with zarr.config.set(_FEW_THREADS):
+        zarr.create_array(
+            folder, shape=shape, dtype="float32", chunks=(chunk_rows, shape[1]), compressors=_CODEC, fill_value=0
+        )
+
+
+def write_rows(folder: Path, start: int, rows: NDArray[np.float32]) -> None:
+    """Write the rows of one whole chunk of an array made by `create_rows`; `start` is a multiple of its rows."""
+    with zarr.config.set(_FEW_THREADS):
+        zarr.open_array(folder, mode="r+")[start : start + len(rows)] = rows
+
+
+def read_rows(folder: Path, start: int, stop: int) -> NDArray[Any]:
+    """Read the rows ``start:stop`` of any zarr array."""
+    with zarr.config.set(_FEW_THREADS):
+        return np.asarray(zarr.open_array(folder, mode="r")[start:stop])
+
+
+def shape_of_array(folder: Path) -> tuple[int, ...]:
+    """Read the shape of a zarr array of anyone.
+
+    Raises
+    ------
+    UserError
+        It is no zarr array.
+    """
+    try:
+        return zarr.open_array(folder, mode="r").shape
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder} is no zarr array ({' '.join(str(error).split())}); give an array of rows") from None
+
+
 def software_versions() -> dict[str, str]:
     """Versions of what decides about the numbers in a group."""
     return {name: _version(name) for name in ("kmeans-dask", "numpy", "pillow", "zarr")}

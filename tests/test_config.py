@@ -110,7 +110,7 @@ def test_a_config_survives_being_written(whole: Path):
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("fits.k=3", ["unknown key fits", "allowed here: name, output, seed, input, ingest, fit"]),
+        ("fits.k=3", ["unknown key fits", "allowed here: name, output, seed, input, ingest, features, fit"]),
         ("fit.clusters=3", ["unknown key fit.clusters", "allowed here: k, algorithm, init"]),
         ("evaluate.k=3", ["unknown key evaluate.k", "allowed here: none"]),
         ("fit.k=ten", ["fit.k='ten'", "integer"]),

@@ -5,19 +5,24 @@ from pathlib import Path
 
 import dask
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import draw_images
 
 from kmeans_dask.collection import Collection, finish_collection, ingest_tasks
 from kmeans_dask.config import Ingest, Input
-from kmeans_dask.evaluation import Counts, column_prefix, evaluation_tasks, join_clusters
+from kmeans_dask.evaluation import Counts, column_prefix, evaluation_tasks, join_clusters, nearest_items
+from kmeans_dask.features import raw_features
 from kmeans_dask.labels import label_map
 from kmeans_dask.models import Model
 from kmeans_dask.sources import list_items, write_manifest
 
 SIZE = Ingest(size=(96, 96), mode="RGB", chunk_mib=0.001)
 """32 rows of 27,648 numbers a chunk: 50 items are two chunks, the last one shorter."""
+
+
+RAW = raw_features((96, 96, 3))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +57,7 @@ def models(collection: Collection) -> list[Model]:
 def chunks(collection: Collection, models: list[Model], tmp_path_factory: pytest.TempPathFactory):
     """What the tasks return, and the folder that they wrote to."""
     parts = tmp_path_factory.mktemp("parts")
-    return dask.compute(*evaluation_tasks(collection, models, parts), scheduler="sync"), parts
+    return dask.compute(*evaluation_tasks(collection, RAW, models, parts), scheduler="sync"), parts
 
 
 def expected_distances(collection: Collection, model: Model) -> np.ndarray:
@@ -122,12 +127,24 @@ def test_joined_rows_are_the_items_in_order(collection: Collection, models: list
     assert not chunks[1].exists()
 
 
+def test_nearest_items_are_fitted_ones(tmp_path: Path):
+    rows = np.arange(10)
+    split = np.array(["holdout", "train"])[(rows != 4).astype(int)]
+    clusters = pa.array([0, 0, 2, 2, 2, 0, None, 2, 2, 2], pa.int32())
+    distances = pa.array([3, 2, 5, 4, 1, 2, None, 4, 9, 9], pa.float32())
+    columns = {"split": split, "kmeans_k4_cluster": clusters, "kmeans_k4_distance": distances}
+    pq.write_table(pa.table(columns), tmp_path / "clusters.parquet")
+    model = Model("kmeans", np.zeros((4, 1), np.float32), np.zeros(1), 0.0, 1, 0.0)
+
+    assert nearest_items(tmp_path / "clusters.parquet", model).tolist() == [1, -1, 3, -1]
+
+
 def test_parts_of_an_earlier_call_are_not_mixed_in(collection: Collection, models: list[Model], tmp_path: Path):
     parts = tmp_path / "parts"
     parts.mkdir()
     (parts / "part-000000000005.parquet").write_bytes(b"half")
 
-    dask.compute(*evaluation_tasks(collection, models, parts), scheduler="sync")
+    dask.compute(*evaluation_tasks(collection, RAW, models, parts), scheduler="sync")
 
     assert sorted(path.name for path in parts.iterdir()) == ["part-000000000000.parquet", "part-000000000032.parquet"]
 
@@ -135,7 +152,7 @@ def test_parts_of_an_earlier_call_are_not_mixed_in(collection: Collection, model
 def test_making_the_tasks_reads_no_image(collection: Collection, models: list[Model], tmp_path: Path):
     elsewhere = replace(collection, folder=tmp_path / "nothing here")
 
-    assert len(evaluation_tasks(elsewhere, models, tmp_path / "parts")) == 2
+    assert len(evaluation_tasks(elsewhere, RAW, models, tmp_path / "parts")) == 2
 
 
 def test_columns_are_named_after_the_model(models: list[Model]):

@@ -10,10 +10,10 @@ import pytest
 
 FROM_THE_BOTTOM = """
 config errors publish sources normalize images kernels labels colours colour_spaces colour_starts colour_means \
-grey_levels dither painting palettes palette_files outputs
+grey_levels dither painting palettes palette_files outputs extractors transformation
 store runs journal
-collection reduction rows sampling seeding lloyd kmeans minibatch models metrics evaluation prediction \
-shared_palette quantize
+collection reduction rows sampling seeding lloyd kmeans minibatch models metrics \
+embeddings features feature_fit evaluation prediction shared_palette quantize
 cluster report plots colour_plots
 """
 LAYERS = [line.split() for line in FROM_THE_BOTTOM.strip().splitlines()]
@@ -24,7 +24,8 @@ ALLOWED = {
     "distributed": ["cluster"],
     "PIL": ["images", "normalize", "painting", "palettes", "plots"],
     "dask": [*LAYERS[2], "cluster"],
-    "dask_ml": ["kmeans"],
+    "dask_ml": ["feature_fit", "kmeans"],
+    "skimage": ["extractors"],
     "jobs": [],
 }
 """Modules of the package that may import a package; all others may not."""

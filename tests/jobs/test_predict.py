@@ -17,6 +17,7 @@ from PIL import Image
 from jobs import cli
 from kmeans_dask import KMeans, open_collection
 from kmeans_dask.config import Ingest, Input
+from kmeans_dask.features import open_features, raw_features
 from kmeans_dask.images import decode
 from kmeans_dask.models import Model, read_model
 from kmeans_dask.prediction import PREDICTED_SCHEMA, Predictor, farthest_fitted, join_predicted, predict_tasks
@@ -133,7 +134,14 @@ def test_the_table_lies_in_the_run_folder(command: Command, run: Path, images: P
 def test_what_was_interrupted_goes_on(run: Path, new_images: Path, tmp_path: Path):
     model = read_model(run / "models" / "kmeans" / "k=3.zarr")
     farthest = farthest_fitted(run / "clusters.parquet", model)
-    predictor = Predictor(model, open_collection(run / "collection.zarr").class_names, farthest, Ingest(size=SIZE), 999)
+    predictor = Predictor(
+        model,
+        open_collection(run / "collection.zarr").class_names,
+        farthest,
+        Ingest(size=SIZE),
+        999,
+        open_features(run),
+    )
     items = list_items(Input(path=str(new_images)), 0, tmp_path)
     parts = tmp_path / "parts"
 
@@ -156,7 +164,9 @@ def test_what_was_interrupted_goes_on(run: Path, new_images: Path, tmp_path: Pat
 def test_a_cluster_without_labels_has_no_label(new_images: Path, tmp_path: Path):
     centres = np.zeros((2, 3), np.float32)
     model = Model("kmeans", centres, np.zeros(1), 0.0, 1, 0.0, np.array([-1, 0], np.int32), np.array([1, 0]))
-    predictor = Predictor(model, ("a",), np.array([0, -np.inf], np.float32), Ingest(size=(1, 1)), 10**6)
+    predictor = Predictor(
+        model, ("a",), np.array([0, -np.inf], np.float32), Ingest(size=(1, 1)), 10**6, raw_features((1, 1, 3))
+    )
     items = list_items(Input(path=str(new_images)), 0, tmp_path).slice(68)
 
     assert predictor.table(items).to_pylist() == [
