@@ -8,6 +8,7 @@ so that one conversion and one product serve them all. Rows of three float32, wh
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -291,8 +292,8 @@ def _scored_slices(block: Block, stack: Stack) -> Iterator[tuple[int, Floats, Fl
     centres = stack.centres
     step = min(slice_rows(block.shape[1]), len(block))
     half_norms = (np.einsum("ij,ij->i", centres, centres, dtype=np.float64) / 2).astype(centres.dtype)
-    rows = np.empty((step, block.shape[1]), centres.dtype)
-    scores = np.empty((step, len(centres)), centres.dtype)
+    rows = _scratch("rows", (step, block.shape[1]), centres.dtype)
+    scores = _scratch("scores", (step, len(centres)), centres.dtype)
     for start in range(0, len(block), max(step, 1)):
         part = block[start : start + step]
         n = len(part)
@@ -303,6 +304,19 @@ def _scored_slices(block: Block, stack: Stack) -> Iterator[tuple[int, Floats, Fl
         np.matmul(rows[:n], centres.T, out=scores[:n])
         scores[:n] -= half_norms
         yield start, rows[:n], scores[:n]
+
+
+_kept = threading.local()
+"""Arrays that a thread writes slice after slice, task after task: a worker gives freed memory back at once, and fetching
+5 MB anew for every task costs a pass over 60,000 rows a quarter of its time."""
+
+
+def _scratch(name: str, shape: tuple[int, int], dtype: DTypeLike) -> Floats:
+    array: Floats | None = getattr(_kept, name, None)
+    if array is None or array.shape != shape or array.dtype != dtype:
+        array = np.empty(shape, dtype)
+        setattr(_kept, name, array)
+    return array
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "nnan", "ninf"})
