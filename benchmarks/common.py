@@ -81,6 +81,14 @@ def median(function: Callable[[], Any], runs: int = 7) -> float:
     return statistics.median(seconds(function)[0] for _ in range(runs))
 
 
+def medians_in_turn(functions: Sequence[Callable[[], Any]], runs: int = 9) -> list[float]:
+    """Median wall time of several functions called in turn: a drift of the machine's speed meets all alike."""
+    for function in functions:
+        function()
+    walls = [[seconds(function)[0] for function in functions] for _ in range(runs)]
+    return [statistics.median(column) for column in zip(*walls, strict=True)]
+
+
 @contextmanager
 def workers(n: int = 2, memory: str | int = "auto") -> Iterator[Client]:
     """Yield a client of n worker processes with one thread each."""

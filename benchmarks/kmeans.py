@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from benchmarks.common import Mnist, accuracy, inertia, machine, median, seconds, table, workers  # isort: skip
+from benchmarks.common import Mnist, accuracy, inertia, machine, median, medians_in_turn, seconds, table, workers  # isort: skip
 
 import resource
 import shutil
@@ -71,18 +71,17 @@ def passes(data: Mnist) -> Rows:
         def kernel(rows: np.ndarray) -> None:
             sum_by_cluster(rows, stack=Stack.of([centres]))
 
-        with threadpool_limits(1):
-            bare = median(in_two_threads(sgemm, X))
-            fused = median(in_two_threads(kernel, X))
-        yield name, "bare sgemm", f"{bare:.3f}", "1.00"
-        yield name, "kernel, two threads", f"{fused:.3f}", f"{fused / bare:.2f}"
-        with workers() as client:
+        with threadpool_limits(1), workers():
             persisted = da.from_array(X, chunks=(-(-len(X) // 8 // 1024) * 1024, -1)).persist()
-            client.run(lambda: None)
-            through = median(lloyd_pass(persisted, centres))
-            empty = median(tree_reduce(map_chunks(_nothing, persisted), _first).compute)
-        yield name, "two workers", f"{through:.3f}", f"{through / bare:.2f}"
-        yield name, "two workers, empty tasks", f"{empty:.3f}", f"{empty / bare:.2f}"
+            named: dict[str, Callable[[], Any]] = {
+                "bare sgemm": in_two_threads(sgemm, X),
+                "kernel, two threads": in_two_threads(kernel, X),
+                "two workers": lloyd_pass(persisted, centres),
+                "two workers, empty tasks": tree_reduce(map_chunks(_nothing, persisted), _first).compute,
+            }
+            walls = medians_in_turn(list(named.values()))
+        for what, wall in zip(named, walls, strict=True):
+            yield name, what, f"{wall:.3f}", f"{wall / walls[0]:.2f}"
 
 
 def _nothing(block: np.ndarray) -> np.ndarray:

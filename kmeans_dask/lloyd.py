@@ -96,8 +96,8 @@ class Run:
         Inertia at the beginning of every pass.
     moving : bool
         False when finished.
-    empty : int
-        Clusters that the last pass left without rows: there were no rows to give them.
+    counts : (k,) int64 or float64
+        Rows, or weight, of each cluster in the last pass. A cluster is empty where there were no rows to give it.
     """
 
     centres: Floats
@@ -107,9 +107,14 @@ class Run:
     least_gain: float = 0.0
     history: list[float] = field(default_factory=list)
     moving: bool = True
-    empty: int = 0
+    counts: NDArray[Any] = field(default_factory=lambda: np.empty(0))
     _velocity: NDArray[np.float64] | None = None
     _since_rest: int = 0
+
+    @property
+    def empty(self) -> int:
+        """Clusters that the last pass left without rows."""
+        return int(np.count_nonzero(self.counts == 0))
 
     def move(self, means: Floats) -> None:
         """Go to the means of the rows, or beyond them, and decide whether the model is finished.
@@ -148,8 +153,7 @@ def lloyd(data: Data, runs: Sequence[Run], first: Moments, on_pass: OnPass | Non
     on_pass
         Told of every pass.
     """
-    origin = np.zeros(data.X.shape[1]) if data.origin is None else data.origin.astype(np.float64)
-    squares = float(first.spread.sum() + first.weight * ((first.mean - origin) ** 2).sum())
+    squares = first.squares(data.origin)
     n_passes = 0
     while moving := [run for run in runs if run.moving]:
         stack = Stack.of([run.centres for run in moving], data.origin)
@@ -177,7 +181,7 @@ def _means(run: Run, data: Data, sums: Sums) -> NDArray[np.float64]:
     """Mean of the rows of every cluster; an empty cluster is given a row first."""
     if (sums.counts == 0).any():
         sums = _relocate_empty(data, run.centres, sums)
-    run.empty = int(np.count_nonzero(sums.counts == 0))
+    run.counts = sums.counts
     with np.errstate(invalid="ignore", divide="ignore"):
         means = sums.sums / sums.counts[:, None]
     # a cluster stays empty only where no row is off its centre: there are fewer distinct rows than clusters
@@ -211,7 +215,7 @@ def refine_on_sample(data: Data, centres: Floats, seed: int) -> Floats:
     """
     if 2 * _SAMPLE_ROWS_PER_CENTRE * len(centres) > len(data.X):
         return centres
-    return refine(local_sample(data, len(centres), seed), centres)
+    return refine(local_sample(data, len(centres), seed), centres).centres
 
 
 def local_sample(data: Data, k: int, seed: int) -> Data:
@@ -243,7 +247,7 @@ def local_sample(data: Data, k: int, seed: int) -> Data:
     return replace(data, X=X, weights=weights, total=float(sample.weights.sum()))
 
 
-def refine(sample: Data, centres: Floats) -> Floats:
+def refine(sample: Data, centres: Floats, least_gain: float = _SAMPLE_GAIN) -> Run:
     """Iterate a start on a sample from `local_sample` as long as that is worth while.
 
     Parameters
@@ -252,16 +256,19 @@ def refine(sample: Data, centres: Floats) -> Floats:
         Rows in this process.
     centres : (k, n_features)
         The start, in shifted coordinates.
+    least_gain
+        Share of the inertia that a pass must gain.
 
     Returns
     -------
-    (k, n_features)
+    Run
+        Finished.
     """
-    run = Run(centres, 0.0, 100, accelerated=True, least_gain=_SAMPLE_GAIN)
+    run = Run(centres, 0.0, 100, accelerated=True, least_gain=least_gain)
     with dask.config.set(scheduler="threads"):
         first = tree_reduce(map_chunks(moments, sample.X, sample.weights), combine_moments).compute()
         lloyd(sample, [run], first)
-    return run.centres
+    return run
 
 
 def _relocate_empty(data: Data, centres: Floats, sums: Sums) -> Sums:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import dask.array as da
@@ -38,6 +38,14 @@ class Data:
     origin: Floats | None
     total: float
     spherical: bool = False
+
+    def first(self, n: int) -> Data:
+        """Return the first n rows; of a sample, a smaller sample."""
+        if n >= len(self.X):
+            return self
+        weights = None if self.weights is None else self.weights[:n]
+        total = float(n) if weights is None else float(weights.sum().compute())
+        return replace(self, X=self.X[:n], weights=weights, total=total)
 
 
 def shifted(rows: Block, origin: Floats | None) -> Floats:
