@@ -7,12 +7,23 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from kmeans_dask.errors import UserError
 
@@ -51,10 +62,27 @@ def _standard_or_number(value: Any) -> Any:
 _KINDS = ("pixels", "hog", "colour-histogram", "file")
 
 
+def _colour(value: Any) -> Any:
+    if not (isinstance(value, str) and re.fullmatch("white|black|#[0-9A-Fa-f]{6}", value)):
+        raise ValueError('allowed are white, black or "#rrggbb", in quotes because # begins a comment')
+    return value
+
+
 class Section(BaseModel):
     """A part of the config: unknown keys are refused, values do not change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        is_switch = cls.model_fields[info.field_name or ""].annotation is bool
+        values = value if isinstance(value, list) else [value]
+        if not is_switch and any(isinstance(each, bool) for each in values):  # pydantic would take true as 1
+            raise ValueError("true and false are not allowed here (nor yes, no, on, off, unless in quotes)")
+        if any(isinstance(each, str) and "\0" in each for each in values):
+            raise ValueError("a text may not hold the character NUL")
+        return value
 
 
 class Input(Section):
@@ -91,7 +119,7 @@ class Ingest(Section):
     """``resize``: stretched to the size. ``crop``: the middle, scaled to cover it. ``pad``: whole, on background."""
     filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "box"
     """How pixels are averaged; ``box`` takes the mean of those that a pixel covers."""
-    background: str = Field("white", pattern=r"^(white|black|#[0-9A-Fa-f]{6})$")
+    background: Annotated[str, BeforeValidator(_colour)] = "white"
     """Colour under transparent pixels and around padded images: white, black or "#rrggbb"."""
     chunk_mib: float = Field(8.0, gt=0, le=1024)
     """Size of one chunk in MiB of pixels: one file, one task, one block in memory."""
@@ -318,25 +346,36 @@ def check_folders(source: Input) -> None:
 
 def existing_folder(key: str, name: str | None) -> Path:
     """Return the full path of a folder that the config names, or raise `UserError`."""
-    path = Path(os.path.abspath(Path(name or "").expanduser()))
-    if not path.exists():
+    path = os.path.abspath(os.path.expanduser(name or ""))  # unlike those of Path, these never raise
+    if not os.path.exists(path):
         raise UserError(f"{key}={name}: there is no such folder ({path}); give an existing folder of images")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise UserError(f"{key}={name} is a file; give the folder that the images lie in")
-    return path
+    return Path(path)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read config {path}: {error.strerror}; give an existing YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {where}") from None
+    except ValueError as error:  # no UTF-8, or a name with NUL
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    raw = _parse(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds {type(raw).__name__}; a config is a mapping of keys, such as name: mnist")
     return raw
+
+
+def _parse(text: str, where: str) -> Any:
+    """Parse YAML; `where` is what the message begins with."""
+    try:
+        return yaml.safe_load(text)
+    # beside YAMLError: ValueError (month 99, 5,000 digits), AttributeError (!!timestamp x), IndexError (!!int ''),
+    # TypeError, RecursionError (3,000 brackets)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where} is not valid YAML: {reason}") from None
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -346,8 +385,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not sign or not all(keys):
         raise UserError(f"{override!r} is not KEY=VALUE; write a dotted key, for example fit.k=[10,256]")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _parse(text, "value")
+    except UserError:
         raise UserError(f"{override!r}: the value is not valid YAML; quote it, for example name='a: b'") from None
     section = raw
     for depth, key in enumerate(keys[:-1], start=1):
@@ -377,8 +416,19 @@ def _first_message(error: ValidationError) -> str:
     }
     message = messages.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     if isinstance(problem["input"], (str, int, float, list, bool, type(None))):
-        return f"{key}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
+        return f"{key}={_shown(problem['input'])}: {message[:1].lower()}{message[1:]}"
     return f"{key}: {message}" if key else message
+
+
+def _shown(value: Any) -> str:
+    """Write a value briefly: YAML's anchors can make a list of a kilobyte that has 10^9 entries when written out."""
+    short = reprlib.Repr()
+    short.maxlist = short.maxdict = 10
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, 200, 200, 40
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return "a very large number"
 
 
 def _keys_of_section(keys: Sequence[str]) -> str:

@@ -1,5 +1,8 @@
 """The two ways a job ends badly: the user's input is wrong, or the work failed."""
 
+_LONGEST = 1500
+"""Characters of a message; a path can have 4,096."""
+
 
 class UserError(ValueError):
     """The user's input is wrong.
@@ -7,6 +10,11 @@ class UserError(ValueError):
     The message names the value, what is allowed and the fix. The command line prints it as one line
     and exits with status 2.
     """
+
+    def __str__(self) -> str:
+        """Return the message as one line that can be printed, whatever names and values it quotes."""
+        line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in super().__str__())
+        return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 300]} ... {line[-300:]}"
 
 
 class JobError(RuntimeError):

@@ -54,7 +54,7 @@ _ORIENTATION_KEYS = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.
 
 _DRAFT_MARGIN = 4
 """A JPEG is decoded smaller down to 4 times the size. 3,416 x 5,120 to 64 x 64: 5 times faster, 0.6 grey levels
-away in the mean; without a margin (250 x 250 to 64 x 64 at 1/2) it would be 2.6 levels for a quarter of the time."""
+away in the mean; without a margin (250 x 250 to 64 x 64 at 1/2) it would be 2.6 levels, to save a quarter."""
 
 
 class ImageError(ValueError):

@@ -165,6 +165,7 @@ def _to_size(
     return padded
 
 
+@np.errstate(invalid="ignore")  # signalling NaNs, which hostile files hold
 def _to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Scale (height, width) integers or floats of any range to uint8, as `POLICY` says."""
     if values.dtype.kind == "u":

@@ -256,6 +256,11 @@ def test_an_unused_profile_is_told() -> None:
     assert normalize(image, mode="RGB").changes == ["profile unused"]
 
 
+def test_signalling_nans_are_nans() -> None:
+    values = np.array([[0x7FA00000, 0x3F800000, 0]], np.uint32).view(np.float32)  # NaN, 1, 0
+    assert to_array(Image.fromarray(values), mode="L").ravel().tolist() == [0, 255, 0]
+
+
 def test_large_floats_are_scaled_part_by_part() -> None:
     values = np.linspace(-5, 15, 200 * 3, dtype=np.float32).reshape(200, 3)
     pixels = to_array(Image.fromarray(values), mode="L")[:, :, 0]
