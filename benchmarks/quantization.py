@@ -11,180 +11,33 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
 from distributed import Client
 from PIL import Image
-from sklearn.cluster import KMeans
 from sklearn.datasets import load_sample_image
 
-from benchmarks.common import machine  # isort: skip
-from jobs import quantize as stage_quantize
-from jobs.listing import list_items_once
-from kmeans_dask.cluster import connect
-from kmeans_dask.colours import colour_table, nearest
-from kmeans_dask.config import Cluster, Config
+from benchmarks.colour_peers import KS, RECIPE, compare, peers, print_peers, whole_peer
+from benchmarks.common import machine
+from benchmarks.quantize_stage import MAX_PIXELS, config_of, peak_memory, run_stage, some, workers
+from benchmarks.shared_palettes import shared, variants
 from kmeans_dask.images import open_image
-from kmeans_dask.normalize import to_array
 from kmeans_dask.outputs import write_file
 from kmeans_dask.painting import encode
-from kmeans_dask.palettes import quantize_image
-from kmeans_dask.quantize import finish_quantized, missing_outputs, plan_batches, quantize_tasks
-from kmeans_dask.runs import open_run
-from kmeans_dask.shared_palette import count_tasks, fit_shared
-from kmeans_dask.sources import read_manifest
-
-MAX_PIXELS = 10**9
-KS = (2, 6, 30, 256)
-METHODS = {
-    "Pillow median cut": (Image.Quantize.MEDIANCUT, 0),
-    "Pillow median cut, kmeans=1": (Image.Quantize.MEDIANCUT, 1),
-    "Pillow maximum coverage": (Image.Quantize.MAXCOVERAGE, 0),
-    "Pillow fast octree": (Image.Quantize.FASTOCTREE, 0),
-}
-OURS, BEST = "kmeans-dask", "scikit-learn, best of 3"
-
-
-# peers: RGB pixels and K in, RGB pixels out
-
-
-def pillow(pixels, k, method, kmeans):
-    return np.asarray(Image.fromarray(pixels).quantize(k, method, kmeans).convert("RGB"))
-
-
-def libimagequant(pixels, k):
-    import imagequant
-
-    painted = imagequant.quantize_pil_image(Image.fromarray(pixels).convert("RGBA"), dithering_level=0, max_colors=k)
-    return np.asarray(painted.convert("RGB"))
-
-
-def program(pixels, k, command):
-    """Run a program on PNG files; `command` has IN, OUT and K in it. Encoding and decoding are in its seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "in.png", Path(folder) / "out.png"
-        Image.fromarray(pixels).save(source, compress_level=1)
-        words = {"IN": str(source), "OUT": str(target), "K": str(k)}
-        subprocess.run([words.get(word, word) for word in command], check=True, capture_output=True)
-        return np.asarray(Image.open(target).convert("RGB"))
-
-
-def recipe(pixels, k):
-    """Do as the classic recipe: fit on a random 70 % of the pixels, predict all, rebuild from the centres."""
-    X = pixels.reshape(-1, 3) / np.float32(255)
-    rows = np.random.default_rng(0).permutation(len(X))[: int(0.7 * len(X))]
-    model = KMeans(k, n_init=1, random_state=0).fit(X[rows])
-    return np.rint(255 * model.cluster_centers_[model.predict(X)]).astype(np.uint8).reshape(pixels.shape)
-
-
-def best_of_three(pixels, k):
-    """Fit three times to all pixels, as distinct colours with their counts: the same sums in a fifth of the time."""
-    table = colour_table(pixels)
-    if len(table) <= k:
-        return pixels
-    fits = [
-        KMeans(k, n_init=1, random_state=seed).fit(table.colours.astype(np.float32), sample_weight=table.counts)
-        for seed in range(3)
-    ]
-    centres = np.rint(min(fits, key=lambda fit: fit.inertia_).cluster_centers_).astype(np.uint8)
-    return nearest_pixels(pixels, centres)
-
-
-def nearest_pixels(pixels, palette):
-    points = np.ascontiguousarray(pixels.reshape(-1, 3).T, np.float32)
-    return palette[nearest(points, palette.astype(np.float32))[0]].reshape(pixels.shape)
-
-
-def ours(pixels, k):
-    return np.asarray(quantize_image(pixels, k).convert("RGB"))
-
-
-def peers() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
-    found: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {OURS: (ours, ())}
-    found |= {name: (pillow, told) for name, told in METHODS.items()}
-    if find_spec("imagequant"):
-        found["libimagequant"] = (libimagequant, ())
-    if shutil.which("pngquant"):
-        found["pngquant"] = (program, (["pngquant", "--nofs", "--force", "--output", "OUT", "K", "IN"],))
-    magick = shutil.which("magick") or shutil.which("convert-im6") or shutil.which("convert-im6.q16")
-    if magick:
-        found["ImageMagick"] = (program, ([magick, "IN", "-dither", "None", "-colors", "K", "OUT"],))
-    found["scikit-learn, classic recipe"] = (recipe, ())
-    found[BEST] = (best_of_three, ())
-    return found
-
-
-def squared_error(original, painted) -> float:
-    """Mean over the pixels of the squared RGB distance: the one measure of every peer."""
-    return float(((painted.astype(np.int64) - original) ** 2).sum(axis=2).mean())
-
-
-def one_result(path, name, k):
-    """Quantize one photo by one peer: seconds and error."""
-    pixels = np.array(to_array(open_image(path, max_pixels=MAX_PIXELS), mode="RGB"))
-    function, more = peers()[name]
-    begun = time.perf_counter()
-    painted = function(pixels, k, *more)
-    seconds = time.perf_counter() - begun
-    return seconds, squared_error(pixels, painted)
-
-
-def compare(client: Client, photos: Sequence[Path], ks: Sequence[int]) -> dict[tuple[str, int], tuple[float, float]]:
-    """Seconds a photo and mean error of every peer and K, each photo in one worker with one thread."""
-    names = list(peers())
-    client.gather([client.submit(one_result, photos[0], OURS, k, pure=False) for k in ks for _ in range(4)])  # compile
-    jobs = [(name, k, path) for k in ks for name in names for path in photos]
-    futures = client.map(lambda job: one_result(job[2], job[0], job[1]), jobs, pure=False)
-    results = client.gather(futures)
-    table = {}
-    for name in names:
-        for k in ks:
-            mine = [result for job, result in zip(jobs, results, strict=True) if job[:2] == (name, k)]
-            table[name, k] = (float(np.mean([r[0] for r in mine])), float(np.mean([r[1] for r in mine])))
-    return table
-
-
-# the stage
-
-
-@contextmanager
-def workers(n: int) -> Iterator[Client]:
-    with connect(Cluster(kind="local", workers=n, threads=1)) as client:
-        yield client
-
-
-def config_of(folder: Path, output: Path, name: str, **settings: Any) -> Config:
-    source = {"path": str(folder), "labels": "none", "max_pixels": MAX_PIXELS}
-    return Config(name=name, output=str(output), input=source, quantize=settings)
-
-
-def run_stage(client: Client, folder: Path, work: Path, **settings: Any) -> tuple[float, Path]:
-    """Run the stage on a folder into a new run folder: seconds of the stage, listing excluded."""
-    config = config_of(folder, Path(tempfile.mkdtemp(dir=work)), "run", **settings)
-    run = open_run(config, fresh=True)
-    with redirect_stdout(sys.stderr):
-        list_items_once(config, run)
-        begun = time.perf_counter()
-        stage_quantize.run(config, client)
-        return time.perf_counter() - begun, run.path
 
 
 def encode_alone(files, painted, target):
@@ -223,99 +76,39 @@ def bare(client: Client, run: Path, work: Path, n_workers: int, k: int) -> tuple
     return float(seconds[0]), float(seconds[1]), float(seconds[2])
 
 
-def whole_peer(path, name, k, target):
-    """Decode, quantize, encode and write one photo by one peer; return seconds."""
-    function, more = peers()[name]
-    begun = time.perf_counter()
-    pixels = np.array(to_array(open_image(path, max_pixels=MAX_PIXELS), mode="RGB"))
-    stream = io.BytesIO()
-    painted = Image.fromarray(function(pixels, k, *more))
-    painted.quantize(k, dither=Image.Dither.NONE).save(stream, "PNG", compress_level=4)
-    write_file(f"{target}/{time.monotonic_ns()}.png", stream.getvalue())
-    return time.perf_counter() - begun
-
-
-def speed(client: Client, args: argparse.Namespace, folder: Path, work: Path) -> list[list[str]]:
-    n = len(list(folder.iterdir()))
+def speed(client: Client, args: argparse.Namespace, folder: Path, work: Path, name: str) -> list[list[str]]:
+    """Rows of the table of item 1 for one folder."""
+    files = sorted(folder.iterdir())
+    n = len(files)
     run_stage(client, some(folder, 128, work), work, k=[2, 6, 30])  # compile
     alone, run = min((run_stage(client, folder, work, k=[30]) for _ in range(args.repeat)), key=lambda r: r[0])
     three = min(run_stage(client, folder, work, k=[2, 6, 30])[0] for _ in range(args.repeat))
     decode, coding, write = min((bare(client, run, work, args.workers, 30) for _ in range(args.repeat)), key=sum)
-    files = sorted(folder.iterdir())
+    each = 1000 * args.workers / n
     rows = [
-        ["1", "K=30, stage", f"{n / alone:,.0f} photos/s", ""],
+        ["1", f"{n:,} {name}, K=30, stage", f"{n / alone:,.0f} photos/s", ""],
         [
             "1",
-            "share of decode + encode + write alone",
-            f"{(decode + coding + write) / alone:.0%} (without write {(decode + coding) / alone:.0%})",
+            "ms a photo and worker: stage; decode, encode, write alone",
+            f"{alone * each:.2f}; {decode * each:.2f}, {coding * each:.2f}, {write * each:.2f}",
+            "",
+        ],
+        [
+            "1",
+            "throughput as a share of decode + encode alone; of decode + encode + write alone",
+            f"{(decode + coding) / alone:.0%}; {(decode + coding + write) / alone:.0%}",
             "at least 70 %",
         ],
         ["1", "K=2, 6, 30 against K=30 alone", f"{three / alone:.2f}x", "at most 2.2x"],
     ]
-    for name, most, target in (("scikit-learn, classic recipe", 24, 30), ("libimagequant", 240, 8)):
-        if name in peers():
-            chosen = files[:: max(1, len(files) // most)]
-            work_folder = tempfile.mkdtemp(dir=work)
-            seconds = client.gather(client.map(whole_peer, chosen, name=name, k=30, target=work_folder, pure=False))
+    for peer, most, target in ((RECIPE, 24, 30), ("libimagequant", 240, 8)):
+        if peer in peers():
+            chosen = files[:: max(1, n // most)]
+            target_folder = tempfile.mkdtemp(dir=work)
+            seconds = client.gather(client.map(whole_peer, chosen, name=peer, k=30, target=target_folder, pure=False))
             factor = float(np.mean(seconds)) / args.workers / (alone / n)
-            rows.append(["1", f"K=30, against {name}", f"{factor:.1f}x faster", f"at least {target}x"])
+            rows.append(["1", f"K=30, against {peer}", f"{factor:.1f}x faster", f"at least {target}x"])
     return rows
-
-
-def shared(args: argparse.Namespace, folder: Path, work: Path) -> list[list[str]]:
-    """One palette of 256 colours for all: the time split, the memory, the error against a large sample."""
-    files = sorted(folder.iterdir())
-    settings = {"k": [256], "palette": "shared"}
-    with workers(args.workers) as client:
-        run_stage(client, some(folder, 64, work), work, **settings)  # compile
-        batches = [files[start : start + 64] for start in range(0, len(files), 64)]
-        decode = sum(client.gather(client.map(decode_alone, batches, pure=False))) / args.workers
-        config = config_of(folder, Path(tempfile.mkdtemp(dir=work)), "run", **settings)
-        run = open_run(config, fresh=True)
-        list_items_once(config, run)
-        job = (run.manifest, run.path, config.quantize, 0, MAX_PIXELS)
-        at = [time.perf_counter()]
-        client.gather(client.compute(count_tasks(*job, plan_batches(read_manifest(run.manifest)))))
-        at.append(time.perf_counter())
-        palettes = fit_shared(run.path, config.quantize, 0)
-        at.append(time.perf_counter())
-        client.gather(client.compute(quantize_tasks(*job, missing_outputs(*job), palettes)))
-        mine = finish_quantized(run.path, [256]).to_pylist()
-        at.append(time.perf_counter())
-        peak = max(client.run(peak_memory).values())
-    count, fit, write = np.diff(at)
-    colours, weights = (np.load(run.path / "colours" / f"{name}.npy") for name in ("colours", "weights"))
-    sizes = {row["path"]: math.prod(open_image(folder / row["path"], max_pixels=MAX_PIXELS).size) for row in mine}
-    error = sum(row["mse"] * sizes[row["path"]] for row in mine) / sum(sizes.values())
-    told = "every colour is in the palette"
-    if len(colours) > 256:
-        rows = np.random.default_rng(0).choice(len(colours), args.sample, p=weights / weights.sum())
-        theirs = KMeans(256, n_init=1, random_state=0).fit(colours[rows].astype(np.float32))
-        centres = np.rint(theirs.cluster_centers_).astype(np.float32)
-        points = np.ascontiguousarray(colours.T, np.float32)
-        told = f"{error / float(nearest(points, centres)[1] @ weights / weights.sum()):.4f}x"
-    split = f"{decode:.1f} / {max(count - decode, 0):.1f} / {fit:.1f} / {write:.1f} s"
-    return [
-        [
-            "3",
-            f"{len(files):,} photos, {len(colours):,} colours: decode / table / fit / write",
-            split,
-            "fit below 10 s",
-        ],
-        ["3", "peak memory of a worker", f"{peak / 2**20:,.0f} MiB", ""],
-        ["3", f"error against K-Means on {args.sample:,} pixels", told, "at most 1.005x"],
-    ]
-
-
-def decode_alone(files):
-    begun = time.perf_counter()
-    for file in files:
-        open_image(file, max_pixels=MAX_PIXELS)
-    return time.perf_counter() - begun
-
-
-def peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def proportion(args: argparse.Namespace, work: Path) -> list[list[str]]:
@@ -348,7 +141,7 @@ def measured(name: str, folder: Path, work: Path, amount: float, unit: str) -> l
     return ["4", name, told, "in proportion"]
 
 
-def same_files(args: argparse.Namespace, folder: Path, work: Path) -> list[list[str]]:
+def same_files(args: argparse.Namespace, folder: Path, work: Path, name: str) -> list[list[str]]:
     """Hashes of all outputs for one worker, for several, and for a job that was killed and resumed."""
     hashes = {}
     for n in dict.fromkeys((1, args.workers, 3)):
@@ -368,7 +161,7 @@ def same_files(args: argparse.Namespace, folder: Path, work: Path) -> list[list[
     subprocess.run(command, check=True, capture_output=True)
     hashes[f"killed after {done} photos and resumed"] = hash_of(output / "killed")
     verdict = "the same" if len(set(hashes.values())) == 1 else "DIFFERENT"
-    return [["5", f"files of {len(list(folder.iterdir())):,} photos: {', '.join(hashes)}", verdict, "bitwise the same"]]
+    return [["5", f"files of {len(list(folder.iterdir())):,} {name}: {', '.join(hashes)}", verdict, "bitwise the same"]]
 
 
 def hash_of(run: Path) -> str:
@@ -376,28 +169,6 @@ def hash_of(run: Path) -> str:
     for path in sorted((run / "quantized").glob("**/*.png")):
         digest.update(str(path.relative_to(run)).encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-# what is printed
-
-
-def print_peers(table: dict[tuple[str, int], tuple[float, float]], ks: Sequence[int], n: int) -> list[list[str]]:
-    print(f"\nSeconds a photo and mean squared RGB distance, {n} photos, undithered, one thread\n")
-    print("| | " + " | ".join(f"K={k}: s | MSE" for k in ks) + " |")
-    print("|---" * (1 + 2 * len(ks)) + "|")
-    for name in dict.fromkeys(name for name, _ in table):
-        cells = [f"{table[name, k][0]:.4f} | {table[name, k][1]:,.2f}" for k in ks]
-        print(f"| {name} | " + " | ".join(cells) + " |")
-    rows = []
-    for k in ks:
-        mine, best = table[OURS, k][1], table[BEST, k][1]
-        bound = 1.01 if k == 256 else 1.005
-        rows.append(["2", f"K={k}: error against the best of 3 scikit-learn fits", f"{mine / best:.4f}x", f"{bound}x"])
-        others = {name: table[name, k][1] for name, kk in table if kk == k and name != OURS and "scikit" not in name}
-        nearest_name = min(others, key=others.__getitem__)
-        told = f"{mine / others[nearest_name]:.4f}x of {nearest_name}"
-        rows.append(["2", f"K={k}: error against the best other peer", told, "below 1x"])
-    return rows
 
 
 def print_machine() -> None:
@@ -411,22 +182,14 @@ def print_machine() -> None:
     print(f"{machine()}; {', '.join(told)}")
 
 
-def some(folder: Path, n: int, work: Path) -> Path:
-    """Make a folder with links to n photos from all over another."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    chosen = files if n >= len(files) else [files[i] for i in np.linspace(0, len(files) - 1, n).astype(int)]
-    linked = Path(tempfile.mkdtemp(dir=work))
-    for path in chosen:
-        (linked / path.name).symlink_to(path.resolve())
-    return linked
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speed", type=Path, required=True, help="folder of photos for the speed, for example LFW")
     parser.add_argument("--photos", type=Path, required=True, help="folder of colour photos for the errors")
     parser.add_argument("--n-speed", type=int, default=4324, help="photos of --speed")
     parser.add_argument("--n-photos", type=int, default=50, help="photos of --photos")
+    parser.add_argument("--times", type=int, default=20, help="names a photo of --photos has for the speed")
+    parser.add_argument("--variants", type=int, default=400, help="photos made of --photos for a large colour table")
     parser.add_argument("--n-same", type=int, default=500, help="photos whose files are compared bitwise")
     parser.add_argument("--k", type=int, nargs="+", default=KS, help="K of the table of errors")
     parser.add_argument("--workers", type=int, default=2)
@@ -437,26 +200,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--items", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="parts that are run")
     parser.add_argument("--work", type=Path, default=None, help="folder for what is written; absent: a temporary one")
     args = parser.parse_args(argv)
-    os.environ.pop("OPENBLAS_CORETYPE", None)
-    os.environ.pop("OPENBLAS_L2_SIZE", None)
     with tempfile.TemporaryDirectory(dir=args.work) as name:
         work, rows = Path(name), []
         print_machine()
-        folder = some(args.speed, args.n_speed, work)
+        folder, photos = some(args.speed, args.n_speed, work), some(args.photos, args.n_photos, work)
         if 1 in args.items:
             with workers(args.workers) as client:
-                rows += speed(client, args, folder, work)
+                rows += speed(client, args, folder, work, f"photos of {args.speed.name}")
+                name = f"photos of {args.photos.name}, {args.n_photos} under {args.times} names each"
+                rows += speed(client, args, some(args.photos, args.n_photos, work, args.times), work, name)
         if 2 in args.items:
-            photos = sorted(some(args.photos, args.n_photos, work).iterdir())
             with workers(args.workers) as client:
-                rows += print_peers(compare(client, photos, args.k), args.k, len(photos))
+                rows += print_peers(compare(client, sorted(photos.iterdir()), args.k), args.k, args.n_photos)
         if 3 in args.items:
-            rows += shared(args, folder, work)
-            rows += shared(args, some(args.photos, args.n_photos, work), work)
+            chosen = {
+                f"photos of {args.speed.name}": folder,
+                f"photos of {args.photos.name}": photos,
+                f"variants of photos of {args.photos.name}": variants(photos, work, args.variants),
+            }
+            for name, images in chosen.items():
+                rows += shared(images, work, args.workers, args.sample, name)
         if 4 in args.items:
             rows += proportion(args, work)
         if 5 in args.items:
-            rows += same_files(args, some(folder, args.n_same, work), work)
+            rows += same_files(args, some(folder, args.n_same, work), work, f"photos of {args.speed.name}")
+            rows += same_files(args, photos, work, f"photos of {args.photos.name}")
     print("\n| item | what | measured | wanted |\n|---|---|---|---|")
     for row in rows:
         print("| " + " | ".join(row) + " |")

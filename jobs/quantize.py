@@ -109,11 +109,10 @@ def retry(path: str, cluster: str | None = None) -> None:
 
 
 def _refuse_own_outputs(config: Config, manifest: pa.Table) -> None:
-    """Refuse to read images where this run writes its own: they would be replaced."""
-    own = {
-        os.fsencode(name(run_folder(config).path / "quantized")) + b"/" for name in (os.path.abspath, os.path.realpath)
-    }
-    if any(file.startswith(tuple(own)) for file in manifest["file"].to_pylist()):
+    """Refuse to read images where this run writes its own, by whatever name: they would be replaced."""
+    own = os.path.join(os.path.realpath(os.fsencode(run_folder(config).path / "quantized")), b"")
+    folders = {os.path.dirname(file) for file in manifest["file"].to_pylist()}
+    if any(os.path.join(os.path.realpath(folder), b"").startswith(own) for folder in folders):
         raise UserError(
             f"input.path={config.input.path}: images lie in {run_folder(config).path / 'quantized'}, which this run "
             "writes; choose another name or output"

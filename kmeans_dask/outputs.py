@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from uuid import uuid4
 
 from kmeans_dask.publish import remove
@@ -30,18 +30,19 @@ def output_names(paths: Sequence[str], suffix: str = ".png") -> list[str]:
     list of str
         Relative paths, all distinct, without ``..``.
     """
-    safe = [_inside(path) for path in paths]
-    plain = [str(path.with_suffix(suffix)) for path in safe]
+    safe = [_inside(path) for path in paths]  # strings: a million of pathlib's paths would take a minute
+    plain = [f"{os.path.splitext(path)[0]}{suffix}" for path in safe]
     uses = Counter(name.casefold() for name in plain)
-    uses.update({str(folder).casefold() for path in safe for folder in path.parents})
+    uses.update({folder.casefold() for folder in _folders(safe)})
     taken = set(uses)
     names = []
     for path, name in zip(safe, plain, strict=True):
         if uses[name.casefold()] > 1:
             name, number = f"{path}{suffix}", 1
+            stem, kind = os.path.splitext(path)
             while name.casefold() in taken:
                 number += 1
-                name = f"{path.with_stem(f'{path.stem}~{number}')}{suffix}"
+                name = f"{stem}~{number}{kind}{suffix}"
             taken.add(name.casefold())
         names.append(name)
     return names
@@ -52,7 +53,7 @@ def renamed(paths: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]
     return [
         (path, name)
         for path, name in zip(paths, names, strict=True)
-        if str(PurePosixPath(path or "_").with_suffix("")) != str(PurePosixPath(name).with_suffix(""))
+        if os.path.splitext(path)[0] != os.path.splitext(name)[0]
     ]
 
 
@@ -91,7 +92,18 @@ def write_file(path: str, data: bytes) -> None:
         raise
 
 
-def _inside(path: str) -> PurePosixPath:
+def _folders(paths: Sequence[str]) -> set[str]:
+    """Return every folder that one of the paths lies in, at any depth."""
+    folders: set[str] = set()
+    for path in paths:
+        folder = os.path.dirname(path)
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = os.path.dirname(folder)
+    return folders
+
+
+def _inside(path: str) -> str:
     """Make a path that stays in its folder: no root, no ``..``, no empty name."""
     kept = [part for part in path.split("/") if part not in ("", ".")]
-    return PurePosixPath(*("_" if part == ".." else part for part in kept or ["_"]))
+    return "/".join("_" if part == ".." else part for part in kept or ["_"])

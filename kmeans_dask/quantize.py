@@ -32,8 +32,8 @@ from kmeans_dask.palettes import fit_palette, room_for
 from kmeans_dask.shared_palette import Palettes, path_number
 from kmeans_dask.sources import read_manifest
 
-_BATCH_ITEMS, _BATCH_BYTES = 64, 4 * 2**20
-"""Limits of a batch: 64 photos of 250 x 250 take 0.1-0.3 s; 4 MiB of JPEG are about 25 megapixels, 1 s."""
+_BATCH_ITEMS, _BATCH_BYTES = 64, 2**20
+"""Limits of a batch: 64 photos of 250 x 250 take 0.1-0.3 s; 1 MiB of JPEG are about 6 megapixels, 0.5 s."""
 _FORMAT_VERSION = 3
 
 
@@ -71,7 +71,7 @@ def plan_batches(manifest: pa.Table) -> list[tuple[int, int]]:
     Returns
     -------
     list of (start, stop)
-        Rows; each batch has at most 64 items, and at most 4 MiB of files unless it is a single one.
+        Rows; each batch has at most 64 items, and at most 1 MiB of files unless it is a single one.
     """
     batches, start, total = [], 0, 0
     for row, size in enumerate(manifest["bytes"].to_pylist()):

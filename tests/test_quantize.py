@@ -235,6 +235,29 @@ def test_an_image_of_few_colours_has_no_error(run, photos):
     assert (row["colours"], row["mse"], row["psnr"]) == (1, 0.0, None)
 
 
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_a_file_that_is_broken_in_the_middle_is_a_row(run, photos, kind):
+    Image.fromarray(noise(90, 100)).save(photos / f"half.{kind}")
+    data = (photos / f"half.{kind}").read_bytes()
+    (photos / f"half.{kind}").write_bytes(data[: len(data) // 2])
+    write_manifest(manifest_of(photos, ["four.png", f"half.{kind}", "a/one.png"]), run / "manifest.parquet")
+    summaries, table = quantize(run, k=[2, 6])
+    assert [(summary.done, summary.failed) for summary in summaries] == [(2, 1)]
+    assert table["status"].to_pylist() == ["ok", "ok", "unreadable", "unreadable", "ok", "ok"]
+    assert not list(run.glob("quantized/**/half*"))
+
+
+def test_rgb_and_opaque_rgba_files_give_the_same_output(run, photos):
+    pixels = noise(30, 40)
+    Image.fromarray(pixels).save(photos / "x.png")
+    Image.fromarray(pixels).convert("RGBA").save(photos / "b" / "x.png")
+    for name in ("x.png", "b/x.png"):
+        write_manifest(manifest_of(photos, [name]), run / "manifest.parquet")
+        quantize(run, k=[6], palette="shared")
+        (run / f"quantized/6/{name}").rename(run / f"{name.replace('/', '-')}")
+    assert (run / "x.png").read_bytes() == (run / "b-x.png").read_bytes()
+
+
 def test_inputs_are_not_touched(run, photos):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in photos.glob("**/*.*")}
     quantize(run)

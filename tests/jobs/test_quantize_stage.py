@@ -160,7 +160,9 @@ def test_inputs_are_never_what_the_run_writes(command: Command, photos: Path, tm
     config = job(tmp_path, photos, k=[2, 6])
     assert command("run", config).status == 0
     before = times_of(tmp_path / "runs" / "small")
-    said = command("run", config, f"input.path={tmp_path / 'runs/small/quantized/6'}")
-    assert said.status == 2
-    assert "choose another name or output" in said.err
+    (tmp_path / "link").symlink_to(tmp_path / "runs/small/quantized")
+    for folder in ("runs/small/quantized/6", "link/6", "link"):
+        said = command("run", config, f"input.path={tmp_path / folder}")
+        assert said.status == 2
+        assert "choose another name or output" in said.err
     assert times_of(tmp_path / "runs" / "small") == before

@@ -1,0 +1,61 @@
+"""The quantize stage run on a folder, and what a benchmark of it needs."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from distributed import Client
+
+from jobs import quantize as stage_quantize
+from jobs.listing import list_items_once
+from kmeans_dask.cluster import connect
+from kmeans_dask.config import Cluster, Config
+from kmeans_dask.runs import open_run
+
+MAX_PIXELS = 10**9
+
+
+@contextmanager
+def workers(n: int) -> Iterator[Client]:
+    with connect(Cluster(kind="local", workers=n, threads=1)) as client:
+        yield client
+
+
+def config_of(folder: Path, output: Path, name: str, **settings: Any) -> Config:
+    source = {"path": str(folder), "labels": "none", "max_pixels": MAX_PIXELS}
+    return Config(name=name, output=str(output), input=source, quantize=settings)
+
+
+def run_stage(client: Client, folder: Path, work: Path, **settings: Any) -> tuple[float, Path]:
+    """Run the stage on a folder into a new run folder: seconds of the stage, listing excluded."""
+    config = config_of(folder, Path(tempfile.mkdtemp(dir=work)), "run", **settings)
+    run = open_run(config, fresh=True)
+    with redirect_stdout(sys.stderr):
+        list_items_once(config, run)
+        begun = time.perf_counter()
+        stage_quantize.run(config, client)
+        return time.perf_counter() - begun, run.path
+
+
+def some(folder: Path, n: int, work: Path, times: int = 1) -> Path:
+    """Make a folder with links to n photos from all over another, each under so many names."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    chosen = files if n >= len(files) else [files[i] for i in np.linspace(0, len(files) - 1, n).astype(int)]
+    linked = Path(tempfile.mkdtemp(dir=work))
+    for path in chosen:
+        for number in range(times):
+            (linked / f"{number:02}-{path.name}").symlink_to(path.resolve())
+    return linked
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most; getrusage would begin with those of the process that started it."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,102 @@
+"""One palette of 256 colours for a folder: the time split, the memory, the error against K-Means on a large sample."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.cluster import KMeans
+
+from benchmarks.quantize_stage import MAX_PIXELS, config_of, peak_memory, run_stage, some, workers
+from jobs.listing import list_items_once
+from kmeans_dask import store
+from kmeans_dask.colour_means import coarse_centres
+from kmeans_dask.colours import ColourTable, nearest
+from kmeans_dask.images import open_image
+from kmeans_dask.quantize import finish_quantized, missing_outputs, plan_batches, quantize_tasks
+from kmeans_dask.runs import open_run
+from kmeans_dask.shared_palette import count_tasks, fit_shared
+from kmeans_dask.sources import read_manifest
+
+K = 256
+
+
+def shared(folder: Path, work: Path, n_workers: int, sample: int, name: str) -> list[list[str]]:
+    """Rows of the table of item 3 for one folder."""
+    files = sorted(folder.iterdir())
+    settings = {"k": [K], "palette": "shared"}
+    with workers(n_workers) as client:
+        run_stage(client, some(folder, 64, work), work, **settings)  # compile
+        batches = [files[start : start + 16] for start in range(0, len(files), 16)]
+        decode = sum(client.gather(client.map(decode_alone, batches, pure=False))) / n_workers
+        config = config_of(folder, Path(tempfile.mkdtemp(dir=work)), "run", **settings)
+        run = open_run(config, fresh=True)
+        list_items_once(config, run)
+        job = (run.manifest, run.path, config.quantize, 0, MAX_PIXELS)
+        at = [time.perf_counter()]
+        client.gather(client.compute(count_tasks(*job, plan_batches(read_manifest(run.manifest)))))
+        at.append(time.perf_counter())
+        palettes = fit_shared(run.path, config.quantize, 0)
+        at.append(time.perf_counter())
+        client.gather(client.compute(quantize_tasks(*job, missing_outputs(*job), palettes)))
+        rows = finish_quantized(run.path, [K]).to_pylist()
+        at.append(time.perf_counter())
+        peak = max(client.run(peak_memory).values())
+    count, fit, write = np.diff(at)
+    table = ColourTable(*store.read_colours(run.path / "colours.zarr"))
+    # measured on all pixels of the written files, not on the table
+    pixels = {row["path"]: math.prod(open_image(folder / row["path"], max_pixels=MAX_PIXELS).size) for row in rows}
+    error = sum(row["mse"] * pixels[row["path"]] for row in rows) / sum(pixels.values())
+    what = f"{len(files):,} {name}, {sum(pixels.values()) / 1e6:,.0f} megapixels, {len(table):,} colours"
+    split = f"{decode:.1f} / {max(count - decode, 0):.1f} / {fit:.1f} / {write:.1f} s"
+    told = [
+        ["3", f"{what}: decode / table / fit / write", split, "fit below 10 s"],
+        ["3", "peak memory of a worker", f"{peak / 2**20:,.0f} MiB", ""],
+    ]
+    if len(table) <= K:
+        return [*told, ["3", "error", f"{error:g}: every colour is in the palette", "at most 1.005x"]]
+    theirs = error_of(table, sampled_centres(table, sample))
+    binned = coarse_centres(table, K, init="k-means++", space="rgb", rng=np.random.default_rng([0, K]))
+    return [
+        *told,
+        ["3", f"error {error:.3f}, against K-Means on {sample:,} pixels", f"{error / theirs:.4f}x", "at most 1.005x"],
+        ["3", "error of the start, which has seen bins only", f"{error_of(table, np.rint(binned)) / theirs:.4f}x", ""],
+    ]
+
+
+def decode_alone(files):
+    begun = time.perf_counter()
+    for file in files:
+        open_image(file, max_pixels=MAX_PIXELS)
+    return time.perf_counter() - begun
+
+
+def sampled_centres(table, sample):
+    """Fit scikit-learn's K-Means to random pixels, rounded to bytes as a palette is."""
+    rows = np.random.default_rng(0).choice(len(table), sample, p=table.counts / table.counts.sum())
+    fit = KMeans(K, n_init=1, random_state=0).fit(table.colours[rows].astype(np.float32))
+    return np.rint(fit.cluster_centers_)
+
+
+def error_of(table, centres) -> float:
+    squared = nearest(table.points, np.ascontiguousarray(centres, np.float32))[1]
+    return float(squared.astype(np.float64) @ table.counts / table.counts.sum())
+
+
+def variants(folder: Path, work: Path, n: int) -> Path:
+    """Make n photos of the photos of a folder, doubled in size and with other tones: many colours, none invented.
+
+    Every channel of every copy has its own gamma between 0.6 and 1.6.
+    """
+    files, target, generator = sorted(folder.iterdir()), Path(tempfile.mkdtemp(dir=work)), np.random.default_rng(0)
+    levels = np.arange(256) / 255
+    for number in range(n):
+        image = Image.open(files[number % len(files)]).convert("RGB")
+        image = image.resize((2 * image.width, 2 * image.height), Image.Resampling.BICUBIC)
+        curves = np.rint(255 * levels ** generator.uniform(0.6, 1.6, (3, 1))).astype(int)
+        image.point(curves.ravel().tolist()).save(target / f"{number:04}.jpg", quality=95)
+    return target
