@@ -50,6 +50,14 @@ def test_workers_are_processes_with_one_blas_thread():
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)  # they end with the client
 
 
+def test_worker_processes_keep_freed_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    with connect(Cluster(kind="local", workers=1)) as client:
+        (environ,) = client.run(lambda: dict(os.environ)).values()
+    assert "MALLOC_TRIM_THRESHOLD_" not in environ
+    assert environ["OPENBLAS_NUM_THREADS"] == environ["OMP_NUM_THREADS"] == "1"
+
+
 def test_threads_a_worker():
     with connect(Cluster(kind="threads", workers=1, threads=3)) as client:
         assert list(client.nthreads().values()) == [3]
