@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import BaseModel
 
-from kmeans_dask.config import Config, check_folders, load_config
+from kmeans_dask.config import Config, check_sources, load_config
 from kmeans_dask.errors import UserError
 from kmeans_dask.images import ImageError, decode
 from kmeans_dask.normalize import POLICY
@@ -179,7 +179,7 @@ def check_config(text: str | bytes, overrides: list[str], cluster: str | None) -
             assert load_config(again) == config
             outcome = "accepted"
             try:
-                check_folders(config.input)
+                check_sources(config.input)
             except UserError as error:
                 check_message(error, 2000)
     told("config", outcome, time.perf_counter() - begun)

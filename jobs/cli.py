@@ -115,10 +115,10 @@ def retry(run_folder: str, cluster: str | None) -> None:
 
 
 def _run_stages(stages: Sequence[str], config: str, overrides: Sequence[str], cluster: str | None, fresh: bool) -> None:
-    from kmeans_dask.config import check_folders, load_config
+    from kmeans_dask.config import check_sources, load_config
 
     checked = load_config(config, overrides, cluster)
-    check_folders(checked.input)
+    check_sources(checked.input)
 
     from jobs.pipeline import run_stages  # imports pyarrow, which takes 0.2 s
 

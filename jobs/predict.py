@@ -61,7 +61,7 @@ def predict(
     features = open_features(folder.path)
     features.check_new_images()
     class_names, ingest = read_names_and_settings(folder.collection)
-    items = list_items(Input(path=source, labels="none"), config.seed, folder.path / "input")
+    items = list_items(Input(path=[source], labels="none"), config.seed, folder.path / "input")
     farthest = farthest_fitted(folder.clusters, model)
     parts = path.with_name(f".{path.name}.parts")
     predictor = Predictor(model, class_names, farthest, ingest, config.input.max_pixels, features)

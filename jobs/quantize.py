@@ -114,7 +114,7 @@ def _refuse_own_outputs(config: Config, manifest: pa.Table) -> None:
     folders = {os.path.dirname(file) for file in manifest["file"].to_pylist()}
     if any(os.path.join(os.path.realpath(folder), b"").startswith(own) for folder in folders):
         raise UserError(
-            f"input.path={config.input.path}: images lie in {run_folder(config).path / 'quantized'}, which this run "
+            f"input.path: images lie in {run_folder(config).path / 'quantized'}, which this run "
             "writes; choose another name or output"
         )
 

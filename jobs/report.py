@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from kmeans_dask.colour_plots import error_distribution, palette_strips
 from kmeans_dask.config import Config
 from kmeans_dask.evaluation import nearest_items
 from kmeans_dask.features import Features, open_features
-from kmeans_dask.images import ImageError, open_image
+from kmeans_dask.images import Content, ImageError, open_image
 from kmeans_dask.models import Model, read_model
 from kmeans_dask.normalize import POLICY, to_array
 from kmeans_dask.palette_files import read_palette
@@ -49,7 +49,7 @@ from kmeans_dask.report import (
     write_report,
 )
 from kmeans_dask.runs import RunFolder, run_folder
-from kmeans_dask.sources import read_manifest
+from kmeans_dask.sources import read_contents, read_manifest
 from kmeans_dask.store import read_block
 
 _WORST, _STRIPS, _STRIP_COLOURS = 8, 6, 256
@@ -271,24 +271,32 @@ def _before_after(config: Config, folder: RunFolder, done: pa.Table, chosen: Seq
     outputs: dict[str, dict[int, str]] = {}
     for path, k, output in zip(*(done[name].to_pylist() for name in ("path", "k", "output")), strict=True):
         outputs.setdefault(path, {})[k] = output
-    items = read_manifest(folder.manifest)
-    files = dict(zip(items["path"].to_pylist(), items["file"].to_pylist(), strict=True))
+    max_pixels = config.input.max_pixels
+    found = _originals(folder, chosen, max_pixels)
     ks = list(dict.fromkeys(done["k"].to_pylist()))
     originals, versions, titles = [], [], []
     for path in chosen:
-        if len(outputs[path]) < len(ks):  # one of them could not be written
-            continue
-        try:
-            originals.append(_read_rgb(files[path], config.input.max_pixels))
-        except ImageError:  # it was readable when it was quantized
-            continue
-        versions.append([_read_rgb(folder.path / outputs[path][k], config.input.max_pixels) for k in ks])
-        titles.append(path)
+        if path in found and len(outputs[path]) == len(ks):  # else one of them could not be written
+            originals.append(found[path])
+            versions.append([_read_rgb(folder.path / outputs[path][k], max_pixels) for k in ks])
+            titles.append(path)
     return before_after_sheet(originals, versions, ks, titles)
 
 
-def _read_rgb(file: bytes | Path, max_pixels: int) -> NDArray[np.uint8]:
-    return to_array(open_image(file, max_pixels=max_pixels), mode="RGB")
+def _originals(folder: RunFolder, paths: Sequence[str], max_pixels: int) -> dict[str, NDArray[np.uint8]]:
+    """Read the original images of these paths; those that have gone since are left out."""
+    items = read_manifest(folder.manifest)
+    items = items.filter(pc.is_in(items["path"], pa.array(paths, pa.string())))
+    names = items["path"].to_pylist()
+    found = {}
+    for row, content in read_contents(items):
+        with suppress(ImageError):
+            found[names[row]] = _read_rgb(content, max_pixels)
+    return found
+
+
+def _read_rgb(content: Content, max_pixels: int) -> NDArray[np.uint8]:
+    return to_array(open_image(content, max_pixels=max_pixels), mode="RGB")
 
 
 def _run_section(folder: RunFolder) -> Section:

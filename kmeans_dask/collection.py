@@ -37,7 +37,7 @@ from kmeans_dask.images import ImageError, decode
 from kmeans_dask.kernels import slice_rows
 from kmeans_dask.normalize import POLICY
 from kmeans_dask.publish import publish, remove
-from kmeans_dask.sources import MANIFEST_SCHEMA, read_manifest, write_manifest
+from kmeans_dask.sources import MANIFEST_SCHEMA, read_contents, read_manifest, write_manifest
 
 _DECODE_SCHEMA = pa.schema(
     [
@@ -94,7 +94,7 @@ class Collection:
     labels : (n,) int32
         Index into `class_names`, -1 = none.
     class_names : tuple of str
-        In natural order: 2 before 10.
+        As `input.classes` names them, else in natural order: 2 before 10.
     items : (n) pyarrow.Table
         `ITEMS_SCHEMA`.
     chunk_rows : int
@@ -234,7 +234,7 @@ def ingest_tasks(manifest_path: Path, folder: Path, config: Ingest, source: Inpu
         return []
     partial = _partial_of(folder)
     if not _is_made_from(fingerprint, partial):
-        _create(partial, read_manifest(manifest_path)["label"], config, fingerprint)
+        _create(partial, read_manifest(manifest_path)["label"], config, source.classes, fingerprint)
     starts = _plan_of(partial).starts
     task = dask.delayed(ingest_chunk, pure=False, traverse=False)
     return [
@@ -263,7 +263,7 @@ def ingest_chunk(
 
 
 def decode_rows(manifest: pa.Table, config: Ingest, max_pixels: int) -> tuple[NDArray[np.uint8], pa.Table]:
-    """Decode some items, one after the other.
+    """Read and decode some items.
 
     Parameters
     ----------
@@ -282,11 +282,11 @@ def decode_rows(manifest: pa.Table, config: Ingest, max_pixels: int) -> tuple[ND
         `ITEMS_SCHEMA`; a bad image has its status and reason.
     """
     block = np.zeros((len(manifest), *_row_shape(config)), np.uint8)
-    told: list[tuple[Any, ...]] = []
-    for pixels, file in zip(block, manifest["file"].to_pylist(), strict=True):
+    told: list[tuple[Any, ...]] = [()] * len(manifest)
+    for row, content in read_contents(manifest):
         try:
             decoded = decode(
-                file,
+                content,
                 size=config.size,
                 mode=config.mode,
                 max_pixels=max_pixels,
@@ -295,10 +295,10 @@ def decode_rows(manifest: pa.Table, config: Ingest, max_pixels: int) -> tuple[ND
                 background=config.background,
             )
         except ImageError as error:
-            told.append((None, None, None, None, error.status, str(error)))
+            told[row] = (None, None, None, None, error.status, str(error))
         else:
-            pixels[:] = decoded.pixels
-            told.append((*decoded[1:], "ok", None))
+            block[row] = decoded.pixels
+            told[row] = (*decoded[1:], "ok", None)
     return block, _with_columns(manifest, told)
 
 
@@ -451,9 +451,9 @@ def _read_flat(folder: Path, start: int, stop: int) -> NDArray[np.uint8]:
     return store.read_block(folder, start, stop).reshape(stop - start, -1)
 
 
-def _create(folder: Path, labels: pa.ChunkedArray, config: Ingest, fingerprint: str) -> None:
+def _create(folder: Path, labels: pa.ChunkedArray, config: Ingest, classes: Sequence[str], fingerprint: str) -> None:
     """Make the empty collection: labels and attrs are known before the first image is read."""
-    class_names = sorted(pc.unique(labels.drop_null()).to_pylist(), key=_natural)
+    class_names = list(classes) or sorted(pc.unique(labels.drop_null()).to_pylist(), key=_natural)
     index = pc.fill_null(pc.index_in(labels, pa.array(class_names, pa.string())), -1)
     height, width, channels = _row_shape(config)
     layout = store.Layout((len(labels), height, width, channels), plan_chunks(len(labels), config).chunk_rows)
@@ -476,7 +476,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _fingerprint(manifest_path: Path, config: Ingest, source: Input) -> str:
     """Hash everything that decides about the collection: the items, the settings, the layout."""
-    settings = [config.model_dump(), source.max_pixels, POLICY, store.FORMAT_VERSION]
+    settings = [config.model_dump(), source.max_pixels, source.classes, POLICY, store.FORMAT_VERSION]
     with open(manifest_path, "rb") as file:
         items = hashlib.file_digest(file, "sha256").hexdigest()
     return hashlib.sha256(json.dumps([items, settings]).encode()).hexdigest()

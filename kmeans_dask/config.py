@@ -48,7 +48,11 @@ _ONE_OR_MORE = (BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_
 def _folder_or_share(value: Any) -> Any:
     is_share = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1
     if not (value is None or isinstance(value, str) or is_share):
-        raise ValueError("allowed are a folder, or a share of the items above 0 and below 1")
+        raise ValueError("allowed are a folder or another source, or a share of the items above 0 and below 1")
+    if isinstance(value, str) and value.startswith("pattern:"):
+        _check_pattern(value)
+    if isinstance(value, str) and value.startswith("column:") and "=" not in value:
+        raise ValueError("write the value that is held out, for example column:split=test")
     return value
 
 
@@ -57,6 +61,22 @@ def _standard_or_number(value: Any) -> Any:
     if not (value == "standard" or is_number):
         raise ValueError("allowed are a number above 0 that is divided by, or standard")
     return value
+
+
+def _labels(value: str) -> str:
+    setting, _, argument = value.partition(":")
+    if value not in ("folder", "none") and not (setting in ("pattern", "column", "json") and argument):
+        raise ValueError("allowed are folder, none, pattern:REGEX, column:NAME and json:KEY")
+    if setting == "pattern":
+        _check_pattern(value)
+    return value
+
+
+def _check_pattern(value: str) -> None:
+    try:
+        re.compile(value.partition(":")[2])
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"no regular expression: {error}") from None
 
 
 _KINDS = ("pixels", "hog", "colour-histogram", "file")
@@ -88,14 +108,26 @@ class Section(BaseModel):
 class Input(Section):
     """Where the images and their labels come from."""
 
-    path: str | None = None
-    """Folder of images, searched at any depth."""
+    path: Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)] | None = None
+    """Folder, archive, array, table, list of paths, image or pattern, here or as a URL; one or several."""
     builtin: Literal["digits", "photos"] | None = None
     """Images that come with scikit-learn, written out as a folder: 1,797 digits of 8x8, or two photos."""
     holdout: Annotated[str | float | None, BeforeValidator(_folder_or_share)] = None
-    """Scored, never fitted: a second folder, or a share of the items of each label (0-1)."""
-    labels: Literal["folder", "none"] = "folder"
-    """``folder``: the name of the folder that an image lies in is its label."""
+    """Scored, never fitted: a second source; a share of the items of each label (0-1); ``column:NAME=VALUE``, the items
+    with that value; or ``pattern:REGEX``, those with such a path."""
+    labels: Annotated[str, AfterValidator(_labels)] = "folder"
+    """``folder``: the name of the folder that an image lies in. ``none``. ``pattern:REGEX``: its group ``label`` or
+    first group, on the path. ``column:NAME``: of the source, or of `table`. ``json:KEY``: of a JSON file beside it."""
+    classes: list[str] = []
+    """Names of the classes in their order; labels that are numbers are positions in it, from 0."""
+    include: list[str] = []
+    """Shell patterns of the paths that are items, ``*`` also for ``/``; none: names that end as images do."""
+    exclude: list[str] = []
+    """Shell patterns of the paths that are left out."""
+    column: str | None = None
+    """Column of a table, or array of an .npz file or zarr group, that holds the images; of a CSV list, the paths."""
+    table: str | None = None
+    """CSV or Parquet file of columns for `labels` and `holdout`, joined on its column ``path``."""
     max_failed: float = Field(0.5, ge=0, le=1)
     """Share of unreadable items (0-1) above which the job fails."""
     max_pixels: int = Field(200_000_000, gt=0)
@@ -104,7 +136,10 @@ class Input(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Input:
         if (self.path is None) == (self.builtin is None):
-            raise ValueError("give either path (a folder) or builtin (digits or photos)")
+            raise ValueError("give either path (a folder or another source) or builtin (digits or photos)")
+        reads_column = any(str(value).startswith("column:") for value in (self.labels, self.holdout))
+        if self.table is not None and not reads_column:
+            raise ValueError("table is read for labels=column:NAME or holdout=column:NAME=VALUE: give one of them")
         return self
 
 
@@ -325,8 +360,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), cluster: str | 
         raise UserError(f"{path}: {_first_message(error)}") from None
 
 
-def check_folders(source: Input) -> None:
-    """Check that the folders of the config are there, which costs nothing.
+def check_sources(source: Input) -> None:
+    """Check that the files and folders of this machine that the config names are there, which costs nothing.
 
     Parameters
     ----------
@@ -336,22 +371,17 @@ def check_folders(source: Input) -> None:
     Raises
     ------
     UserError
-        A folder is missing, or is a file.
+        One is missing. Patterns and URLs are not looked at.
     """
-    if source.path is not None:
-        existing_folder("input.path", source.path)
-    if isinstance(source.holdout, str):
-        existing_folder("input.holdout", source.holdout)
-
-
-def existing_folder(key: str, name: str | None) -> Path:
-    """Return the full path of a folder that the config names, or raise `UserError`."""
-    path = os.path.abspath(os.path.expanduser(name or ""))  # unlike those of Path, these never raise
-    if not os.path.exists(path):
-        raise UserError(f"{key}={name}: there is no such folder ({path}); give an existing folder of images")
-    if not os.path.isdir(path):
-        raise UserError(f"{key}={name} is a file; give the folder that the images lie in")
-    return Path(path)
+    named = [("input.path", name) for name in source.path or []]
+    if isinstance(source.holdout, str) and not source.holdout.startswith(("column:", "pattern:")):
+        named.append(("input.holdout", source.holdout))
+    if source.table is not None:
+        named.append(("input.table", source.table))
+    for key, name in named:
+        path = os.path.abspath(os.path.expanduser(name))
+        if not (os.path.lexists(path) or "://" in name or re.search(r"[*?\[{]", name)):
+            raise UserError(f"{key}={name}: there is no such file or folder ({path}); give an existing one")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

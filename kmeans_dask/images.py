@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from kmeans_dask.normalize import Filter, Fit, Mode, normalize
+from kmeans_dask.normalize import Filter, Fit, Mode, normalize, to_bytes
 
 Status = Literal["missing", "unreadable", "too large"]
 
@@ -76,6 +76,10 @@ class ImageError(ValueError):
         return self.reason
 
 
+Content = bytes | str | os.PathLike[str] | BinaryIO | NDArray[Any] | ImageError
+"""What an image is read from."""
+
+
 class Decoded(NamedTuple):
     """A decoded image and what the file was before it was brought to one size and mode."""
 
@@ -100,7 +104,7 @@ class _Loaded(NamedTuple):
 
 
 def decode(
-    file: bytes | str | os.PathLike[str] | BinaryIO,
+    file: Content,
     *,
     size: tuple[int, int],
     mode: Mode,
@@ -114,7 +118,8 @@ def decode(
     Parameters
     ----------
     file
-        Path (bytes for names that are no valid text), or an open binary file.
+        Path (bytes for names that are no valid text), an open binary file, pixels (height, width) or (height, width,
+        1, 3 or 4) of any number type, or the error that was met on the way to them.
     size
         Height and width in pixels of the result.
     mode
@@ -134,6 +139,10 @@ def decode(
     ImageError
         Whatever is wrong with the file.
     """
+    if isinstance(file, np.ndarray) and file.dtype == np.uint8 and file.shape[:2] == size:
+        pixels = file.reshape(*size, -1)
+        if pixels.shape[2] == (1 if mode == "L" else 3):  # a row as it is wanted
+            return Decoded(pixels, size[1], size[0], mode, [])
     loaded = _open(file, max_pixels, (mode, _DRAFT_MARGIN * max(size)))
     try:
         pixels, changes = normalize(
@@ -144,13 +153,14 @@ def decode(
     return Decoded(pixels, loaded.width, loaded.height, loaded.mode, loaded.changes + changes)
 
 
-def open_image(file: bytes | str | os.PathLike[str] | BinaryIO, *, max_pixels: int) -> Image.Image:
+def open_image(file: Content, *, max_pixels: int) -> Image.Image:
     """Open and load one image: its first frame, turned as EXIF says, in the mode of the file.
 
     Parameters
     ----------
     file
-        Path (bytes for names that are no valid text), or an open binary file.
+        Path (bytes for names that are no valid text), an open binary file, pixels (height, width) or (height, width,
+        1, 3 or 4) of any number type, or the error that was met on the way to them.
     max_pixels
         Pixels (width x height) above which the image is not decoded.
 
@@ -168,9 +178,13 @@ def open_image(file: bytes | str | os.PathLike[str] | BinaryIO, *, max_pixels: i
     return _open(file, max_pixels, None).image
 
 
-def _open(file: bytes | str | os.PathLike[str] | BinaryIO, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
+def _open(file: Content, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
     """Open and load; `draft` is the mode and the side in pixels that a JPEG may be decoded down to."""
+    if isinstance(file, ImageError):
+        raise file
     try:
+        if isinstance(file, np.ndarray):
+            return _image_of(file, max_pixels)
         if not isinstance(file, (bytes, str, os.PathLike)):
             return _load(file, max_pixels, draft)
         with open(file, "rb", buffering=0) as raw:
@@ -191,8 +205,7 @@ def _open(file: bytes | str | os.PathLike[str] | BinaryIO, max_pixels: int, draf
 def _load(stream: Any, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
     image = Image.open(stream, formats=FORMATS)
     (width, height), mode = image.size, image.mode
-    if width * height > max_pixels:
-        raise ImageError("too large", f"{width} x {height} pixels, more than max_pixels={max_pixels}")
+    _check_size(width, height, max_pixels)
     changes = []
     if _has_more_frames(image):
         changes.append("first frame")
@@ -208,6 +221,28 @@ def _load(stream: Any, max_pixels: int, draft: tuple[Mode, int] | None) -> _Load
     if image.size != loaded:
         width, height = height, width
     return _Loaded(image, width, height, mode, changes)
+
+
+def _image_of(pixels: NDArray[Any], max_pixels: int) -> _Loaded:
+    height, width = pixels.shape[:2]
+    _check_size(width, height, max_pixels)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.dtype == np.bool_:
+        pixels = pixels * np.uint8(255)
+    elif pixels.dtype.kind in "ui" and pixels.dtype != np.uint16 and 0 <= pixels.min() <= pixels.max() <= 255:
+        pixels = pixels.astype(np.uint8)  # bytes that were saved in a wider type
+    changes: list[str] = []
+    if pixels.dtype != np.uint8:
+        changes.append("floats" if pixels.dtype.kind == "f" else "16 bits" if pixels.dtype.itemsize == 2 else "32 bits")
+        pixels = to_bytes(pixels)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return _Loaded(image, width, height, image.mode, changes)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError("too large", f"{width} x {height} pixels, more than max_pixels={max_pixels}")
 
 
 def _has_more_frames(image: Image.Image) -> bool:

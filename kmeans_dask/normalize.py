@@ -111,7 +111,7 @@ def _to_8_bits(image: Image.Image, background: str) -> tuple[Image.Image, list[s
     kind = image.mode
     if kind[0] in "IF":  # I, F, I;16, I;16B ...: Pillow's convert would clip them at 255
         change = {"F": "floats", "I": "32 bits"}.get(kind, "16 bits")
-        return Image.fromarray(_to_bytes(np.asarray(image))), [change]
+        return Image.fromarray(to_bytes(np.asarray(image))), [change]
     if kind == "CMYK":
         by_profile = _by_profile(image)
         return by_profile or image.convert("RGB"), ["CMYK by profile" if by_profile else "CMYK by formula"]
@@ -166,8 +166,18 @@ def _to_size(
 
 
 @np.errstate(invalid="ignore")  # signalling NaNs, which hostile files hold
-def _to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale (height, width) integers or floats of any range to uint8, as `POLICY` says."""
+def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Scale numbers of any range to bytes, as `POLICY` says.
+
+    Parameters
+    ----------
+    values : (height, width) or (height, width, channels)
+        Integers or floats.
+
+    Returns
+    -------
+    uint8 of the same shape
+    """
     if values.dtype.kind == "u":
         return (values >> 8).astype(np.uint8)
     is_float = values.dtype.kind == "f"

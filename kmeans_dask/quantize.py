@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from kmeans_dask.colours import psnr
 from kmeans_dask.config import Quantize
 from kmeans_dask.errors import JobError
-from kmeans_dask.images import ImageError, open_image
+from kmeans_dask.images import Content, ImageError, open_image
 from kmeans_dask.journal import Journal, Outcome, journal_of, line_of, open_journal, write_table
 from kmeans_dask.outputs import output_names, write_file
 from kmeans_dask.painting import PNG_LEVEL, Picture, encode, paint, picture_of
 from kmeans_dask.palette_files import write_palette
 from kmeans_dask.palettes import fit_palette, room_for
 from kmeans_dask.shared_palette import Palettes, path_number
-from kmeans_dask.sources import read_manifest
+from kmeans_dask.sources import read_contents, read_manifest
 
 _BATCH_ITEMS, _BATCH_BYTES = 64, 2**20
 """Limits of a batch: 64 photos of 250 x 250 take 0.1-0.3 s; 1 MiB of JPEG are about 6 megapixels, 0.5 s."""
@@ -187,13 +187,16 @@ def quantize_batch(
     """
     begun = time.perf_counter()
     failed = 0
-    items = read_manifest(job.manifest, start, start + len(names)).select(["file", "path", "bytes"]).to_pylist()
+    rows = sorted(todo)
+    manifest = read_manifest(job.manifest, start, start + len(names)).take([row - start for row in rows])
+    items = manifest.select(["path", "bytes"]).to_pylist()
     with open(Journal(job.journal).new_file(start), "ab", buffering=0) as journal:
-        for row, ks in todo.items():
+        for i, content in read_contents(manifest):
+            row, item, ks = rows[i], items[i], todo[rows[i]]
             try:
-                outcomes = list(_quantize_item(job, row, items[row - start], names[row - start], ks, palettes))
+                outcomes = list(_quantize_item(job, row, item, content, names[row - start], ks, palettes))
             except ImageError as error:
-                outcomes = [_failed(row, k, items[row - start], error.status, error) for k in ks]
+                outcomes = [_failed(row, k, item, error.status, error) for k in ks]
             failed += any(outcome.status != "ok" for outcome in outcomes)
             journal.write(line_of(outcomes))
     return BatchSummary(start, len(todo) - failed, failed, time.perf_counter() - begun)
@@ -223,11 +226,17 @@ def finish_quantized(run_folder: Path, ks: Sequence[int]) -> pa.Table:
 
 
 def _quantize_item(
-    job: _Job, row: int, item: dict[str, Any], name: str, ks: Sequence[int], palettes: Palettes | None
+    job: _Job,
+    row: int,
+    item: dict[str, Any],
+    content: Content,
+    name: str,
+    ks: Sequence[int],
+    palettes: Palettes | None,
 ) -> Iterator[Outcome]:
     """Yield the outcome of each K, when its file is written."""
     begun = time.perf_counter()
-    picture = _read(job, item["file"])
+    picture = _read(job, content)
     share = (time.perf_counter() - begun) / len(ks)
     for k in ks:
         begun = time.perf_counter()
@@ -252,7 +261,7 @@ def _quantize_item(
             errors["rgb"],
             psnr(errors["rgb"]) if errors["rgb"] else None,
             errors.get("oklab"),
-            os.path.getsize(item["file"]),  # not the manifest's: a file may be mended before a retry
+            os.path.getsize(content) if isinstance(content, bytes) else item["bytes"],  # a mended file has another size
             len(data),
             time.perf_counter() - begun + share,
             "ok",
@@ -260,8 +269,8 @@ def _quantize_item(
         )
 
 
-def _read(job: _Job, file: bytes) -> Picture:
-    image = open_image(file, max_pixels=job.max_pixels)
+def _read(job: _Job, content: Content) -> Picture:
+    image = open_image(content, max_pixels=job.max_pixels)
     try:
         return picture_of(image)
     except Exception as error:  # an odd mode or too little memory: it may not end the task of the other images

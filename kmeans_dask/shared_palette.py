@@ -28,7 +28,7 @@ from kmeans_dask.kernels import slice_rows
 from kmeans_dask.kmeans import KMeans, fit_together
 from kmeans_dask.painting import picture_of
 from kmeans_dask.palettes import complete, fit_palette, in_order, protect_rare, thin
-from kmeans_dask.sources import read_manifest
+from kmeans_dask.sources import read_contents, read_manifest
 
 Palettes = dict[int, NDArray[np.uint8]]
 
@@ -169,15 +169,16 @@ def _count_batch(job: _Count, start: int, stop: int) -> ColourTable | None:
     """Colours of the images of a batch; None if none could be read or has a pixel that can be seen."""
     tables = []
     items = read_manifest(job.manifest, start, stop)
-    for file, path in zip(items["file"].to_pylist(), items["path"].to_pylist(), strict=True):
+    paths = items["path"].to_pylist()
+    for row, content in read_contents(items):
         try:
-            table = picture_of(open_image(file, max_pixels=job.max_pixels)).table
+            table = picture_of(open_image(content, max_pixels=job.max_pixels)).table
         except ImageError:  # it becomes a row when it is to be painted
             continue
         if len(table) == 0:
             continue
         if job.settings.sample < 1:
-            table = thin(table, job.settings.sample, np.random.default_rng([job.seed, path_number(path)]))
+            table = thin(table, job.settings.sample, np.random.default_rng([job.seed, path_number(paths[row])]))
         if job.settings.weight == "images":
             table = ColourTable(table.colours, table.counts / table.counts.sum())
         tables.append(table)

@@ -7,7 +7,7 @@ and JSON.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -119,6 +119,58 @@ def read_labels(folder: Path) -> NDArray[np.int32]:
 def read_layout(folder: Path) -> Layout:
     """Read the shape of the images and the rows of a shard."""
     return _layout_of(zarr.open_array(folder / "images", mode="r"))
+
+
+def array_names(location: str) -> list[str]:
+    """Names of the arrays of a zarr group that somebody else has written; none if it is a single array.
+
+    Raises
+    ------
+    ValueError
+        There is neither.
+    """
+    with zarr.config.set(_FEW_THREADS):
+        found = _open_any(location)
+        return [] if isinstance(found, zarr.Array) else sorted(found.array_keys())
+
+
+def open_array(
+    location: str, name: str | None
+) -> tuple[tuple[int, ...], np.dtype[Any], int, Callable[[int, int], NDArray[Any]]]:
+    """Open an array that somebody else has written, of zarr format 2 or 3.
+
+    Parameters
+    ----------
+    location
+        Folder or URL of the array, or of a group.
+    name
+        Array of the group; None: the location is the array.
+
+    Returns
+    -------
+    shape : tuple of int
+    dtype : numpy.dtype
+    rows : int
+        That lie in one file, and are best read together.
+    read : callable
+        (start, stop) -> those rows.
+
+    Raises
+    ------
+    ValueError, KeyError
+        There is none.
+    """
+    with zarr.config.set(_FEW_THREADS):
+        found = _open_any(location)
+        array = found[name] if name is not None and isinstance(found, zarr.Group) else found
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"{name} is no zarr array")
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        with zarr.config.set(_FEW_THREADS):
+            return np.asarray(array[start:stop])
+
+    return array.shape, np.dtype(array.dtype), (array.shards or array.chunks or (1,))[0], read
 
 
 def read_attrs(folder: Path, kind: Kind = "collection") -> dict[str, Any]:
@@ -299,6 +351,13 @@ def _open(folder: Path, kind: Kind) -> zarr.Group:
             "make it anew, or use the version of kmeans-dask that its attrs name"
         )
     return group
+
+
+def _open_any(location: str) -> zarr.Array | zarr.Group:
+    try:
+        return zarr.open(location, mode="r")
+    except (FileNotFoundError, TypeError) as error:
+        raise ValueError("there is no zarr array or group") from error
 
 
 def _layout_of(images: zarr.Array) -> Layout:

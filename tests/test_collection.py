@@ -210,7 +210,7 @@ def test_class_names_are_in_natural_order(tmp_path: Path) -> None:
     collection = Job(tmp_path).run()
     assert collection.class_names == tuple(f"class {i}" for i in range(12))
     assert collection.labels.dtype == np.int32
-    assert collection.labels.tolist() == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, -1]
+    assert collection.labels.tolist() == [*range(12), -1]
 
 
 def test_no_labels(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kmeans_dask.config import Config, check_folders, load_config
+from kmeans_dask.config import Config, check_sources, load_config
 from kmeans_dask.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -75,7 +75,7 @@ def test_overrides_replace_one_key_each(whole: Path):
 
     assert config.fit is not None
     assert config.fit.k == [10, 256]
-    assert config.input.path == "a=b"
+    assert config.input.path == ["a=b"]
     assert config.input.holdout == "other"
     assert config.evaluate is None
     assert config.cluster.workers == 3
@@ -148,12 +148,15 @@ def test_a_config_survives_being_written(whole: Path):
         ("ingest.mode=CMYK", ["ingest.mode='CMYK'", "'L' or 'RGB'"]),
         ("ingest=null", ["fit reads the collection", "add the section ingest"]),
         ("fit=null", ["evaluate reads the models", "add the section fit"]),
-        ("input.holdout=2", ["input.holdout=2", "a folder, or a share"]),
+        ("input.holdout=2", ["input.holdout=2", "a folder or another source, or a share"]),
         ("input.holdout=true", ["input.holdout=True", "true and false are not allowed here"]),
-        ("input.builtin=digits", ["input", "either path (a folder) or builtin (digits or photos)"]),
-        ("input.path=null", ["input", "either path (a folder) or builtin (digits or photos)"]),
+        ("input.builtin=digits", ["input", "either path (a folder or another source) or builtin (digits or photos)"]),
+        ("input.path=null", ["input", "either path (a folder or another source) or builtin (digits or photos)"]),
         ("input.max_failed=1.5", ["input.max_failed=1.5", "less than or equal to 1"]),
-        ("input.labels=csv", ["input.labels='csv'", "'folder' or 'none'"]),
+        ("input.labels=csv", ["input.labels='csv'", "folder, none, pattern:REGEX, column:NAME and json:KEY"]),
+        ("input.labels=pattern:(", ["input.labels='pattern:('", "no regular expression"]),
+        ("input.holdout=column:split", ["input.holdout='column:split'", "for example column:split=test"]),
+        ("input.table=labels.csv", ["table is read for labels=column:NAME"]),
         ("name=a/b", ["name='a/b'", "match"]),
         ("name=..", ["name='..'", "match"]),
         ("name=2024", ["name=2024", "string"]),
@@ -231,13 +234,12 @@ def test_folders_are_checked_without_listing_them(whole: Path, tmp_path: Path):
     (tmp_path / "there").mkdir()
 
     def check(*overrides: str) -> None:
-        check_folders(load_config(whole, overrides).input)
+        check_sources(load_config(whole, overrides).input)
 
     check(f"input.path={tmp_path / 'there'}")
     check("input={builtin: digits, holdout: 0.2}")
-    with pytest.raises(UserError, match=r"input\.path=photos: there is no such folder .* give an existing folder"):
+    with pytest.raises(UserError, match=r"input\.path=photos: there is no such file or folder .* give an existing one"):
         check()
-    with pytest.raises(UserError, match=r"input\.path=.*whole\.yaml is a file; give the folder"):
-        check(f"input.path={whole}")
-    with pytest.raises(UserError, match=r"input\.holdout=.*elsewhere: there is no such folder"):
+    check("input.path=[s3://bucket/images, photos/*.tar]")
+    with pytest.raises(UserError, match=r"input\.holdout=.*elsewhere: there is no such file or folder"):
         check(f"input.path={tmp_path / 'there'}", f"input.holdout={tmp_path / 'elsewhere'}")

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 FROM_THE_BOTTOM = """
-config errors publish sources normalize images kernels labels colours colour_spaces colour_starts colour_means \
+config errors publish normalize images kernels labels colours colour_spaces colour_starts colour_means \
 grey_levels dither painting palettes palette_files outputs extractors transformation
-store runs journal
+store runs journal \
+sources.manifest sources.names sources.locations sources.listed sources.policies sources.folders sources.lists \
+sources.archives sources.arrays sources.tables sources.datasets sources.places sources.items sources.reading sources
 collection reduction rows sampling seeding lloyd kmeans minibatch models metrics \
 embeddings features feature_fit evaluation prediction shared_palette quantize
 cluster report plots colour_plots
@@ -42,8 +44,11 @@ def imports_of(path: Path) -> set[str]:
 
 
 def modules_of(package: str) -> dict[str, set[str]]:
-    paths = (Path(__file__).parents[1] / package).rglob("*.py")
-    return {path.stem: imports_of(path) for path in paths if path.name != "__init__.py"}
+    """Imports of every module under its dotted name, a sub-package's own under the sub-package's."""
+    folder = Path(__file__).parents[1] / package
+    paths = [path for path in folder.rglob("*.py") if path != folder / "__init__.py"]
+    names = [".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return dict(zip(names, map(imports_of, paths), strict=True))
 
 
 MODULES = modules_of("kmeans_dask")

@@ -1,0 +1,7 @@
+"""Where the images lie. Every kind of source becomes rows of one manifest; tasks read the rows by `read_contents`."""
+
+from kmeans_dask.sources.items import list_items
+from kmeans_dask.sources.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
+from kmeans_dask.sources.reading import read_contents
+
+__all__ = ["MANIFEST_SCHEMA", "list_items", "read_contents", "read_manifest", "write_manifest"]

@@ -1,0 +1,173 @@
+"""Archives, read without unpacking them: the members of a tar or zip file are indexed once, and read by position."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from io import BytesIO
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from kmeans_dask.errors import UserError
+from kmeans_dask.images import ImageError
+from kmeans_dask.sources.folders import json_value
+from kmeans_dask.sources.listed import Listed, Wanted, found
+from kmeans_dask.sources.locations import look_at, open_stream, shown
+from kmeans_dask.sources.names import is_hidden, item_filter, natural_key, text_of_name
+
+_MOST_BYTES = 2**30
+"""A member above 1 GiB is not read: it would be in memory as a whole."""
+_ZIP_HEADER = struct.Struct("<4s2xHH16xHH")
+"""Of a member: signature, flags, method, lengths of name and extra field; 30 bytes."""
+
+
+class _Member(NamedTuple):
+    """One file of an archive; tuples sort in natural order, then by the bytes of the path."""
+
+    key: bytes
+    path: bytes
+    position: int
+    bytes: int
+
+
+def list_archive(file: bytes, inside: str, wanted: Wanted) -> Listed:
+    """Index the images of an archive, in natural order. Hidden members, links and folders are skipped.
+
+    Parameters
+    ----------
+    file
+        Full path or URL.
+    inside
+        ``tar``, ``tar.gz`` or ``zip``. A tar.gz file is decompressed once to be indexed, and by every task from its
+        beginning to the last image that the task reads.
+    wanted
+        Patterns, and whether the JSON files beside the images are read.
+
+    Returns
+    -------
+    Listed
+
+    Raises
+    ------
+    UserError
+        It is no such archive, is cut off, or holds no image.
+    """
+    chosen = item_filter(wanted.include, wanted.exclude)
+    beside: dict[bytes, Any] = {}
+    members: dict[bytes, _Member] = {}  # of members with one name the last one counts, as when it is unpacked
+    try:
+        with open_stream(file) as stream:
+            for path, position, size, read in _zip_members(stream) if inside == "zip" else _tar_members(stream, inside):
+                if is_hidden(path):
+                    continue
+                if chosen(path):
+                    members[path] = _Member(natural_key(path), path, position, size)
+                elif wanted.json is not None and path.endswith(b".json"):
+                    beside[path[:-5]] = json_value(read(), wanted.json)
+    except FileNotFoundError:
+        raise UserError(f"{shown(file)}: there is no such file") from None
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+        raise UserError(f"{shown(file)} cannot be read as {inside}: {shown(error)}; make it anew") from None
+    if not members:
+        raise UserError(f"{shown(file)} holds no image; give input.include if they have other endings than usual")
+    files = sorted(members.values())
+    items = found(
+        len(files),
+        file=file,
+        inside=inside,
+        position=[member.position for member in files],
+        path=[text_of_name(member.path) for member in files],
+        bytes=[member.bytes for member in files],
+        mtime_ns=look_at(file)[1],
+    )
+    values = None if wanted.json is None else [beside.get(os.path.splitext(member.path)[0]) for member in files]
+    return Listed(items, json=values)
+
+
+def member_reader(stream: BinaryIO, inside: str) -> Callable[[int, int], BytesIO]:
+    """Make the function that reads a member: (position, bytes) -> its bytes as a file.
+
+    Parameters
+    ----------
+    stream
+        The archive, open.
+    inside
+        ``tar``, ``tar.gz`` or ``zip``.
+
+    Returns
+    -------
+    callable
+        It raises `images.ImageError` for a member that is damaged, encrypted or larger than 1 GiB.
+    """
+    if inside == "zip":
+        return lambda position, size: BytesIO(_zip_member(stream, position, size))
+    plain = stream if inside == "tar" else cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+
+    def read(position: int, size: int) -> BytesIO:
+        _check_size(size)
+        plain.seek(position)
+        return BytesIO(_exactly(plain, size))
+
+    return read
+
+
+def _tar_members(stream: BinaryIO, inside: str) -> Iterator[tuple[bytes, int, int, Callable[[], bytes]]]:
+    plain = gzip.GzipFile(fileobj=stream) if inside == "tar.gz" else stream
+    with tarfile.open(fileobj=plain, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
+        for info in archive:
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep all: a gigabyte for a million
+            if info.isreg():
+                name = os.fsencode(info.name).removeprefix(b"./")
+                yield name, info.offset_data, info.size, partial(_extract, archive, info)
+
+
+def _extract(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(info)
+    return file.read() if file else b""
+
+
+def _zip_members(stream: BinaryIO) -> Iterator[tuple[bytes, int, int, Callable[[], bytes]]]:
+    with zipfile.ZipFile(stream) as archive:
+        for info in archive.infolist():
+            if not info.is_dir():
+                name = info.filename.encode("utf-8", "surrogateescape")
+                yield name, info.header_offset, info.compress_size, partial(archive.read, info)
+
+
+def _zip_member(stream: BinaryIO, position: int, size: int) -> bytes:
+    """Read a member by its header, without the directory: that of a million members takes seconds to read."""
+    _check_size(size)
+    stream.seek(position)
+    signature, flags, method, name, extra = _ZIP_HEADER.unpack(_exactly(stream, _ZIP_HEADER.size))
+    if signature != b"PK\x03\x04":
+        raise ImageError("unreadable", "the zip archive is damaged here, or has changed")
+    if flags & 1:
+        raise ImageError("unreadable", "encrypted in the zip archive")
+    stream.seek(name + extra, os.SEEK_CUR)
+    data = _exactly(stream, size)
+    if method == zipfile.ZIP_STORED:
+        return data
+    if method != zipfile.ZIP_DEFLATED:
+        raise ImageError("unreadable", f"compression method {method} of the zip archive; stored and deflated are read")
+    unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+    data = unpack.decompress(data, _MOST_BYTES)
+    if not unpack.eof:
+        raise ImageError("too large" if unpack.unconsumed_tail else "unreadable", "its compressed data do not end")
+    return data
+
+
+def _check_size(size: int) -> None:
+    if size > _MOST_BYTES:
+        raise ImageError("too large", f"{size:,} bytes in an archive; at most {_MOST_BYTES:,} are read")
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise ImageError("unreadable", "the archive ends within it")
+    return data

@@ -1,0 +1,147 @@
+"""Folder trees and single files, here or elsewhere. Names of files here stay bytes: not all are text."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from kmeans_dask.errors import UserError
+from kmeans_dask.sources.listed import Listed, Wanted, found
+from kmeans_dask.sources.locations import file_system, is_remote, look_at, shown, text_of, time_of
+from kmeans_dask.sources.names import SUFFIXES, is_hidden, item_filter, natural_key, text_of_name
+
+
+class _File(NamedTuple):
+    """One file found; tuples sort in natural order, then by the bytes of the path."""
+
+    key: bytes
+    path: bytes
+    """Relative to the folder."""
+    bytes: int
+    mtime_ns: int
+
+
+def list_folder(folder: bytes, wanted: Wanted) -> Listed:
+    """List the images at any depth below a folder, in natural order.
+
+    Hidden files and folders (a leading dot) are skipped; a link to a file is an item, a link to a folder is not
+    followed, so that there are no loops. A link to nothing is an item too: it will be reported as missing.
+
+    Parameters
+    ----------
+    folder
+        Full path or URL.
+    wanted
+        Patterns, and whether the JSON files beside the images are read.
+
+    Returns
+    -------
+    Listed
+
+    Raises
+    ------
+    UserError
+        The folder cannot be read, or holds no image.
+    """
+    chosen = item_filter(wanted.include, wanted.exclude)
+    try:
+        files = sorted(_find(folder, chosen) if is_remote(folder) else _walk(folder, chosen))
+    except OSError as error:
+        name = error.filename or folder
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"cannot read folder {shown(name)}: {reason}; give read permission, or move it") from None
+    if not files:
+        told = "match input.include" if wanted.include else f"end in one of {' '.join(SUFFIXES)}"
+        raise UserError(f"folder {shown(folder)} holds no image; files must {told}")
+    return _listed([os.path.join(folder, file.path) for file in files], files, wanted)
+
+
+def list_files(files: Sequence[bytes], paths: Sequence[bytes], wanted: Wanted) -> Listed:
+    """List single image files in the given order; one that is not there is an item too.
+
+    Parameters
+    ----------
+    files
+        Full paths or URLs.
+    paths
+        Name of each.
+    wanted
+        Whether the JSON files beside the images are read.
+
+    Returns
+    -------
+    Listed
+    """
+    facts = []
+    for file, path in zip(files, paths, strict=True):
+        try:
+            facts.append(_File(b"", path, *look_at(file)))
+        except OSError:
+            facts.append(_File(b"", path, 0, 0))
+    return _listed(files, facts, wanted)
+
+
+def json_value(text: str | bytes, key: str) -> Any:
+    """Return the value of a key of a JSON text; None if it is no mapping with that key."""
+    try:
+        return json.loads(text).get(key)
+    except (ValueError, AttributeError):
+        return None
+
+
+def _listed(names: Sequence[bytes], files: Sequence[_File], wanted: Wanted) -> Listed:
+    items = found(
+        len(files),
+        file=names,
+        path=[text_of_name(file.path) for file in files],
+        bytes=[file.bytes for file in files],
+        mtime_ns=[file.mtime_ns for file in files],
+    )
+    beside = None if wanted.json is None else [_beside(name, wanted.json) for name in names]
+    return Listed(items, json=beside)
+
+
+def _beside(file: bytes, key: str) -> Any:
+    try:
+        return json_value(text_of(os.path.splitext(file)[0] + b".json"), key)
+    except OSError:
+        return None
+
+
+def _walk(root: bytes, chosen: Callable[[bytes], bool]) -> Iterator[_File]:
+    """Yield the image files at any depth below a folder of this machine, in no order."""
+    pending = [b""]
+    while pending:
+        below = pending.pop()
+        with os.scandir(os.path.join(root, below)) as entries:
+            for entry in entries:
+                path = below + b"/" + entry.name if below else entry.name
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(path)
+                elif chosen(path) and (file := _look_at(entry, path)):
+                    yield file
+
+
+def _look_at(entry: os.DirEntry[bytes], path: bytes) -> _File | None:
+    """Size and time of a file; None for what is none: a pipe (reading it would wait), a link to a folder."""
+    try:
+        facts = entry.stat()
+    except OSError:  # a link to nothing or in a circle, or a file that went away meanwhile
+        return _File(natural_key(path), path, 0, 0)
+    if not stat.S_ISREG(facts.st_mode):
+        return None
+    return _File(natural_key(path), path, facts.st_size, facts.st_mtime_ns)
+
+
+def _find(url: bytes, chosen: Callable[[bytes], bool]) -> Iterator[_File]:
+    """Yield the image files below a URL, in no order."""
+    fs, root = file_system(os.fsdecode(url).rstrip("/"))
+    for name, facts in fs.find(root, detail=True).items():
+        path = name[len(root) :].lstrip("/").encode()
+        if facts.get("type") == "file" and chosen(path) and not is_hidden(path):
+            yield _File(natural_key(path), path, int(facts.get("size") or 0), time_of(facts))

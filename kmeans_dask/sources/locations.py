@@ -1,0 +1,102 @@
+"""Files here and elsewhere: one way to open and name them. Elsewhere is what fsspec reaches: s3://, https:// ..."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, BinaryIO
+
+import fsspec
+
+from kmeans_dask.errors import UserError
+
+
+def is_remote(location: str | bytes) -> bool:
+    """Say whether a location is a URL; everything else is a path of this machine."""
+    text = os.fsdecode(location)
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text) is not None
+
+
+def full_name(location: str) -> bytes:
+    """Return a URL as it is, a path in full, ``~`` expanded; as the operating system spells it."""
+    if is_remote(location):
+        return location.removeprefix("file://").encode() if location.startswith("file://") else location.encode()
+    return os.fsencode(os.path.abspath(os.path.expanduser(location)))
+
+
+def shown(text: object) -> str:
+    """Return a text for people, without the secrets of the URLs in it: user, password, query and fragment."""
+    plain = os.fsdecode(text) if isinstance(text, bytes) else str(text)
+    without_user = re.sub(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/@'\"]*@", r"\1...@", plain)
+    return re.sub(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1?...", without_user)
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL, and the path in it.
+
+    Raises
+    ------
+    UserError
+        There is no such scheme, or the package that reads it is not installed.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        scheme = url.partition("://")[0]
+        known = isinstance(error, ImportError)
+        fix = "pip install 'kmeans-dask[remote]'" if known else "use a path, s3://, gs:// or https://"
+        raise UserError(f"cannot read {scheme}://: {shown(error)}; {fix}") from None
+    return fs, path
+
+
+def open_stream(file: bytes) -> BinaryIO:
+    """Open a file of a manifest for reading at any position; a remote one is read in blocks of 5 MiB."""
+    if is_remote(file):
+        fs, path = file_system(os.fsdecode(file))
+        stream: BinaryIO = fs.open(path, "rb")
+        return stream
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise OSError("not a regular file")
+    return open(file, "rb")
+
+
+def look_at(file: bytes) -> tuple[int, int]:
+    """Return the size in bytes and the time of change in nanoseconds of a file.
+
+    Raises
+    ------
+    OSError
+        It is missing or cannot be read.
+    """
+    if is_remote(file):
+        fs, path = file_system(os.fsdecode(file))
+        info = fs.info(path)
+        return int(info.get("size") or 0), time_of(info)
+    facts = os.stat(file)
+    return facts.st_size, facts.st_mtime_ns
+
+
+def time_of(info: Mapping[str, Any]) -> int:
+    """Return the time of change that a remote file system tells, in nanoseconds since 1970; 0 if it tells none."""
+    for key in ("LastModified", "mtime", "updated", "last_modified"):
+        value = info.get(key)
+        if isinstance(value, str):
+            try:
+                value = datetime.fromisoformat(value)
+            except ValueError:
+                continue
+        if isinstance(value, datetime):
+            return int(value.timestamp() * 1_000_000) * 1000
+        if isinstance(value, (int, float)):
+            return int(value * 1e9)
+    return 0
+
+
+def text_of(file: bytes) -> str:
+    """Read a small text file: a list of paths, labels beside an image."""
+    with open_stream(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape") as text:
+        return text.read()

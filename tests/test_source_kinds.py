@@ -1,0 +1,196 @@
+"""The same images through every kind of source: the same collection, bit for bit."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from PIL import Image
+
+from kmeans_dask.collection import Collection, finish_collection, ingest_tasks
+from kmeans_dask.config import Ingest, Input
+from kmeans_dask.sources import list_items, write_manifest
+
+N, SIDE = 150, 20
+LABELS = ("bar", "disc", "ring")
+CONFIG = Ingest(size=(12, 10), mode="L", chunk_mib=0.001)
+RNG = np.random.default_rng(3)
+PIXELS = RNG.integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8)
+NUMBERS = np.sort(RNG.integers(0, 3, N))
+"""Class of each image; sorted, so that folders by class have the order of the arrays."""
+
+
+def name_of(row: int) -> str:
+    return f"{LABELS[NUMBERS[row]]}/{row}.png"
+
+
+def png(row: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS[row]).save(stream, "PNG")
+    return stream.getvalue()
+
+
+FILES = [png(row) for row in range(N)]
+
+
+def write_tar(path: Path, mode: str, rows: list[int]) -> None:
+    with tarfile.open(path, mode) as archive:
+        for row in rows:
+            for name, data in ((f"./{name_of(row)}", FILES[row]), (f"{name_of(row)[:-4]}.json", told(row))):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+
+
+def told(row: int) -> bytes:
+    return json.dumps({"label": LABELS[NUMBERS[row]]}).encode()
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images in every form; tests must not write here."""
+    folder = tmp_path_factory.mktemp("data")
+    shuffled = RNG.permutation(N).tolist()
+    for row in range(N):
+        file = folder / "images" / name_of(row)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(FILES[row])
+        file.with_suffix(".json").write_bytes(told(row))
+        flat = folder / "flat" / f"{row}_{LABELS[NUMBERS[row]]}.png"
+        flat.parent.mkdir(exist_ok=True)
+        flat.write_bytes(FILES[row])
+    (folder / "list.txt").write_text("".join(f"images/{name_of(row)}\n\n" for row in range(N)))
+    rows = [f"images/{name_of(row)},{LABELS[NUMBERS[row]]}\n" for row in range(N)]
+    (folder / "list.csv").write_text("file,kind\n" + "".join(rows))
+    rows = [f"{row}_{LABELS[NUMBERS[row]]}.png,{LABELS[NUMBERS[row]]}\n" for row in shuffled]
+    (folder / "labels.csv").write_text("path,kind\n" + "".join(rows))
+    write_tar(folder / "a.tar", "w", shuffled)
+    write_tar(folder / "a.tar.gz", "w:gz", shuffled)
+    for i in range(3):
+        write_tar(folder / f"shard-{i:03d}.tar", "w", list(range(N))[50 * i : 50 * i + 50])
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for row in shuffled:
+            method = zipfile.ZIP_DEFLATED if row % 2 else zipfile.ZIP_STORED
+            archive.writestr(f"{name_of(row)[:-4]}.json", told(row), method)
+            archive.writestr(name_of(row), FILES[row], method)
+    np.save(folder / "x.npy", PIXELS)
+    np.save(folder / "y.npy", NUMBERS)
+    np.savez(folder / "x.npz", images=PIXELS, y=NUMBERS)
+    np.savez_compressed(folder / "small.npz", images=PIXELS, y=NUMBERS)
+    group = zarr.create_group(folder / "x.zarr")
+    group.create_array("images", data=PIXELS, chunks=(7, SIDE, SIDE, 3))
+    group.create_array("y", data=NUMBERS)
+    plain = pa.table({"image": FILES, "kind": [LABELS[i] for i in NUMBERS]})
+    pq.write_table(plain, folder / "plain.parquet", row_group_size=40)
+    structs = [{"bytes": FILES[row], "path": f"{row}.png"} for row in range(N)]
+    features = {"label": {"names": list(LABELS), "_type": "ClassLabel"}}
+    hugging = pa.table({"image": structs, "label": NUMBERS})
+    hugging = hugging.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(hugging, folder / "hugging.parquet", row_group_size=64)
+    return folder
+
+
+def ingested(folder: Path, **options: Any) -> Collection:
+    source = Input(**options)
+    write_manifest(list_items(source, 0, folder), folder / "manifest.parquet")
+    arguments = folder / "manifest.parquet", folder / "collection.zarr", CONFIG, source
+    dask.compute(*ingest_tasks(*arguments), scheduler="threads")
+    return finish_collection(*arguments)
+
+
+def files_of(collection: Collection) -> dict[str, bytes]:
+    """Every file of the arrays."""
+    return {
+        str(path.relative_to(collection.folder)): path.read_bytes()
+        for name in ("images", "labels")
+        for path in sorted((collection.folder / name).rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The collection of the folder."""
+    collection = ingested(tmp_path_factory.mktemp("folder"), path=str(data / "images"))
+    assert collection.images.shape == (N, 12, 10, 1)
+    assert collection.class_names == LABELS
+    assert collection.labels.tolist() == NUMBERS.tolist()
+    first = np.asarray(Image.fromarray(PIXELS[0]).convert("L").resize((10, 12), Image.Resampling.BOX))
+    np.testing.assert_array_equal(collection.images[0, :, :, 0].compute(), first)
+    return files_of(collection)
+
+
+SOURCES: dict[str, dict[str, Any]] = {
+    "glob": {"path": "images/*/*.png"},
+    "deep glob": {"path": "images/**/*.png"},
+    "braces": {"path": "images/{bar,disc,ring}/*.png", "labels": "json:label"},
+    "folder, JSON beside": {"path": "images", "labels": "json:label"},
+    "folder, pattern": {"path": "flat", "labels": r"pattern:_(?P<label>\w+)\."},
+    "folder, table": {"path": "flat", "labels": "column:kind", "table": "labels.csv"},
+    "text list": {"path": "list.txt"},
+    "CSV list": {"path": "list.csv", "column": "file", "labels": "column:kind"},
+    "tar": {"path": "a.tar"},
+    "tar, JSON beside": {"path": "a.tar", "labels": "json:label"},
+    "tar.gz": {"path": "a.tar.gz"},
+    "shards": {"path": "shard-{000..002}.tar"},
+    "shards by glob": {"path": "shard-*.tar", "labels": "json:label"},
+    "zip": {"path": "a.zip"},
+    "zip, JSON beside": {"path": "a.zip", "labels": "json:label"},
+    "npy": {"path": "x.npy", "labels": "column:y.npy", "classes": LABELS},
+    "npz": {"path": "x.npz", "labels": "column:y", "classes": LABELS},
+    "compressed npz": {"path": "small.npz", "labels": "column:y", "classes": LABELS},
+    "zarr": {"path": "x.zarr", "labels": "column:y", "classes": LABELS},
+    "zarr array": {"path": "x.zarr/images", "labels": "column:y", "table": "y.csv", "classes": LABELS},
+    "Parquet": {"path": "plain.parquet", "labels": "column:kind"},
+    "Hugging Face": {"path": "hugging.parquet", "labels": "column:label"},
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_the_same_images_give_the_same_collection(
+    kind: str, data: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for entry in data.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / "y.csv").write_text("path,y\n" + "".join(f"{row:03d},{NUMBERS[row]}\n" for row in range(N)))
+
+    collection = ingested(tmp_path / "run", **SOURCES[kind])
+
+    assert collection.n_failed == 0
+    assert collection.class_names == LABELS
+    assert files_of(collection) == expected
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_idx_files_with_their_labels(ending: str, tmp_path: Path, data: Path) -> None:
+    """IDX files of MNIST are grey."""
+    grey = np.stack([np.asarray(Image.fromarray(pixels).convert("L")) for pixels in PIXELS])
+    for row in range(N):
+        Image.fromarray(grey[row]).save(tmp_path / f"{row}_{NUMBERS[row]}.png")
+    pack = gzip.compress if ending else bytes
+    (tmp_path / f"t10k-images-idx3-ubyte{ending}").write_bytes(pack(idx(grey)))
+    (tmp_path / f"t10k-labels-idx1-ubyte{ending}").write_bytes(pack(idx(NUMBERS.astype(np.uint8))))
+
+    images = ingested(tmp_path / "a", path=str(tmp_path), labels=r"pattern:_(\d)")
+    source = str(tmp_path / f"t10k-images-idx3-ubyte{ending}")
+    rows = ingested(tmp_path / "b", path=source, labels="column:labels")
+
+    assert files_of(rows) == files_of(images)
+    assert rows.class_names == ("0", "1", "2")
