@@ -20,6 +20,7 @@ from jobs.console import progress
 from kmeans_dask.collection import Collection, open_collection
 from kmeans_dask.colour_plots import error_distribution, palette_strips
 from kmeans_dask.config import Config
+from kmeans_dask.errors import without_secrets
 from kmeans_dask.evaluation import nearest_items
 from kmeans_dask.features import Features, open_features
 from kmeans_dask.images import Content, ImageError, open_image
@@ -303,7 +304,7 @@ def _run_section(folder: RunFolder) -> Section:
     record = folder.read()
     seconds = {f"{stage}, seconds": entry["seconds"] for stage, entry in record["stages"].items() if stage != "listing"}
     facts = Facts({**seconds, "seed": record["seed"], "Python": record["python"], **record["versions"]})
-    text = (folder.path / "config.yaml").read_text(encoding="utf-8")
+    text = without_secrets((folder.path / "config.yaml").read_text(encoding="utf-8"))
     return Section("Run", [facts, Folded("Config", [Code(text)])])
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from kmeans_dask.config import Config
-from kmeans_dask.errors import UserError
+from kmeans_dask.errors import UserError, without_secrets
 from kmeans_dask.publish import publish, read_json, remove, write_json
 
 _PACKAGES = ("kmeans-dask", "dask", "distributed", "dask-ml", "numpy", "pillow", "scikit-learn", "zarr")
@@ -113,7 +113,7 @@ class RunFolder:
             return []
         old, new = entry["settings"], _plain(settings)
         return [
-            f"{key} was {old.get(key)!r}, is now {new.get(key)!r}"
+            without_secrets(f"{key} was {old.get(key)!r}, is now {new.get(key)!r}")
             for key in sorted({*old, *new})
             if old.get(key) != new.get(key)
         ]

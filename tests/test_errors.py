@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pickle
 
-from kmeans_dask.errors import UserError
+from kmeans_dask.errors import JobError, UserError
 
 
 def test_a_message_is_one_line_whatever_it_quotes() -> None:
@@ -21,3 +21,9 @@ def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
 
 def test_the_error_survives_the_way_from_a_worker() -> None:
     assert str(pickle.loads(pickle.dumps(UserError("a\nb")))) == r"a\nb"
+
+
+def test_no_message_shows_the_secrets_of_a_url() -> None:
+    text = "cannot read 'https://ann:pa@ss@host/a.tar?X-Signature=abc#x', s3://key:secret@bucket/a and file://a/b.png"
+    for error in (UserError(text), JobError(text)):
+        assert str(error) == "cannot read 'https://...@host/a.tar?...', s3://...@bucket/a and file://a/b.png"

@@ -13,7 +13,8 @@ config errors publish normalize images kernels labels colours colour_spaces colo
 grey_levels dither painting palettes palette_files outputs extractors transformation
 store runs journal \
 sources.manifest sources.names sources.locations sources.listed sources.policies sources.folders sources.lists \
-sources.archives sources.arrays sources.tables sources.datasets sources.places sources.items sources.reading sources
+sources.archives sources.arrays sources.tables sources.datasets sources.downloads sources.places \
+sources.items sources.reading sources
 collection reduction rows sampling seeding lloyd kmeans minibatch models metrics \
 embeddings features feature_fit evaluation prediction shared_palette quantize
 cluster report plots colour_plots

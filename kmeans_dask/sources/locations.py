@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from kmeans_dask.errors import UserError
+from kmeans_dask.errors import UserError, without_secrets
 
 
 def is_remote(location: str | bytes) -> bool:
@@ -29,10 +29,8 @@ def full_name(location: str) -> bytes:
 
 
 def shown(text: object) -> str:
-    """Return a text for people, without the secrets of the URLs in it: user, password, query and fragment."""
-    plain = os.fsdecode(text) if isinstance(text, bytes) else str(text)
-    without_user = re.sub(r"([a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/@'\"]*@", r"\1...@", plain)
-    return re.sub(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1?...", without_user)
+    """Return a name or an error as text for people, without the secrets of its URLs."""
+    return without_secrets(os.fsdecode(text) if isinstance(text, bytes) else str(text))
 
 
 def file_system(url: str) -> tuple[Any, str]:

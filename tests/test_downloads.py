@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from jobs import cli
+from kmeans_dask.errors import UserError
+from kmeans_dask.sources.downloads import copy_photos, fetch, write_digits
+
+
+def test_digits_are_written_as_they_are(tmp_path: Path) -> None:
+    digits = load_digits()
+    n = write_digits(tmp_path / "digits", digits.data, [str(label) for label in digits.target], 1500)
+
+    files = sorted((tmp_path / "digits").rglob("*.*"))
+    assert n == len(files) == 1797
+    assert len(list((tmp_path / "digits" / "train").rglob("*.png"))) == 1500
+    with Image.open(tmp_path / "digits" / "test" / str(digits.target[1501]) / "1.png") as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image), digits.images[1501])
+
+
+def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
+    pixels = np.arange(40).reshape(10, 4)
+
+    class Interrupted:
+        """Rows that end with an exception after six."""
+
+        shape = pixels.shape
+
+        def __getitem__(self, row: int) -> np.ndarray:
+            if row == 6:
+                raise KeyboardInterrupt
+            return pixels[row]
+
+    folder = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        write_digits(folder, Interrupted(), ["a"] * 10, 10)  # type: ignore[arg-type]
+    assert not folder.exists()
+    partial = tmp_path / ".out.partial"
+    before = {path.name: path.stat().st_ino for path in partial.rglob("*.png")}
+    assert len(before) == 6
+    (partial / "train" / "a" / ".half.partial").write_bytes(b"cut")
+
+    write_digits(folder, pixels, ["a"] * 10, 10)
+
+    after = {path.name: path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
+    assert len(after) == 10
+    assert before.items() <= after.items()
+    assert not partial.exists()
+
+
+def photos_of_scikit_learn(data_home: Path, photo: Path) -> None:
+    """Lay out what scikit-learn keeps of LFW: 12 photos of one person, 3 of another."""
+    home = data_home / "lfw_home"
+    for person, count in (("Ann_Lee", 12), ("Bo_Ek", 3)):
+        folder = home / "lfw_funneled" / person
+        folder.mkdir(parents=True)
+        for number in range(count):
+            (folder / f"{person}_{number:04d}.jpg").write_bytes(photo.read_bytes())
+    for name in ("pairsDevTrain.txt", "pairsDevTest.txt", "pairs.txt"):
+        (home / name).write_text("")
+
+
+def test_lfw_from_the_folder_of_scikit_learn(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    Image.new("RGB", (250, 250), (90, 60, 30)).save(photo)
+    photos_of_scikit_learn(tmp_path / "home", photo)
+
+    assert fetch("lfw", tmp_path / "lfw", tmp_path / "home") == 12
+
+    files = sorted((tmp_path / "lfw").rglob("*.jpg"))
+    assert [file.parent.name for file in files] == ["Ann_Lee"] * 12
+    assert files[0].read_bytes() == photo.read_bytes()
+    with pytest.raises(UserError, match="is there already; remove it"):
+        fetch("lfw", tmp_path / "lfw", tmp_path / "home")
+
+
+def test_copies_of_some_people(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "b/1.jpg", "b/2.jpg"):
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "all" / name).write_bytes(name.encode())
+
+    assert copy_photos(tmp_path / "some", tmp_path / "all", ["b"]) == 2
+    assert sorted(os.listdir(tmp_path / "some" / "b")) == ["1.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize("name", ["mnist", "lfw"])
+def test_without_a_network_it_is_said_in_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "home"))
+    for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
+
+    assert cli.main(["fetch", name, str(tmp_path / "out")]) == 1
+
+    said = capsys.readouterr()
+    assert len(said.err.splitlines()) == 1
+    assert said.err.startswith(f"kmeans-dask: cannot fetch {name}: ")
+    assert "needs a network" in said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_there_is_not_touched(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is there already"):
+        fetch("mnist", tmp_path, tmp_path)
