@@ -33,7 +33,7 @@ from sklearn.datasets import load_sample_image
 
 from benchmarks.colour_peers import KS, RECIPE, compare, peers, print_peers, whole_peer
 from benchmarks.common import machine
-from benchmarks.quantize_stage import MAX_PIXELS, config_of, peak_memory, run_stage, some, workers
+from benchmarks.quantize_stage import MAX_PIXELS, config_of, files_of, peak_memory, run_stage, some, workers
 from benchmarks.shared_palettes import shared, variants
 from kmeans_dask.images import open_image
 from kmeans_dask.outputs import write_file
@@ -78,7 +78,7 @@ def bare(client: Client, run: Path, work: Path, n_workers: int, k: int) -> tuple
 
 def speed(client: Client, args: argparse.Namespace, folder: Path, work: Path, name: str) -> list[list[str]]:
     """Rows of the table of item 1 for one folder."""
-    files = sorted(folder.iterdir())
+    files = files_of(folder)
     n = len(files)
     run_stage(client, some(folder, 128, work), work, k=[2, 6, 30])  # compile
     alone, run = min((run_stage(client, folder, work, k=[30]) for _ in range(args.repeat)), key=lambda r: r[0])
@@ -161,7 +161,7 @@ def same_files(args: argparse.Namespace, folder: Path, work: Path, name: str) ->
     subprocess.run(command, check=True, capture_output=True)
     hashes[f"killed after {done} photos and resumed"] = hash_of(output / "killed")
     verdict = "the same" if len(set(hashes.values())) == 1 else "DIFFERENT"
-    return [["5", f"files of {len(list(folder.iterdir())):,} {name}: {', '.join(hashes)}", verdict, "bitwise the same"]]
+    return [["5", f"files of {len(files_of(folder)):,} {name}: {', '.join(hashes)}", verdict, "bitwise the same"]]
 
 
 def hash_of(run: Path) -> str:
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows += speed(client, args, some(args.photos, args.n_photos, work, args.times), work, name)
         if 2 in args.items:
             with workers(args.workers) as client:
-                rows += print_peers(compare(client, sorted(photos.iterdir()), args.k), args.k, args.n_photos)
+                rows += print_peers(compare(client, files_of(photos), args.k), args.k, args.n_photos)
         if 3 in args.items:
             chosen = {
                 f"photos of {args.speed.name}": folder,

@@ -44,14 +44,21 @@ def run_stage(client: Client, folder: Path, work: Path, **settings: Any) -> tupl
         return time.perf_counter() - begun, run.path
 
 
+def files_of(folder: Path) -> list[Path]:
+    """Files of a folder at any depth, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def some(folder: Path, n: int, work: Path, times: int = 1) -> Path:
-    """Make a folder with links to n photos from all over another, each under so many names."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Make a folder with links to n photos from all over another, in the same folders, each under so many names."""
+    files = files_of(folder)
     chosen = files if n >= len(files) else [files[i] for i in np.linspace(0, len(files) - 1, n).astype(int)]
     linked = Path(tempfile.mkdtemp(dir=work))
     for path in chosen:
+        inside = linked / path.relative_to(folder)
+        inside.parent.mkdir(parents=True, exist_ok=True)
         for number in range(times):
-            (linked / f"{number:02}-{path.name}").symlink_to(path.resolve())
+            inside.with_name(f"{number:02}-{inside.name}").symlink_to(path.resolve())
     return linked
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from sklearn.cluster import KMeans
 
-from benchmarks.quantize_stage import MAX_PIXELS, config_of, peak_memory, run_stage, some, workers
+from benchmarks.quantize_stage import MAX_PIXELS, config_of, files_of, peak_memory, run_stage, some, workers
 from jobs.listing import list_items_once
 from kmeans_dask import store
 from kmeans_dask.colour_means import coarse_centres
@@ -27,7 +27,7 @@ K = 256
 
 def shared(folder: Path, work: Path, n_workers: int, sample: int, name: str) -> list[list[str]]:
     """Rows of the table of item 3 for one folder."""
-    files = sorted(folder.iterdir())
+    files = files_of(folder)
     settings = {"k": [K], "palette": "shared"}
     with workers(n_workers) as client:
         run_stage(client, some(folder, 64, work), work, **settings)  # compile
@@ -92,7 +92,7 @@ def variants(folder: Path, work: Path, n: int) -> Path:
 
     Every channel of every copy has its own gamma between 0.6 and 1.6.
     """
-    files, target, generator = sorted(folder.iterdir()), Path(tempfile.mkdtemp(dir=work)), np.random.default_rng(0)
+    files, target, generator = files_of(folder), Path(tempfile.mkdtemp(dir=work)), np.random.default_rng(0)
     levels = np.arange(256) / 255
     for number in range(n):
         image = Image.open(files[number % len(files)]).convert("RGB")
