@@ -46,7 +46,7 @@ def choose_model(config: Config, folder: RunFolder, k: int | None, algorithm: st
     folder
         Of the run.
     k
-        Number of clusters; None: the largest of the config.
+        Number of clusters; None: the chosen one, else the largest of the config.
     algorithm
         ``kmeans`` or ``minibatch``; None: the first of the config.
 
@@ -64,9 +64,11 @@ def choose_model(config: Config, folder: RunFolder, k: int | None, algorithm: st
         raise UserError(f"{folder.path} has no evaluated models; its config needs the sections fit and evaluate")
     if "evaluate" not in folder.read()["stages"]:
         raise UserError(f"the models of {folder.path} are not finished: run fit and evaluate first")
-    algorithm, k = algorithm or config.fit.algorithm[0], k or max(config.fit.k)
-    if algorithm not in config.fit.algorithm or k not in config.fit.k:
-        ks = ", ".join(map(str, config.fit.k))
+    algorithm = algorithm or config.fit.algorithm[0]
+    chosen = {entry["algorithm"]: entry["k"] for entry in folder.read()["stages"]["evaluate"]["summary"]["choice"]}
+    k = k or chosen.get(algorithm, max(config.fit.ks))
+    if algorithm not in config.fit.algorithm or k not in config.fit.ks:
+        ks = ", ".join(map(str, config.fit.ks))
         raise UserError(
             f"{folder.path} has no model {algorithm}, K = {k}; it has {' and '.join(config.fit.algorithm)}, K = {ks}"
         )

@@ -52,13 +52,13 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     collection = open_collection(folder.collection)
     features = prepare_features(config, collection, folder, client)
     X, _ = features.rows(collection, "train")
-    if max(config.fit.k) > len(X):
-        raise UserError(f"fit.k={max(config.fit.k)}: only {len(X):,} items could be read; choose at most as many")
+    if max(config.fit.ks) > len(X):
+        raise UserError(f"fit.k={max(config.fit.ks)}: only {len(X):,} items could be read; choose at most as many")
     settings = {**_settings(config), "collection": collection.fingerprint}
     if features.fingerprint:
         settings["features"] = features.fingerprint
     missing = [
-        (algorithm, k) for algorithm in config.fit.algorithm for k in config.fit.k
+        (algorithm, k) for algorithm in config.fit.algorithm for k in config.fit.ks
         if not _is_fitted(folder, algorithm, k, settings)
     ]  # fmt: skip
     what = "pixels" if features.settings.raw else "features"
@@ -74,14 +74,16 @@ def run(config: Config, client: Client) -> dict[str, Any]:
         ks = [k for a, k in missing if a == algorithm]
         for model in _fit_algorithm(X, algorithm, ks, config.fit, config.seed, features.settings.normalize == "l2"):
             write_model(folder.model(algorithm, model.k), replace(model, settings=settings))
-    n_models = len(config.fit.algorithm) * len(config.fit.k)
+    n_models = len(config.fit.algorithm) * len(config.fit.ks)
     return {"rows": len(X), "models": n_models, "fitted": len(missing)}
 
 
 def _settings(config: Config) -> dict[str, Any]:
     """Return what a model depends on, its algorithm and K apart: another K leaves the others as they are."""
     assert config.fit is not None
-    return {"seed": config.seed, **config.fit.model_dump(mode="json", exclude={"k", "algorithm"})}
+    return {"seed": config.seed, **config.fit.model_dump(mode="json", exclude={"k", "k_range", "algorithm"})} | (
+        {"rivals": True} if config.fit.k == "auto" else {}  # models without one are no candidates
+    )
 
 
 def _is_fitted(folder: RunFolder, algorithm: str, k: int, settings: dict[str, Any]) -> bool:
@@ -96,19 +98,30 @@ def _fit_algorithm(X: da.Array, algorithm: str, ks: list[int], fit: Fit, seed: i
         return []
     if fit.engine == "dask-ml":
         return [_fit_dask_ml(X, k, fit, seed) for k in ks]
+    seeds = [seed] if fit.k != "auto" else [seed, (seed + 1) % 2**32]  # the second ones tell how stable a K is
     if algorithm == "minibatch":
-        return [_fit_minibatch(X, k, fit, seed) for k in ks]
+        return _with_rivals([_fit_minibatch(X, k, fit, s) for s in seeds for k in ks], len(ks))
     settings = {**fit.model_dump(include={"init", "n_init", "max_iter", "tol"}), "spherical": spherical}
-    estimators = [KMeans(k, random_state=seed, **settings) for k in ks]
+    estimators = [KMeans(k, random_state=s, **settings) for s in seeds for k in ks]
     start = time.monotonic()
     with progress(f"fit kmeans K={_names(ks)}", None, "passes") as advance:
         fit_together(estimators, X, on_pass=lambda number, moving: advance(1))
     seconds = time.monotonic() - start
     # one set of passes has fitted all of them: each is told its share by the number of centres it moved
-    work = [estimator.n_iter_ * k for estimator, k in zip(estimators, ks, strict=True)]
-    return [
+    work = [estimator.n_iter_ * estimator.n_clusters for estimator in estimators]
+    models = [
         Model.of(estimator, algorithm, seconds * share / sum(work))
         for estimator, share in zip(estimators, work, strict=True)
+    ]
+    return _with_rivals(models, len(ks))
+
+
+def _with_rivals(models: list[Model], n: int) -> list[Model]:
+    """Give each of the first `n` models the centres of its rival, if there are rivals."""
+    rivals: list[Model | None] = [*models[n:]] or [None] * n
+    return [
+        model if rival is None else replace(model, rival=rival.centres)
+        for model, rival in zip(models[:n], rivals, strict=True)
     ]
 
 

@@ -53,7 +53,8 @@ def check_against_items(config: Config, folder: RunFolder) -> None:
         return
     splits = read_manifest(folder.manifest).column("split").to_pylist()
     n_fitted = splits.count("train")
-    if max(config.fit.k) > n_fitted:
+    if max(config.fit.ks) > n_fitted:
+        key = "fit.k_range" if config.fit.k == "auto" else "fit.k"
         raise UserError(
-            f"fit.k={max(config.fit.k)}: there are only {n_fitted:,} items to fit; choose at most as many clusters"
+            f"{key}={max(config.fit.ks)}: there are only {n_fitted:,} items to fit; choose at most as many clusters"
         )

@@ -176,9 +176,9 @@ def _clusters_section(config: Config, folder: RunFolder, collection: Collection)
         f"sum of squared distances to the nearest centre, {features.scale}.",
         metrics_table(metrics),
     ]
-    if len(config.fit.k) > 1:
+    if len(config.fit.ks) > 1:
         parts.append(_picture(folder, "curves", metric_curves(metrics), "Figures over K"))
-    models = [read_model(folder.model(a, k)) for a in config.fit.algorithm for k in config.fit.k]
+    models = [read_model(folder.model(a, k)) for a in config.fit.algorithm for k in config.fit.ks]
     for model in models:
         what = "Centres" if features.to_pixels(model.centres) is not None else "Items nearest to the centres"
         caption = f"{what} of {model.algorithm}, K = {model.k}: inferred label and fitted items"

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from kmeans_dask.config import Cluster
 from kmeans_dask.errors import JobError, UserError
+from kmeans_dask.reduction import reduce_tasks
 
 _CONNECT_SECONDS = 15
 
@@ -152,3 +153,39 @@ def run_tasks(client: Client, tasks: Sequence[Delayed], on_result: Callable[[Any
     for future, result in as_completed(client.compute(list(tasks)), with_results=True):
         on_result(result)
         future.release()
+
+
+def run_tree(
+    client: Client, tasks: Sequence[Delayed], combine: Callable[[list[Any]], Any], on_done: Callable[[int], None]
+) -> Any:
+    """Run independent tasks and bring back what a tree makes of their results, which stay on the workers.
+
+    Parameters
+    ----------
+    client
+        From `connect`.
+    tasks
+        At least one. They may share inputs.
+    combine
+        As for `reduction.reduce_tasks`.
+    on_done
+        Called with the position of every task that is done.
+
+    Returns
+    -------
+    object
+        Of the root of the tree.
+
+    Raises
+    ------
+    Exception
+        What a task raised.
+    """
+    *leaves, root = client.compute([*tasks, reduce_tasks(tasks, combine)])
+    positions = {leaf.key: position for position, leaf in enumerate(leaves)}
+    for leaf in as_completed(leaves):
+        if leaf.status != "finished":  # the root says why
+            break
+        on_done(positions[leaf.key])
+        leaf.release()
+    return root.result()

@@ -18,7 +18,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -190,11 +192,19 @@ class Features(Section):
         return self == Features()
 
 
+_CANDIDATES = 16
+"""Numbers of clusters that ``auto`` fits at most; together they cost about as much as three times the largest."""
+
+
 class Fit(Section):
     """Which models are fitted: every algorithm with every K."""
 
-    k: Annotated[list[Annotated[int, Field(ge=1)]], *_ONE_OR_MORE]
-    """Numbers of clusters."""
+    k: Annotated[
+        Annotated[Literal["auto"], Tag("auto")]
+        | Annotated[list[Annotated[int, Field(ge=1)]], *_ONE_OR_MORE, Tag("list")],
+        Discriminator(lambda value: "auto" if value == "auto" else "list"),
+    ]
+    """Numbers of clusters; or ``auto``: candidates of `k_range` are fitted, and one of them is chosen."""
     algorithm: Annotated[list[Algorithm], *_ONE_OR_MORE] = ["kmeans"]
     """``kmeans``: every pass reads all rows. ``minibatch``: every step reads a sample of the rows."""
     init: Init = "k-means||"
@@ -207,9 +217,28 @@ class Fit(Section):
     """Stop when the centres move less than this share of the mean feature variance (squared distance)."""
     engine: Literal["kmeans-dask", "dask-ml"] = "kmeans-dask"
     """``dask-ml`` runs the stock estimator instead, for comparison."""
+    k_range: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] = [2, 64]
+    """Least and largest number of clusters that ``auto`` tries."""
+
+    @property
+    def ks(self) -> list[int]:
+        """Numbers of clusters that are fitted: those given, or the candidates of ``auto``.
+
+        Candidates are all numbers of the range, or about 16, each larger than the one before by about the same factor.
+        """
+        if self.k != "auto":
+            return self.k
+        low, high = self.k_range
+        if high - low < _CANDIDATES:
+            return list(range(low, high + 1))
+        return sorted({round(low * (high / low) ** (i / (_CANDIDATES - 1))) for i in range(_CANDIDATES)})
 
     @model_validator(mode="after")
     def _consistent(self) -> Fit:
+        if self.k_range[0] >= self.k_range[1]:
+            raise ValueError(f"k_range={self.k_range}: the first number must be less than the second")
+        if self.k == "auto" and self.engine == "dask-ml":
+            raise ValueError("engine dask-ml is for comparison: give k as numbers")
         if self.engine == "dask-ml" and (self.algorithm != ["kmeans"] or self.init == "k-means++"):
             raise ValueError("engine dask-ml has only algorithm kmeans, with init k-means|| or random")
         return self
@@ -431,7 +460,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 def _first_message(error: ValidationError) -> str:
     """One line for the first problem: key, value, what is allowed."""
     problem = error.errors(include_url=False)[0]
-    keys = [part for part in problem["loc"] if isinstance(part, str)]  # a position in a list is no key
+    # no keys are: a position in a list, and which of the kinds of fit.k a value was taken for
+    keys = [part for part in problem["loc"] if isinstance(part, str) and part not in ("auto", "list")]
     key = ".".join(keys)
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key}; allowed here: {_keys_of_section(keys[:-1])}"

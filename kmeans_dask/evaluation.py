@@ -1,15 +1,14 @@
-"""Where every item belongs, for all models in one read of the collection.
+"""Where every item belongs, and every metric, for all models in one read of the collection.
 
-A task writes its rows of the cluster table and returns only counts and sums, which the driver adds up.
+A task writes its rows of the cluster table and returns counts and sums of clusters, which a tree adds up.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 import numpy as np
@@ -18,55 +17,95 @@ import pyarrow.parquet as pq
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
+from kmeans_dask.cluster_facts import Extremes, extremes_block, join_extremes
 from kmeans_dask.collection import Collection, read_items
 from kmeans_dask.features import Features
-from kmeans_dask.kernels import Stack, assign
+from kmeans_dask.kernels import Block, Floats, NearestTwo, Stack, assign_two
 from kmeans_dask.metrics import contingency_block
 from kmeans_dask.models import Model
 from kmeans_dask.publish import publish, remove
 from kmeans_dask.reduction import share
+from kmeans_dask.sketches import Sketcher, write_sketches
+from kmeans_dask.spread import Spread, add_spreads, spread_block
 from kmeans_dask.store import read_labels
 
 SPLITS = ("train", "holdout")
 
 
+class Chunk(NamedTuple):
+    """The items of one chunk."""
+
+    rows: Block
+    """(n, n_features): what the models were fitted on."""
+    splits: NDArray[np.int8]
+    """(n,) position in `SPLITS`; -1 where the item could not be read."""
+    labels: NDArray[np.int32]
+    """(n,) class of each item, -1 = none."""
+    items: pa.Table
+    """Their rows of the items table."""
+
+
 @dataclass(frozen=True)
 class Counts:
-    """What one chunk, or all together, say of every model.
+    """What one chunk, or all together, say of every model; the clusters of all models are stacked.
 
     Attributes
     ----------
-    rows : int
-        Items, readable or not.
-    tables : list of (2, k, n_classes) int64
-        Contingency table of each split, one entry a model; items without a label are not in it.
-    sizes : list of (2, k) int64
-        Items of each split and cluster.
-    inertias : list of (n_models, 2) float64
-        Sum of squared distances in each chunk and split, on the scale of the features.
+    tables : (2, k_total, n_classes) int64
+        Contingency table of each split; items without a label are not in it.
+    spread : Spread
+        Sizes, sums of distances, sums of rows.
+    rivals : list of (k, k) int64
+        For each pair of rivals the fitted items of their clusters.
     """
 
-    rows: int
-    tables: list[NDArray[np.int64]]
-    sizes: list[NDArray[np.int64]]
-    inertias: list[NDArray[np.float64]]
-
-    def __add__(self, other: Counts) -> Counts:
-        """Add up the counts of different chunks."""
-        return Counts(
-            self.rows + other.rows,
-            [a + b for a, b in zip(self.tables, other.tables, strict=True)],
-            [a + b for a, b in zip(self.sizes, other.sizes, strict=True)],
-            self.inertias + other.inertias,
-        )
-
-    def total_inertias(self) -> NDArray[np.float64]:
-        """Return the (n_models, 2) sums over the chunks, whatever order these have come in: they are rounded once."""
-        chunks = np.stack(self.inertias)
-        return np.array([[math.fsum(chunks[:, m, s]) for s in range(len(SPLITS))] for m in range(chunks.shape[1])])
+    tables: NDArray[np.int64]
+    spread: Spread
+    rivals: list[NDArray[np.int64]]
 
 
-def evaluation_tasks(collection: Collection, features: Features, models: Sequence[Model], parts: Path) -> list[Delayed]:
+@dataclass(frozen=True)
+class FirstLook:
+    """What the first read returns of one chunk, or of all together."""
+
+    counts: Counts
+    extremes: Extremes
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all chunks are evaluated with.
+
+    Attributes
+    ----------
+    features : Features
+        That the models were fitted on.
+    stack : Stack
+        Centres of all models, after them those of their rivals.
+    names : tuple of str
+        Prefix of each model's columns; rivals have none.
+    rivals : tuple of (int, int)
+        Positions in the stack of models that are compared.
+    n_classes : int
+        Number of labels.
+    sketcher : Sketcher
+        Makes what duplicates are found with.
+    seed : int
+        Of the random samples.
+    """
+
+    features: Features
+    stack: Stack
+    names: tuple[str, ...]
+    rivals: tuple[tuple[int, int], ...]
+    n_classes: int
+    sketcher: Sketcher
+    seed: int
+
+
+def evaluation_tasks(
+    collection: Collection, features: Features, models: Sequence[Model], parts: Path, seed: int = 0
+) -> list[Delayed]:
     """Make the tasks that assign every item to its cluster in every model, one a chunk.
 
     Parameters
@@ -79,96 +118,131 @@ def evaluation_tasks(collection: Collection, features: Features, models: Sequenc
         Fitted models.
     parts
         Folder for the tasks' rows of the cluster table, which all workers can write to; it is emptied.
+    seed
+        Of the random sample of each cluster.
 
     Returns
     -------
     list of Delayed
-        Each returns `Counts`.
+        Each returns a `FirstLook`; combine them with `join_first_looks`.
     """
     parts = parts.absolute()  # workers of a running cluster have other current folders
     remove(parts)
     parts.mkdir(parents=True)
-    stack = share(stack_of(models, features))
-    shared_features = share(features)
-    names = [column_prefix(model) for model in models]
-    task = dask.delayed(evaluate_chunk, pure=False, traverse=False)
+    rivals = [(m, model.rival) for m, model in enumerate(models) if model.rival is not None]
+    task = Task(
+        features,
+        _stack([*(model.centres for model in models), *(rival for _, rival in rivals)], features),
+        tuple(column_prefix(model) for model in models),
+        tuple((m, len(models) + r) for r, (m, _) in enumerate(rivals)),
+        len(collection.class_names),
+        Sketcher.of(models),
+        seed,
+    )
+    shared, call = share(task), dask.delayed(evaluate_chunk, pure=False, traverse=False)
+    return [call(collection.folder, start, stop, shared, parts) for start, stop in chunk_starts(collection)]
+
+
+def chunk_starts(collection: Collection) -> list[tuple[int, int]]:
+    """First row and end of every chunk of a collection."""
     n_items, step = len(collection.labels), collection.chunk_rows
-    return [
-        task(
-            collection.folder,
-            shared_features,
-            start,
-            min(start + step, n_items),
-            stack,
-            names,
-            len(collection.class_names),
-            parts,
-        )
-        for start in range(0, n_items, step)
-    ]
+    return [(start, min(start + step, n_items)) for start in range(0, n_items, step)]
+
+
+def read_chunk(folder: Path, features: Features, start: int, stop: int) -> Chunk:
+    """Read the items ``start:stop`` of a collection as the models see them."""
+    items = read_items(folder, start, stop)
+    split = items["split"].to_numpy()
+    splits = np.where(split == SPLITS[0], 0, 1).astype(np.int8)
+    splits[items["status"].to_numpy() != "ok"] = -1
+    return Chunk(features.read_chunk(folder, start, stop), splits, read_labels(folder)[start:stop], items)
 
 
 def stack_of(models: Sequence[Model], features: Features) -> Stack:
     """Stack the centres of models for `kernels.assign`, which is given rows of these features."""
-    centres = [model.centres for model in models]
+    return _stack([model.centres for model in models], features)
+
+
+def _stack(centres: list[Floats], features: Features) -> Stack:
     if features.settings.raw:
         return Stack.of(centres)
     origin = np.concatenate(centres).mean(axis=0)  # float rows may lie far from zero, where float32 has few digits
     return Stack.of([part - origin for part in centres], origin)
 
 
-def evaluate_chunk(
-    folder: Path,
-    features: Features,
-    start: int,
-    stop: int,
-    stack: Stack,
-    names: Sequence[str],
-    n_classes: int,
-    parts: Path,
-) -> Counts:
-    """Assign the items ``start:stop`` and count clusters against labels.
+def evaluate_chunk(folder: Path, start: int, stop: int, task: Task, parts: Path) -> FirstLook:
+    """Assign the items ``start:stop``, count, measure, and write their rows of the cluster table.
 
     Parameters
     ----------
     folder
         Of the collection.
-    features
-        That the models were fitted on.
     start, stop
         Rows of one chunk.
-    stack
-        Centres of all models.
-    names
-        Prefix of each model's columns.
-    n_classes
-        Number of labels.
+    task
+        The models.
     parts
         Folder that the rows of the cluster table are published in.
 
     Returns
     -------
-    Counts
+    FirstLook
     """
-    block = features.read_chunk(folder, start, stop)
-    items = read_items(folder, start, stop)
-    labels = read_labels(folder)[start:stop]
-    readable = items["status"].to_numpy() == "ok"
-    clusters, squared = assign(block, stack)
-    ks = np.diff(stack.offsets)
-    masks = [readable & (items["split"].to_numpy() == split) for split in SPLITS]
-    tables, sizes, inertias = [], [], np.zeros((len(names), len(SPLITS)))
-    for m, k in enumerate(ks):
-        tables.append(np.stack([contingency_block(clusters[m][mask], labels[mask], k, n_classes) for mask in masks]))
-        sizes.append(np.stack([np.bincount(clusters[m][mask], minlength=k) for mask in masks]))
-        inertias[m] = [squared[m][mask].sum() for mask in masks]
-    columns: dict[str, Any] = {"path": items["path"], "split": items["split"], "label": items["label"]}
+    chunk = read_chunk(folder, task.features, start, stop)
+    nearest = assign_two(chunk.rows, task.stack)
+    n = len(task.names)
+    mine = nearest.clusters[:n] + task.stack.offsets[:n, None].astype(np.int32)
+    extremes = extremes_block(
+        nearest.squared[:n], mine, chunk.splits >= 0, start, int(task.stack.offsets[n]), task.seed
+    )
+    _write_part(part_of(parts, start), chunk, nearest, task.names)
+    write_sketches(parts, start, chunk.rows, chunk.splits >= 0, nearest.clusters[task.sketcher.model], task.sketcher)
+    return FirstLook(count_block(chunk, nearest, task), extremes)
+
+
+def count_block(chunk: Chunk, nearest: NearestTwo, task: Task) -> Counts:
+    """Count and measure the clusters of all models on the rows of one chunk: what every metric is made of."""
+    ks = np.diff(task.stack.offsets)
+    masks = [chunk.splits == s for s in range(len(SPLITS))]
+    tables = [
+        [contingency_block(nearest.clusters[m][mask], chunk.labels[mask], k, task.n_classes) for m, k in enumerate(ks)]
+        for mask in masks
+    ]
+    fitted = nearest.clusters[:, masks[0]]
+    return Counts(
+        np.stack([np.concatenate(of_split) for of_split in tables]),
+        spread_block(chunk.rows, chunk.splits, nearest, task.stack),
+        [contingency_block(fitted[a], fitted[b], ks[a], ks[b]) for a, b in task.rivals],
+    )
+
+
+def _write_part(path: Path, chunk: Chunk, nearest: NearestTwo, names: Sequence[str]) -> None:
+    unread = chunk.splits < 0
+    columns: dict[str, Any] = {name: chunk.items[name] for name in ("path", "split", "label")}
     for m, name in enumerate(names):
-        columns[f"{name}_cluster"] = pa.array(clusters[m], mask=~readable)
-        columns[f"{name}_distance"] = pa.array(np.sqrt(squared[m]).astype(np.float32), mask=~readable)
-    with publish(parts / f"part-{start:012d}.parquet") as partial:
+        columns[f"{name}_cluster"] = pa.array(nearest.clusters[m], mask=unread)
+        columns[f"{name}_distance"] = pa.array(np.sqrt(nearest.squared[m]).astype(np.float32), mask=unread)
+    with publish(path) as partial:
         pq.write_table(pa.table(columns), partial)
-    return Counts(stop - start, tables, sizes, [inertias])
+
+
+def add_counts(parts: Sequence[Counts]) -> Counts:
+    """Add up the counts of several chunks, given in their order."""
+    return Counts(
+        np.sum([part.tables for part in parts], axis=0),
+        add_spreads([part.spread for part in parts]),
+        [np.sum(tables, axis=0) for tables in zip(*(part.rivals for part in parts), strict=True)],
+    )
+
+
+def join_first_looks(looks: Sequence[FirstLook]) -> FirstLook:
+    """Combine what several chunks return, given in their order."""
+    return FirstLook(add_counts([look.counts for look in looks]), join_extremes([look.extremes for look in looks]))
+
+
+def part_of(parts: Path, start: int) -> Path:
+    """Rows of the cluster table of the chunk that begins with a row."""
+    return parts / f"part-{start:012d}.parquet"
 
 
 def join_clusters(
@@ -190,7 +264,7 @@ def join_clusters(
     """
     with publish(path) as partial:
         writer = None
-        for part in sorted(parts.iterdir()):  # one part at a time: the table may be larger than memory
+        for part in sorted(parts.glob("part-*.parquet")):  # one part at a time: the table may be larger than memory
             table = pq.read_table(part)
             for prefix, mapping in label_maps.items():
                 labels = pa.array([class_names[c] if c >= 0 else None for c in mapping], pa.string())

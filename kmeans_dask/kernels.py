@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -149,6 +149,99 @@ def assign(block: Block, stack: Stack) -> tuple[NDArray[np.int32], NDArray[np.fl
         _squared_distances(rows, stack.centres, clusters[:, start:stop], distances[:, start:stop])
     clusters -= stack.offsets[:-1, None].astype(np.int32)
     return clusters, distances
+
+
+class NearestTwo(NamedTuple):
+    """The two nearest centres of every row, in every model; all arrays are (n_models, rows)."""
+
+    clusters: NDArray[np.int32]
+    """Index of the nearest centre within its model; of equally near ones the lowest."""
+    squared: NDArray[np.float64]
+    """Squared Euclidean distance to it."""
+    seconds: NDArray[np.int32]
+    """Index of the nearest of the others; -1 where there is no other."""
+    squared_seconds: NDArray[np.float64]
+    """Squared Euclidean distance to that; infinite where there is none."""
+
+
+def assign_two(block: Block, stack: Stack) -> NearestTwo:
+    """Find the two nearest centres of every row, and how far they are.
+
+    Parameters
+    ----------
+    block : (rows, n_features)
+        Rows of uint8, float32 or float64.
+    stack
+        Centres of the models.
+
+    Returns
+    -------
+    NearestTwo
+        Distances are summed from the differences themselves, as in `assign`.
+    """
+    shape = len(stack.offsets) - 1, len(block)
+    found = NearestTwo(np.empty(shape, np.int32), np.empty(shape), np.full(shape, -1, np.int32), np.full(shape, np.inf))
+    offsets = stack.offsets[:-1, None].astype(np.int32)
+    (pairs,) = np.nonzero(np.diff(stack.offsets) > 1)  # models that have a second centre
+    for start, rows, scores in _scored_slices(block, stack):
+        part = slice(start, start + len(rows))
+        _argmax(scores, stack.offsets, found.clusters[:, part])
+        _squared_distances(rows, stack.centres, found.clusters[:, part], found.squared[:, part])
+        # the scores are used up: without the best ones, the best that are left are the second ones
+        _forget(scores, found.clusters[:, part])
+        seconds = np.empty((shape[0], len(rows)), np.int32)
+        _argmax(scores, stack.offsets, seconds)
+        squared = np.empty(seconds.shape)
+        _squared_distances(rows, stack.centres, seconds, squared)
+        found.seconds[pairs, part] = (seconds - offsets)[pairs]
+        found.squared_seconds[pairs, part] = squared[pairs]
+    found.clusters[...] -= offsets
+    return found
+
+
+def distances_to(block: Block, centres: Floats, clusters: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Measure how far every row is from one centre of each model.
+
+    Parameters
+    ----------
+    block : (rows, n_features)
+        Rows of uint8, float32 or float64.
+    centres : (k_total, n_features)
+        Stacked, in the coordinates of the rows.
+    clusters : (n_models, rows) int32
+        Stacked row of the centre to measure from.
+
+    Returns
+    -------
+    (n_models, rows) float64
+        Squared Euclidean distances, from the differences themselves.
+    """
+    distances = np.empty(clusters.shape)
+    _squared_distances(block, centres, clusters, distances)
+    return distances
+
+
+def sum_rows(block: Block, clusters: NDArray[np.int32], k_total: int) -> Sums:
+    """Sum the rows of every cluster, where the clusters are known.
+
+    Parameters
+    ----------
+    block : (rows, n_features)
+        Rows of uint8, float32 or float64.
+    clusters : (n_models, rows) int32
+        Stacked row of each model's cluster.
+    k_total
+        Clusters of all models.
+
+    Returns
+    -------
+    Sums
+        Integers for uint8 (int32 holds 8.4 million rows of 255), else float64.
+    """
+    sums = np.zeros((k_total, block.shape[1]), np.int32 if block.dtype == np.uint8 else np.float64)
+    counts = np.zeros(k_total, np.int64)
+    _add_rows(block, clusters, sums, counts)
+    return Sums(sums, counts)
 
 
 def all_distances(block: Block, *, stack: Stack, dtype: DTypeLike) -> Floats:
@@ -341,6 +434,13 @@ def _argmax(scores, offsets, labels):  # type: ignore[no-untyped-def]
             while row[j] != best and j < end - 1:
                 j += 1
             labels[m, i] = j
+
+
+@numba.njit(nogil=True, cache=True)
+def _forget(scores, labels):  # type: ignore[no-untyped-def]
+    for m in range(labels.shape[0]):
+        for i in range(labels.shape[1]):
+            scores[i, labels[m, i]] = -np.finfo(np.float32).max  # no infinity: the search assumes finite numbers
 
 
 @numba.njit(nogil=True, cache=True)

@@ -1,14 +1,23 @@
 """How well clusters agree with labels, reduced on the workers: no row is ever gathered.
 
-The reduction is a contingency table, items of each cluster and class:
-block = `contingency_block`, combine = addition (`evaluation.Counts`), finalize = `scores`.
+The reduction is a contingency table, items of each cluster and class: block = `contingency_block`, combine = addition,
+finalize = `scores`, `confusion`, or `agreement` where the classes are the clusters of another model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from sklearn.metrics import mutual_info_score
+from sklearn.metrics.cluster import expected_mutual_information
+
+from kmeans_dask.publish import publish
 
 
 def contingency_block(
@@ -48,8 +57,7 @@ def contingency_block(
 def scores(contingency: NDArray[np.int64], label_map: NDArray[np.int32]) -> dict[str, float | None]:
     """Scores of a clustering against labels, from its contingency table alone.
 
-    Equal to scikit-learn's functions on the label vectors. Pairs are counted with Python integers, so the
-    adjusted Rand index stays exact for any number of items.
+    Equal to scikit-learn's functions on the label vectors.
 
     Parameters
     ----------
@@ -62,17 +70,131 @@ def scores(contingency: NDArray[np.int64], label_map: NDArray[np.int32]) -> dict
     -------
     dict
         ``homogeneity``, ``completeness``, ``v_measure`` (Rosenberg and Hirschberg 2007),
-        ``adjusted_rand`` (Hubert and Arabie 1985), ``normalized_mutual_information`` (arithmetic mean of
-        the entropies) and ``accuracy``, the share of items whose cluster's label is theirs: items in
-        clusters without a label count as wrong. All are None when no item has a label (JSON has no NaN).
+        ``adjusted_rand`` (Hubert and Arabie 1985), ``mutual_information`` in nats,
+        ``normalized_mutual_information`` and ``adjusted_mutual_information`` (Vinh, Epps and Bailey 2010), both by
+        the arithmetic mean of the entropies, ``purity``, the share of items that are of their cluster's largest
+        class here, and ``accuracy``, the share of items whose cluster's label is theirs: items in clusters without
+        a label count as wrong. All are None when no item has a label (JSON has no NaN).
     """
     items = int(contingency.sum())
     if items == 0:
-        names = ("homogeneity", "completeness", "v_measure", "adjusted_rand")
-        return dict.fromkeys((*names, "normalized_mutual_information", "accuracy"))
-    named = np.flatnonzero(label_map >= 0)
-    right = int(contingency[named, label_map[named]].sum())
+        return dict.fromkeys((*_AGREEMENTS, "purity", "accuracy"))
+    return {
+        **agreement(contingency),
+        "purity": int(contingency.max(axis=1).sum()) / items,
+        "accuracy": share_right(contingency, label_map),
+    }
 
+
+def share_right(contingency: NDArray[np.int64], mapping: NDArray[np.int32]) -> float | None:
+    """Share of the items of a (n_clusters, n_classes) table whose cluster is mapped to their class; -1: to none."""
+    items = int(contingency.sum())
+    named = np.flatnonzero(mapping >= 0)
+    return int(contingency[named, mapping[named]].sum()) / items if items else None
+
+
+def confusion(contingency: NDArray[np.int64], label_map: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Count the items of each class by the label of their cluster.
+
+    Parameters
+    ----------
+    contingency
+        (n_clusters, n_classes) items of each cluster and class.
+    label_map
+        (n_clusters,) int32 class of each cluster; -1: none.
+
+    Returns
+    -------
+    ndarray
+        (n_classes, n_classes + 1) int64: a row a class of the items, a column a label; the last column counts the
+        items in clusters without a label.
+    """
+    n_classes = contingency.shape[1]
+    counts = np.zeros((n_classes, n_classes + 1), np.int64)
+    np.add.at(counts.T, label_map, contingency)  # -1 is the last one
+    return counts
+
+
+_EXACT_ITEMS = 2**22
+"""Above, the expected mutual information is the first term of its expansion in 1 / items (Miller 1955): the exact sum
+takes time and memory in proportion to the items, 32 GB for a billion."""
+
+CONFUSION_SCHEMA = pa.schema(
+    [
+        ("algorithm", pa.string()),
+        ("k", pa.int32()),
+        ("split", pa.string()),
+        ("label", pa.string()),
+        ("predicted", pa.string()),  # null = the cluster has no label
+        ("items", pa.int64()),  # above 0
+    ]
+)
+
+
+def confusion_table(
+    tables: NDArray[np.int64], label_map: NDArray[np.int32], algorithm: str, class_names: Sequence[str]
+) -> pa.Table:
+    """Make the rows of the confusion matrices of one model, one for each cell that has items.
+
+    Parameters
+    ----------
+    tables
+        (2, n_clusters, n_classes) int64, of the fitted and of the held-out part.
+    label_map
+        (n_clusters,) int32 class of each cluster; -1: none.
+    algorithm
+        Of the model.
+    class_names
+        Names of the classes.
+
+    Returns
+    -------
+    pyarrow.Table
+        `CONFUSION_SCHEMA`.
+    """
+    names = [*class_names, None]
+    cells = [
+        (algorithm, len(label_map), split, names[label], names[predicted], int(counts[label, predicted]))
+        for split, counts in zip(("train", "holdout"), (confusion(table, label_map) for table in tables), strict=True)
+        for label, predicted in np.argwhere(counts)
+    ]
+    return pa.table([list(column) for column in zip(*cells, strict=True)] or [[]] * 6, schema=CONFUSION_SCHEMA)
+
+
+def write_confusion(tables: Sequence[pa.Table], path: Path) -> None:
+    """Publish tables from `confusion_table`, one under the other, as Parquet."""
+    with publish(path) as partial:
+        pq.write_table(pa.concat_tables(tables), partial)
+
+
+_AGREEMENTS = (
+    "homogeneity",
+    "completeness",
+    "v_measure",
+    "adjusted_rand",
+    "mutual_information",
+    "normalized_mutual_information",
+    "adjusted_mutual_information",
+)
+
+
+def agreement(contingency: NDArray[np.int64]) -> dict[str, float]:
+    """Scores of two partitions of the same items, from the table that counts their pairs.
+
+    Equal to scikit-learn's functions on the label vectors. Pairs are counted with Python integers, so the
+    adjusted Rand index stays exact for any number of items.
+
+    Parameters
+    ----------
+    contingency
+        (n_clusters, n_classes) int64, not all zero; the classes may be the clusters of another model.
+
+    Returns
+    -------
+    dict
+        The scores of `scores`, without purity and accuracy, which need labels. Above 4 million items the expected
+        information of the adjusted one is approximated.
+    """
     # absent clusters and classes are no part of the clustering: scikit-learn never sees them
     table = contingency[contingency.any(axis=1)][:, contingency.any(axis=0)]
     cluster_entropy, class_entropy = _entropy(table.sum(axis=1)), _entropy(table.sum(axis=0))
@@ -86,9 +208,10 @@ def scores(contingency: NDArray[np.int64], label_map: NDArray[np.int32]) -> dict
         "completeness": completeness,
         "v_measure": v_measure,
         "adjusted_rand": _adjusted_rand(table),
+        "mutual_information": float(information),
         # normalized by the arithmetic mean, mutual information is the V-measure, edge cases included
         "normalized_mutual_information": v_measure,
-        "accuracy": right / items,
+        "adjusted_mutual_information": _adjusted_information(table, (cluster_entropy + class_entropy) / 2),
     }
 
 
@@ -96,6 +219,22 @@ def _entropy(counts: NDArray[np.int64]) -> float:
     """Entropy in nats of positive counts; exactly 0 for a single one."""
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())
+
+
+def _adjusted_information(table: NDArray[np.int64], entropy: float) -> float:
+    """Mutual information above its expectation, as a share of the most that it could be."""
+    if 1 in table.shape:
+        return float(table.shape == (1, 1))
+    # a sparse table with a row a class, as scikit-learn makes it: where nothing is left but rounding, the order counts
+    cells = csr_matrix(table.T)
+    items = int(table.sum())
+    if items <= _EXACT_ITEMS:
+        expected = expected_mutual_information(cells, items)
+    else:
+        expected = (table.shape[0] - 1) * (table.shape[1] - 1) / (2 * items)
+    above, most = mutual_info_score(None, None, contingency=cells) - expected, entropy - expected
+    least = np.finfo(np.float64).eps
+    return float(np.copysign(max(abs(above), least), above) / np.copysign(max(abs(most), least), most))
 
 
 def _adjusted_rand(table: NDArray[np.int64]) -> float:

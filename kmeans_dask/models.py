@@ -37,6 +37,8 @@ class Model:
         Fitted items of each cluster.
     settings
         What the model depends on, its algorithm and K apart.
+    rival : (k, n_features) float32, or None
+        Centres of the same fit with another seed, where K is to be chosen.
     """
 
     algorithm: str
@@ -48,6 +50,7 @@ class Model:
     label_map: NDArray[np.int32] | None = None
     counts: NDArray[np.int64] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    rival: NDArray[np.float32] | None = None
 
     @property
     def k(self) -> int:
@@ -80,6 +83,8 @@ def write_model(path: Path, model: Model) -> None:
     arrays: dict[str, NDArray[Any]] = {"centres": model.centres, "history": model.history}
     if model.label_map is not None and model.counts is not None:
         arrays |= {"label_map": model.label_map, "counts": model.counts}
+    if model.rival is not None:
+        arrays["rival"] = model.rival
     store.write_model(
         path,
         arrays,
@@ -121,4 +126,5 @@ def read_model(path: Path) -> Model:
         arrays.get("label_map"),
         arrays.get("counts"),
         attrs["settings"],
+        arrays.get("rival"),
     )

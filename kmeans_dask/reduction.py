@@ -7,7 +7,7 @@ Where the array is read lazily, reading is fused with the block function: one ta
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dask
@@ -88,6 +88,28 @@ def tree_reduce(objects: da.Array, combine: Callable[[list[Any]], Any]) -> da.Ar
     # one layer for the whole tree: merging a layer a task took 0.3 s for 1,000 chunks
     graph = HighLevelGraph.from_collections(name, layer, dependencies=[objects])
     return da.Array(graph, name, chunks=((1,),), dtype=object, meta=np.empty(0, object))
+
+
+def reduce_tasks(tasks: Sequence[Delayed], combine: Callable[[list[Any]], Any]) -> Delayed:
+    """Combine what tasks return by a tree.
+
+    Parameters
+    ----------
+    tasks
+        At least one.
+    combine
+        Makes one object of a list of up to `FAN_IN` objects in the order of the tasks.
+
+    Returns
+    -------
+    Delayed
+        The one object.
+    """
+    join = dask.delayed(combine, pure=False)
+    level = [join([task]) for task in tasks] if len(tasks) == 1 else list(tasks)
+    while len(level) > 1:
+        level = [join(level[i : i + FAN_IN]) for i in range(0, len(level), FAN_IN)]
+    return level[0]
 
 
 def share(value: Any) -> Delayed:

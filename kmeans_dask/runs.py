@@ -56,6 +56,31 @@ class RunFolder:
         return self.path / "clusters.parquet"
 
     @property
+    def cluster_facts(self) -> Path:
+        """One row a model and cluster; a CSV file of the same name lies beside it."""
+        return self.path / "cluster_facts.parquet"
+
+    @property
+    def confusion(self) -> Path:
+        """Items of each label by the label of their cluster."""
+        return self.path / "confusion.parquet"
+
+    @property
+    def suspects(self) -> Path:
+        """Items whose label disagrees with a pure cluster."""
+        return self.path / "suspects.csv"
+
+    @property
+    def outliers(self) -> Path:
+        """Items far from their centre."""
+        return self.path / "outliers.csv"
+
+    @property
+    def duplicates(self) -> Path:
+        """Items that are the same, or nearly the same."""
+        return self.path / "duplicates.csv"
+
+    @property
     def metrics(self) -> Path:
         """One row a model."""
         return self.path / "metrics.json"

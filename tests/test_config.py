@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -243,3 +244,26 @@ def test_folders_are_checked_without_listing_them(whole: Path, tmp_path: Path):
     check("input.path=[s3://bucket/images, photos/*.tar]")
     with pytest.raises(UserError, match=r"input\.holdout=.*elsewhere: there is no such file or folder"):
         check(f"input.path={tmp_path / 'there'}", f"input.holdout={tmp_path / 'elsewhere'}")
+
+
+def test_auto_tries_all_numbers_of_a_short_range_and_some_of_a_long_one(whole: Path):
+    short = load_config(whole, ["fit.k=auto", "fit.k_range=[3,6]"]).fit
+    long = load_config(whole, ["fit.k=auto", "fit.k_range=[2,1000]"]).fit
+
+    assert short.ks == [3, 4, 5, 6]
+    assert (long.ks[0], long.ks[-1]) == (2, 1000)
+    assert 12 <= len(long.ks) <= 16
+    assert load_config(whole, ["fit.k=[7,3]"]).fit.ks == [7, 3]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["fit.k=auto", "fit.k_range=[5,5]"], "the first number must be less than the second"),
+        (["fit.k=auto", "fit.k_range=[5]"], "fit.k_range=[5]: too few values"),
+        (["fit.k=auto", "fit.engine=dask-ml", "fit.algorithm=kmeans"], "give k as numbers"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(whole: Path, overrides: list[str], part: str):
+    with pytest.raises(UserError, match=re.escape(part)):
+        load_config(whole, overrides)

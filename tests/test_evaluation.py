@@ -12,7 +12,14 @@ from conftest import draw_images
 
 from kmeans_dask.collection import Collection, finish_collection, ingest_tasks
 from kmeans_dask.config import Ingest, Input
-from kmeans_dask.evaluation import Counts, column_prefix, evaluation_tasks, join_clusters, nearest_items
+from kmeans_dask.evaluation import (
+    FirstLook,
+    column_prefix,
+    evaluation_tasks,
+    join_clusters,
+    join_first_looks,
+    nearest_items,
+)
 from kmeans_dask.features import raw_features
 from kmeans_dask.labels import label_map
 from kmeans_dask.models import Model
@@ -65,44 +72,78 @@ def expected_distances(collection: Collection, model: Model) -> np.ndarray:
     return (differences**2).sum(axis=2)
 
 
-def test_chunks_add_up_to_the_plain_count(collection: Collection, models: list[Model], chunks):
-    counts: Counts = chunks[0][0] + chunks[0][1]
+@pytest.fixture(scope="module")
+def look(chunks) -> FirstLook:
+    return join_first_looks(list(chunks[0]))
+
+
+def parts_of(models: list[Model]) -> list[slice]:
+    """Rows of each model among the stacked clusters."""
+    ends = np.cumsum([model.k for model in models])
+    return [slice(end - model.k, end) for end, model in zip(ends, models, strict=True)]
+
+
+def test_chunks_add_up_to_the_plain_count(collection: Collection, models: list[Model], chunks, look: FirstLook):
     items = collection.items.to_pydict()
     ok = np.array(items["status"]) == "ok"
+    counts = look.counts
 
     assert len(chunks[0]) == 2
-    assert counts.rows == len(ok) == 49
-    for m, model in enumerate(models):
+    assert len(ok) == 49
+    for mine, model in zip(parts_of(models), models, strict=True):
         squared = expected_distances(collection, model)
         nearest = squared.argmin(axis=1)
         for s, split in enumerate(("train", "holdout")):
             here = ok & (np.array(items["split"]) == split)
-            assert counts.sizes[m][s].tolist() == np.bincount(nearest[here], minlength=model.k).tolist()
-            assert counts.total_inertias()[m, s] == pytest.approx(squared[here].min(axis=1).sum())
+            assert counts.spread.sizes[s, mine].tolist() == np.bincount(nearest[here], minlength=model.k).tolist()
+            assert counts.spread.squared[s, mine].sum() == pytest.approx(squared[here].min(axis=1).sum())
             table = np.zeros((model.k, 3), int)
             labelled = here & (collection.labels >= 0)
             np.add.at(table, (nearest[labelled], collection.labels[labelled]), 1)
-            assert counts.tables[m][s].tolist() == table.tolist()
+            assert counts.tables[s, mine].tolist() == table.tolist()
 
 
-def test_the_order_of_the_chunks_does_not_matter():
-    parts = [Counts(1, [], [], [np.array([[value, 0.0]])]) for value in (1e16, 1.0, 1.0, 1.0, 1.0)]
+def test_every_cluster_has_its_extreme_items(collection: Collection, models: list[Model], look: FirstLook):
+    ok = collection.items["status"].to_numpy() == "ok"
+    for mine, model in zip(parts_of(models), models, strict=True):
+        squared = expected_distances(collection, model)
+        for c in range(model.k):
+            members = np.flatnonzero(ok & (squared.argmin(axis=1) == c))
+            order = members[np.argsort(squared[members, c], kind="stable")]
+            nearest, farthest, sample = (
+                kept.rows[mine][c] for kept in (look.extremes.nearest, look.extremes.farthest, look.extremes.sample)
+            )
+            n = min(len(order), 12)
+            assert nearest.tolist() == [*order[:n], *[-1] * (12 - n)]
+            assert squared[farthest[:n], c].tolist() == pytest.approx(squared[order[::-1][:n], c].tolist())
+            assert len(set(sample[:n])) == n
+            assert set(sample[:n]) <= set(members)
 
-    forwards, backwards = (sum(order[1:], order[0]) for order in (parts, parts[::-1]))
 
-    assert forwards.total_inertias().tolist() == backwards.total_inertias().tolist() == [[1e16 + 4, 0.0]]
+def test_rivals_are_compared_item_by_item(collection: Collection, models: list[Model], tmp_path: Path):
+    rivals = [replace(models[0], rival=models[0].centres[::-1].copy()), models[2]]
+
+    looks = dask.compute(*evaluation_tasks(collection, RAW, rivals, tmp_path / "parts"), scheduler="sync")
+    counts = join_first_looks(list(looks)).counts
+
+    (table,) = counts.rivals
+    assert table[[0, 1], [0, 1]].tolist() == [0, 0]  # the same clusters in the other order
+    assert table[[0, 1], [1, 0]].tolist() == counts.spread.sizes[0, :2].tolist()
+    assert pq.read_table(tmp_path / "parts" / "part-000000000000.parquet").column_names[3:] == [
+        "kmeans_k2_cluster", "kmeans_k2_distance", "minibatch_k3_cluster", "minibatch_k3_distance",
+    ]  # fmt: skip
 
 
-def test_the_broken_and_the_unlabelled_item_are_counted_right(chunks):
-    counts: Counts = chunks[0][0] + chunks[0][1]
-
-    assert sum(int(sizes.sum()) for sizes in counts.sizes) == 3 * 48  # all but the broken one
-    assert sum(int(table.sum()) for table in counts.tables) == 3 * 47  # nor the one without a label
+def test_the_broken_and_the_unlabelled_item_are_counted_right(look: FirstLook):
+    assert int(look.counts.spread.sizes.sum()) == 3 * 48  # all but the broken one
+    assert int(look.counts.tables.sum()) == 3 * 47  # nor the one without a label
 
 
-def test_joined_rows_are_the_items_in_order(collection: Collection, models: list[Model], chunks, tmp_path: Path):
-    counts: Counts = chunks[0][0] + chunks[0][1]
-    maps = {column_prefix(model): label_map(counts.tables[m][0]) for m, model in enumerate(models)}
+def test_joined_rows_are_the_items_in_order(
+    collection: Collection, models: list[Model], chunks, look: FirstLook, tmp_path: Path
+):
+    tables = look.counts.tables[0]
+    maps = {column_prefix(model): label_map(tables[mine]) for mine, model in zip(parts_of(models), models, strict=True)}
     path = tmp_path / "clusters.parquet"
 
     join_clusters(chunks[1], path, maps, collection.class_names)
@@ -146,7 +187,10 @@ def test_parts_of_an_earlier_call_are_not_mixed_in(collection: Collection, model
 
     dask.compute(*evaluation_tasks(collection, RAW, models, parts), scheduler="sync")
 
-    assert sorted(path.name for path in parts.iterdir()) == ["part-000000000000.parquet", "part-000000000032.parquet"]
+    assert sorted(path.name for path in parts.glob("part-*")) == [
+        "part-000000000000.parquet",
+        "part-000000000032.parquet",
+    ]
 
 
 def test_making_the_tasks_reads_no_image(collection: Collection, models: list[Model], tmp_path: Path):

@@ -14,6 +14,7 @@ from kmeans_dask.kernels import (
     Stack,
     all_distances,
     assign,
+    assign_two,
     combine_moments,
     moments,
     row_uniforms,
@@ -238,3 +239,31 @@ def test_the_numbers_of_rows_are_uniform_and_differ_by_seed_and_round() -> None:
     for other in (row_uniforms(0, 100_000, 6, 0), row_uniforms(0, 100_000, 5, 1), row_uniforms(1, 100_001, 5, 0)):
         assert not (numbers == other).any()
         assert abs(np.corrcoef(numbers, other)[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_the_two_nearest_centres(dtype: type):
+    rng = np.random.default_rng(3)
+    X = rng.integers(0, 256, (1500, 900)).astype(dtype)  # two slices, the last one shorter
+    models = [rng.uniform(0, 255, (k, 900)).astype(np.float64) for k in (2, 1, 7)]
+
+    found = assign_two(X, Stack.of(models))
+
+    for m, centres in enumerate(models):
+        squared = np.stack([((X.astype(np.float64) - centre) ** 2).sum(axis=1) for centre in centres], axis=1)
+        order = np.argsort(squared, axis=1)
+        assert found.clusters[m].tolist() == order[:, 0].tolist()
+        np.testing.assert_allclose(found.squared[m], squared.min(axis=1), rtol=1e-12)
+        if len(centres) == 1:
+            assert set(found.seconds[m]) == {-1}
+            assert set(found.squared_seconds[m]) == {np.inf}
+        else:
+            assert found.seconds[m].tolist() == order[:, 1].tolist()
+            np.testing.assert_allclose(found.squared_seconds[m], np.sort(squared, axis=1)[:, 1], rtol=1e-12)
+
+
+def test_of_equally_near_centres_the_first_two_are_taken():
+    found = assign_two(np.zeros((4, 3), np.uint8), Stack.of([np.ones((5, 3), np.float32)]))
+
+    assert (found.clusters.tolist(), found.seconds.tolist()) == ([[0] * 4], [[1] * 4])
+    assert found.squared.tolist() == found.squared_seconds.tolist() == [[3.0] * 4]

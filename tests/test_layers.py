@@ -16,7 +16,8 @@ sources.manifest sources.names sources.locations sources.listed sources.policies
 sources.archives sources.arrays sources.tables sources.datasets sources.downloads sources.places \
 sources.items sources.reading sources
 collection reduction rows sampling seeding lloyd kmeans minibatch models metrics \
-embeddings features feature_fit evaluation prediction shared_palette quantize
+embeddings features feature_fit spread sketches evaluation second_look cluster_facts suspects duplicates choice \
+prediction shared_palette quantize
 cluster report plots colour_plots
 """
 LAYERS = [line.split() for line in FROM_THE_BOTTOM.strip().splitlines()]

@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics as reference
 
-from kmeans_dask.labels import label_map
-from kmeans_dask.metrics import contingency_block, scores
+from kmeans_dask.labels import label_map, one_to_one
+from kmeans_dask.metrics import (
+    agreement,
+    confusion,
+    confusion_table,
+    contingency_block,
+    scores,
+    share_right,
+    write_confusion,
+)
 
 
 def _draw(n: int, n_clusters: int, n_classes: int, seed: int = 0) -> tuple[NDArray, NDArray]:
@@ -28,7 +39,10 @@ def _assert_equal_to_sklearn(clusters: NDArray, labels: NDArray, n_clusters: int
         "completeness": reference.completeness_score(labels, clusters),
         "v_measure": reference.v_measure_score(labels, clusters),
         "adjusted_rand": reference.adjusted_rand_score(labels, clusters),
+        "mutual_information": reference.mutual_info_score(labels, clusters),
         "normalized_mutual_information": reference.normalized_mutual_info_score(labels, clusters),
+        "adjusted_mutual_information": reference.adjusted_mutual_info_score(labels, clusters),
+        "purity": reference.accuracy_score(labels, voted[clusters]),  # voted on the same items
         "accuracy": reference.accuracy_score(labels, voted[clusters]),
     }
     assert ours == pytest.approx(theirs, abs=1e-9)
@@ -77,6 +91,55 @@ def test_scores_equal_sklearn(n_clusters: int, n_classes: int) -> None:
 def test_scores_equal_sklearn_on_any_small_table(pairs: list[tuple[int, int]]) -> None:
     clusters, labels = np.array(pairs, np.int32).T
     _assert_equal_to_sklearn(clusters, labels, 5, 4)
+
+
+def test_adjusted_information_of_millions_is_nearly_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.random.default_rng(5).integers(100, 20_000, (30, 10))
+    exact = agreement(table)["adjusted_mutual_information"]
+    monkeypatch.setattr("kmeans_dask.metrics._EXACT_ITEMS", 10**6)
+    approximated = agreement(table)["adjusted_mutual_information"]
+    assert table.sum() > 10**6
+    assert approximated != exact
+    assert approximated == pytest.approx(exact, abs=1e-9)
+
+
+def test_partitions_compare_the_same_both_ways() -> None:
+    clusters, labels = _draw(500, 6, 4)
+    table = contingency_block(clusters, labels, 6, 4)
+    one, other = agreement(table), agreement(table.T)
+    for name in ("adjusted_rand", "adjusted_mutual_information", "v_measure"):
+        assert one[name] == pytest.approx(other[name], abs=1e-12)
+    assert one["homogeneity"] == pytest.approx(other["completeness"], abs=1e-12)
+
+
+def test_confusion_equals_sklearn() -> None:
+    clusters, labels = _draw(2_000, 12, 5)
+    table = contingency_block(clusters, labels, 12, 5)
+    voted = label_map(table)
+    ours = confusion(table, voted)
+    assert ours[:, :5].tolist() == reference.confusion_matrix(labels, voted[clusters], labels=range(5)).tolist()
+    assert ours[:, 5].tolist() == [0] * 5
+
+
+def test_confusion_is_written_cell_by_cell(tmp_path: Path) -> None:
+    tables = np.array([[[2, 1], [0, 3], [0, 0]], [[0, 0], [0, 4], [5, 0]]])  # the third cluster has no fitted item
+    path = tmp_path / "confusion.parquet"
+    write_confusion([confusion_table(tables, label_map(tables[0]), "kmeans", ("a", "b"))], path)
+    rows = [tuple(row.values()) for row in pq.read_table(path).to_pylist()]
+    assert rows == [
+        ("kmeans", 3, "train", "a", "a", 2),
+        ("kmeans", 3, "train", "b", "a", 1),
+        ("kmeans", 3, "train", "b", "b", 3),
+        ("kmeans", 3, "holdout", "a", None, 5),
+        ("kmeans", 3, "holdout", "b", "b", 4),
+    ]
+
+
+def test_one_label_a_cluster_at_most() -> None:
+    table = np.array([[5, 4], [6, 0], [0, 1]])
+    assert share_right(table, one_to_one(table)) == (4 + 6) / 16
+    assert one_to_one(table).tolist() == [1, 0, -1]
+    assert share_right(np.zeros((2, 2), np.int64), np.array([0, 1], np.int32)) is None
 
 
 def test_adjusted_rand_is_exact_for_more_pairs_than_int64_holds() -> None:
