@@ -1,0 +1,130 @@
+"""What evaluation costs, and what its list of suspects finds.
+
+``python -m benchmarks.evaluation RUN [SECTION ...]``: RUN is the run folder of ``configs/mnist.yaml``.
+"""
+
+from __future__ import annotations
+
+from benchmarks.common import Mnist, machine, median, table, workers  # isort: skip
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pyarrow as pa
+
+from kmeans_dask.evaluation import Chunk, Counts, Task, add_counts, count_block
+from kmeans_dask.features import raw_features
+from kmeans_dask.kernels import NearestTwo, Stack, assign, assign_two
+from kmeans_dask.labels import label_map
+from kmeans_dask.metrics import contingency_block, scores
+from kmeans_dask.models import Model, read_model
+from kmeans_dask.reduction import map_chunks, share, tree_reduce
+from kmeans_dask.sketches import Sketcher
+from kmeans_dask.spread import means_of, scatter_block, spread_scores
+from kmeans_dask.suspects import suspects_block
+
+SWEEP = (10, 16, 36, 64, 144, 256)
+Rows = Iterator[tuple[Any, ...]]
+
+
+def models_of(run: Path) -> list[Model]:
+    return [read_model(run / "models" / "kmeans" / f"k={k}.zarr") for k in SWEEP]
+
+
+def mistakes(data: Mnist, run: Path, seeds: int = 5) -> Rows:
+    """1 % of the labels changed at random: how many of them are among the suspects at K = 256."""
+    centres = models_of(run)[-1].centres
+    (clusters,), (squared,) = assign(data.train, Stack.of([centres]))
+    rows, distances = np.arange(len(data.train)), np.sqrt(squared)
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        labels = data.labels.copy()
+        changed = rng.choice(len(labels), len(labels) // 100, replace=False)
+        labels[changed] = (labels[changed] + rng.integers(1, 10, len(changed))) % 10
+        counts = contingency_block(clusters, labels, len(centres), 10)
+        purities = counts.max(axis=1) / np.maximum(counts.sum(axis=1), 1)
+        found = suspects_block(data.train, rows, labels, clusters, distances, centres, label_map(counts), purities)
+        right = np.isin(found.rows, changed)
+        n = len(changed)
+        yield seed, n, len(right), right.sum(), right[: 3 * n].sum(), right[:n].sum()
+
+
+def speed(data: Mnist, run: Path) -> Rows:
+    """All metrics of six K on 60,000 images, and one assignment pass for them; two workers, pixels in their memory."""
+    stack = Stack.of([model.centres for model in models_of(run)])
+    names = tuple(str(k) for k in SWEEP)
+    task = Task(raw_features((28, 28, 1)), stack, names, (), 10, Sketcher.of(models_of(run)), 0)
+    with workers():
+        X = data.X.persist()
+        labels = da.from_array(data.labels, chunks=(X.chunks[0],)).persist()
+        base = median(lambda: tree_reduce(map_chunks(_inertias, X, stack=share(stack)), _add).compute())
+        wall = median(lambda: _all_metrics(X, labels, task))
+    yield "one assignment pass", f"{base:.3f}", "1.00"
+    yield "all metrics", f"{wall:.3f}", f"{wall / base:.2f}"
+
+
+def _all_metrics(X: da.Array, labels: da.Array, task: Task) -> list[dict[str, Any]]:
+    """Both looks and the scores, as the stage makes them."""
+    looks = map_chunks(_look, X, labels, task=share(task)).persist()
+    counts: Counts = tree_reduce(map_chunks(_counts_of, looks), add_counts).compute()
+    ends = task.stack.offsets[1:-1]
+    means = np.split(means_of(counts.spread, task.stack), ends)
+    scatter = tree_reduce(map_chunks(_scatter, X, looks, means=share(Stack.of(means))), _add).compute()
+    told = []
+    for m, (begin, end) in enumerate(zip(task.stack.offsets[:-1], task.stack.offsets[1:], strict=True)):
+        p, spread = slice(begin, end), counts.spread
+        told.append(
+            scores(counts.tables[0, p], label_map(counts.tables[0, p]))
+            | spread_scores(
+                spread.sizes[0, p], spread.squared[0, p], spread.silhouettes[0, p], scatter[p],
+                task.stack.centres[p], means[m],
+            )
+        )  # fmt: skip
+    return told
+
+
+def _look(block: np.ndarray, labels: np.ndarray, *, task: Task) -> tuple[Counts, NearestTwo]:
+    nearest = assign_two(block, task.stack)
+    chunk = Chunk(block, np.zeros(len(block), np.int8), labels, pa.table({}))
+    return count_block(chunk, nearest, task), nearest
+
+
+def _counts_of(look: tuple[Counts, NearestTwo]) -> Counts:
+    return look[0]
+
+
+def _scatter(block: np.ndarray, look: tuple[Counts, NearestTwo], *, means: Stack) -> np.ndarray:
+    return scatter_block(block, np.zeros(len(block), np.int8), look[1].clusters, means)
+
+
+def _inertias(block: np.ndarray, *, stack: Stack) -> np.ndarray:
+    return assign(block, stack)[1].sum(axis=1)
+
+
+def _add(parts: list[np.ndarray]) -> np.ndarray:
+    return np.sum(parts, axis=0)
+
+
+SECTIONS: dict[str, tuple[Callable[[Mnist, Path], Rows], tuple[str, ...]]] = {
+    "mistakes": (mistakes, ("seed", "changed", "listed", "found", "in the first 3 x changed", "in the first changed")),
+    "speed": (speed, ("what", "seconds", "x one assignment pass")),
+}
+
+
+def main() -> None:
+    """Run the sections that the command line names."""
+    run = Path(sys.argv[1])
+    data = Mnist(run)
+    print(machine())
+    for name in sys.argv[2:] or SECTIONS:
+        function, columns = SECTIONS[name]
+        assert function.__doc__ is not None
+        table(f"{name}: {function.__doc__.splitlines()[0]}", columns, function(data, run))
+
+
+if __name__ == "__main__":
+    main()
