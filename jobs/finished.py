@@ -62,10 +62,11 @@ def choose_model(config: Config, folder: RunFolder, k: int | None, algorithm: st
     """
     if config.fit is None or config.evaluate is None:
         raise UserError(f"{folder.path} has no evaluated models; its config needs the sections fit and evaluate")
-    if "evaluate" not in folder.read()["stages"]:
+    stages = folder.read()["stages"]
+    if "evaluate" not in stages:
         raise UserError(f"the models of {folder.path} are not finished: run fit and evaluate first")
     algorithm = algorithm or config.fit.algorithm[0]
-    chosen = {entry["algorithm"]: entry["k"] for entry in folder.read()["stages"]["evaluate"]["summary"]["choice"]}
+    chosen = {entry["algorithm"]: entry["k"] for entry in stages["evaluate"]["summary"].get("choice", [])}
     k = k or chosen.get(algorithm, max(config.fit.ks))
     if algorithm not in config.fit.algorithm or k not in config.fit.ks:
         ks = ", ".join(map(str, config.fit.ks))

@@ -25,7 +25,7 @@ from kmeans_dask.reduction import share
 
 NEAR = 0.25
 """Items are near duplicates if their distance is at most this share of the radius (root mean square) of their cluster.
-MNIST, K = 256: no pair is so near; LFW, K = 158: one."""
+MNIST, K = 256: no pair of its 70,000 images is so near."""
 
 MOST_PAIRS = 10_000
 """Pairs that are listed, the nearest first: what a task returns does not grow with the collection."""
