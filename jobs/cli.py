@@ -105,6 +105,15 @@ def predict(
 
 
 @kmeans.command()
+@click.argument("run_folder", metavar="RUN")
+def show(run_folder: str) -> None:
+    """Show the state, the finished stages and the tables of a run."""
+    from jobs.show import show
+
+    show(run_folder)
+
+
+@kmeans.command()
 @_CLUSTER
 @click.argument("run_folder", metavar="RUN")
 def retry(run_folder: str, cluster: str | None) -> None:

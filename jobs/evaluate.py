@@ -13,7 +13,8 @@ from dask.delayed import Delayed
 from distributed import Client
 from numpy.typing import NDArray
 
-from jobs.console import progress, say, show_table
+from jobs.console import progress, say
+from jobs.tables import show_metrics
 from kmeans_dask.choice import choose_k
 from kmeans_dask.cluster import run_tree
 from kmeans_dask.cluster_facts import ClusterNumbers, cluster_facts, write_cluster_facts
@@ -113,7 +114,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     rows = [_metrics_row(*of_model) for of_model in zip(evaluated, np.split(again.scatter, ends), strict=True)]
     choices = _choose(config.fit.algorithm, rows) if config.fit.k == "auto" else []
     write_json(folder.metrics, rows)
-    _show(config.name, rows)
+    show_metrics(config.name, rows)
     for choice in choices:
         say(f"{choice['algorithm']}: {choice['reason']}")
     return {"models": len(models), **found, "choice": choices}
@@ -243,27 +244,6 @@ def _choose(algorithms: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[d
             row["chosen"] = row["k"] == choice.k
         choices.append({"algorithm": algorithm, **asdict(choice)})
     return choices
-
-
-def _show(name: str, rows: Sequence[dict[str, Any]]) -> None:
-    columns = {
-        "K": ("k", "d"),
-        "seconds": ("seconds", ".2f"),
-        "passes": ("iterations", "d"),
-        "inertia": ("inertia", ",.0f"),
-        "homogeneity": ("homogeneity", ".4f"),
-        "V": ("v_measure", ".4f"),
-        "accuracy, train": ("accuracy_train", ".4f"),
-        "accuracy, held-out": ("accuracy_holdout", ".4f"),
-    }
-    cells = [
-        [
-            row["algorithm"],
-            *("–" if row[key] is None else format(row[key], form) for key, form in columns.values()),
-        ]
-        for row in rows
-    ]
-    show_table(f"{name}: {len(rows)} models", ["algorithm", *columns], cells)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

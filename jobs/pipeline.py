@@ -61,9 +61,13 @@ def run_stages(config: Config, stages: Sequence[str], *, fresh: bool = False) ->
         todo = [stage for stage in wanted if not _skip(stage, config, folder)]
         on_workers = [stage for stage in todo if stage != "report"]
         if on_workers:
-            from kmeans_dask.cluster import connect  # a second; what is wrong with the input has been said by now
+            # a second; what is wrong with the input has been said by now
+            from kmeans_dask.cluster import connect, dashboard_link, recorded
 
-            with connect(config.cluster) as client:
+            report = folder.path / "performance.html" if config.cluster.performance_report else None
+            with connect(config.cluster) as client, recorded(report):
+                if config.cluster.dashboard:
+                    say(f"dashboard: {dashboard_link(client)}")
                 for stage in on_workers:
                     _run_stage(stage, config, folder, client)
         if "report" in todo:

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from distributed import Client
 
-from jobs.console import progress, say, show_table
+from jobs.console import progress, say
 from jobs.finished import config_of
+from jobs.tables import show_colours
 from kmeans_dask.cluster import run_tasks
 from kmeans_dask.config import Config, Quantize
 from kmeans_dask.errors import JobError, UserError
@@ -171,20 +172,8 @@ def _judge(config: Config, table: pa.Table, ks: Sequence[int], n_items: int) -> 
             f"quantize: {n_failed:,} of {n_items:,} items failed; the reasons are in {folder.quantized}; "
             f"kmeans-dask retry {folder.path} tries them again"
         )
-    _show(config, table, ks)
+    show_colours(config.name, table)
     return {"items": n_items, "failed": n_failed, "outputs": int(pc.sum(pc.equal(table["status"], "ok")).as_py())}
-
-
-def _show(config: Config, table: pa.Table, ks: Sequence[int]) -> None:
-    done = table.filter(pc.equal(table["status"], "ok"))
-    rows = []
-    for k in ks:
-        of_k = done.filter(pc.equal(done["k"], k))
-        mse, psnr, size = (pc.mean(of_k[name]).as_py() for name in ("mse", "psnr", "bytes_out"))
-        rows.append(
-            [str(k), f"{len(of_k):,}", f"{mse:,.2f}", "∞" if psnr is None else f"{psnr:.2f}", f"{size / 1000:,.1f}"]
-        )
-    show_table(f"{config.name}: colours", ["K", "images", "mean MSE", "mean PSNR, dB", "mean kB"], rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

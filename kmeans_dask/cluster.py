@@ -6,16 +6,18 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import dask
 from dask.delayed import Delayed
 from dask.utils import parse_bytes
-from distributed import Client, LocalCluster, Worker, WorkerPlugin, as_completed
+from distributed import Client, LocalCluster, Worker, WorkerPlugin, as_completed, performance_report
 from threadpoolctl import threadpool_limits
 
 from kmeans_dask.config import Cluster
 from kmeans_dask.errors import JobError, UserError
+from kmeans_dask.publish import publish
 from kmeans_dask.reduction import reduce_tasks
 
 _CONNECT_SECONDS = 15
@@ -125,6 +127,31 @@ def _client_of(address: str) -> Iterator[Client]:
             ) from None
         client.register_plugin(_OneBlasThread())
         yield client
+
+
+def dashboard_link(client: Client) -> str:
+    """Return the address of the dashboard of a client's scheduler, if that has one."""
+    return str(client.dashboard_link)
+
+
+@contextmanager
+def recorded(path: Path | None) -> Iterator[None]:
+    """Record what the workers of the current client do, and publish Dask's performance report.
+
+    Parameters
+    ----------
+    path
+        HTML file, with all its scripts inside; None: nothing is recorded.
+
+    Yields
+    ------
+    None
+    """
+    if path is None:
+        yield
+        return
+    with publish(path) as partial, performance_report(str(partial), mode="inline"):
+        yield
 
 
 def worker_memory(client: Client) -> int:

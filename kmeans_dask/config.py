@@ -308,6 +308,10 @@ class Cluster(Section):
     """Memory limit a worker, for example ``2GiB``; auto: this machine's memory shared out."""
     address: str | None = None
     """Address of the scheduler, for example ``tcp://127.0.0.1:8786``."""
+    dashboard: bool = False
+    """Tell the link of Dask's dashboard."""
+    performance_report: bool = False
+    """Write what the workers did, when and for how long, to performance.html in the run folder."""
 
     @model_validator(mode="after")
     def _address(self) -> Cluster:

@@ -276,32 +276,6 @@ def join_clusters(
     remove(parts)
 
 
-def nearest_items(path: Path, model: Model) -> NDArray[np.int64]:
-    """Find the fitted item that is nearest to each centre.
-
-    Parameters
-    ----------
-    path
-        Table written by `join_clusters`.
-    model
-        One of its models.
-
-    Returns
-    -------
-    (k,) int64
-        Row of the item in the collection, of equally near ones the first; -1 for a cluster without fitted items.
-    """
-    prefix = column_prefix(model)
-    table = pq.read_table(path, columns=["split", f"{prefix}_cluster", f"{prefix}_distance"])
-    clusters = table[f"{prefix}_cluster"].fill_null(-1).to_numpy()
-    fitted = np.flatnonzero((table["split"].to_numpy() == "train") & (clusters >= 0))
-    order = fitted[np.lexsort((fitted, table[f"{prefix}_distance"].to_numpy()[fitted], clusters[fitted]))]
-    found, first = np.unique(clusters[order], return_index=True)
-    nearest = np.full(model.k, -1)
-    nearest[found] = order[first]
-    return nearest
-
-
 def column_prefix(model: Model) -> str:
     """Return how the columns of a model begin, for example ``kmeans_k10``."""
     return f"{model.algorithm}_k{model.k}"

@@ -31,6 +31,9 @@ SHEET_WIDTH = 2200
 TOP_LABELS = 30
 """Bars that `label_counts` draws at most."""
 
+NUMBERED_LABELS, NAMED_LABELS = 20, 40
+"""Labels up to which `confusion_matrix` writes the numbers into the cells, and the names beside them."""
+
 _CAPTION = 8  # points
 _CAPTION_HEIGHT = 34  # pixels of one line of that size
 _CHARACTER = 13  # pixels, width of one character of that size
@@ -194,6 +197,48 @@ def metric_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for axes, (title, lines) in zip(np.ravel(figure.subplots(1, max(len(drawn), 1))), drawn.items(), strict=False):
         _curves(axes, rows, lines)
         axes.set_title(title, fontsize=10, loc="left")
+    return figure
+
+
+def confusion_matrix(table: NDArray[np.integer], names: Sequence[str]) -> Figure:
+    """Draw how many items of each label lie in clusters of each label.
+
+    Parameters
+    ----------
+    table
+        (n, n) items; rows are labels of items, columns labels of their clusters.
+    names
+        n labels.
+
+    Returns
+    -------
+    Figure
+        A cell is as dark as the square root of its share of the row. Numbers stand in the cells of up to
+        `NUMBERED_LABELS` labels, names at the axes of up to `NAMED_LABELS`.
+    """
+    n = len(names)
+    side = min(11.0, 2.2 + 0.42 * n)
+    figure = Figure(figsize=(side, side), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+    if n <= NUMBERED_LABELS:
+        for row, column in np.argwhere(table):
+            ink = "white" if shares[row, column] > 0.3 else "black"
+            size = 7 if n <= 12 else 5
+            axes.text(column, row, f"{table[row, column]:,}", ha="center", va="center", fontsize=size, color=ink)
+    if n <= NAMED_LABELS:
+        shown = [_cut(name, 20) for name in names]
+        axes.set_xticks(range(n), shown, fontsize=8, rotation=90 if max(map(len, shown)) > 3 else 0)
+        axes.set_yticks(range(n), shown, fontsize=8)
+        for text in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
+            text.set_parse_math(False)  # a label such as "$5" is no formula
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    axes.set_xlabel("label of the cluster", fontsize=9)
+    axes.set_ylabel("label", fontsize=9)
+    axes.spines[:].set_visible(False)
     return figure
 
 

@@ -1,83 +1,37 @@
-"""The report: one HTML file that needs no server, no network and no script.
+"""The report: one HTML file that needs no server and no network.
 
-A job composes it of sections, and a section of parts: paragraphs (plain ``str``), `Facts`, `Table`,
-`Picture`, `Code` and `Folded`. Everything that comes from the user's data is escaped, and the page's own
-content security policy forbids scripts and requests, so that file names and labels are only ever text.
+What a run has to tell is one JSON value and some pictures; the scripts beside the template draw it. Names and labels
+come from strangers' files: they stand in blocks that no browser runs, the scripts make them text and never markup, and
+the page's content security policy allows the scripts named by their hashes, no other one and no request.
 """
 
 from __future__ import annotations
 
 import base64
-import math
-import struct
+import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
+from bokeh.util.paths import bokehjs_path
+from markupsafe import Markup
 
-from kmeans_dask.plots import render
 from kmeans_dask.publish import publish
+from kmeans_dask.sprites import Sheets, data_uri
 
-FAILED_SHOWN = 100
-"""Failed items listed in the report; all of them are in items.csv."""
+SCRIPTS = ("dom", "tiles", "charts", "overview", "clusters", "map", "colours", "start")
+"""In the order in which they are run."""
 
-
-@dataclass(frozen=True)
-class Facts:
-    """Names and values, such as the number of items."""
-
-    values: Mapping[str, object]
+_LIBRARY = ("bokeh", "bokeh-api")
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows under headings."""
-
-    columns: Mapping[str, str]
-    """Heading -> format of the column's numbers (``",.4f"``); empty: a column of text."""
-    rows: Sequence[Sequence[object]]
-    """Values in the order of the columns; None and NaN are shown as a dash."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure, or a PNG file, with its caption."""
-
-    source: Figure | Path
-    caption: str
-
-
-@dataclass(frozen=True)
-class Code:
-    """Text shown as it is, such as a YAML file."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Folded:
-    """Parts that open on a click; they are printed in full."""
-
-    summary: str
-    parts: Sequence[Part]
-
-
-Part = str | Facts | Table | Picture | Code | Folded
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading with an entry in the table of contents, and what stands below it."""
-
-    title: str
-    parts: Sequence[Part]
-
-
-def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> None:
+def write_report(
+    path: str | Path, title: str, data: Mapping[str, Any], sheets: Mapping[str, Sheets], pictures: Sequence[bytes] = ()
+) -> None:
     """Write a report, published by one rename.
 
     Parameters
@@ -86,13 +40,17 @@ def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> N
         HTML file; its folder exists.
     title
         Heading of the page, for example the name of the run.
-    sections
-        In the order of the page.
+    data
+        What the scripts read, of JSON values. Its keys are those that `jobs.report` collects.
+    sheets
+        ``items`` and ``centres``: their tiles.
+    pictures
+        WebP files, which ``data`` names by their numbers.
 
     Raises
     ------
     OSError
-        The file cannot be written, or a picture cannot be read.
+        The file cannot be written.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kmeans_dask"),
@@ -101,120 +59,69 @@ def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> N
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": _shown, "image": _image}
-    environment.tests["part"] = lambda part, kind: type(part).__name__ == kind
-    page = environment.get_template("report.html").render(title=title, sections=sections)
+    told = {**data, "title": title, "sheets": {name: part.layout for name, part in sheets.items()}}
+    scripts = [*(_library(name) for name in _LIBRARY), *(_template(f"{name}.js") for name in SCRIPTS)]
+    blocks = {f"picture-{i}": data_uri(picture) for i, picture in enumerate(pictures)}
+    for name, part in sheets.items():
+        blocks |= {f"{name}-{i}": data_uri(picture) for i, picture in enumerate(part.pictures)}
+    page = environment.get_template("report.html").render(
+        title=title,
+        policy=content_policy(scripts),
+        style=Markup(_template("page.css")),
+        data=Markup(as_data(told)),
+        pictures=blocks,
+        scripts=[Markup(script) for script in scripts],
+    )
     with publish(Path(path)) as partial:
         # file names may hold bytes that are no UTF-8; they become readable backslash escapes
-        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def metrics_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Table of all models: one row an algorithm and K.
+def as_data(value: Any) -> str:
+    """Write JSON that may stand inside a script element.
 
     Parameters
     ----------
-    rows
-        One mapping a model with the keys ``algorithm``, ``k``, ``seconds``, ``iterations``, ``inertia``,
-        ``inertia_per_sample``, the names of `kmeans_dask.metrics.scores` but accuracy, ``accuracy_train`` and
-        ``accuracy_holdout``. Columns that are None or missing in all rows are left out.
+    value
+        Of JSON values, without NaN.
 
     Returns
     -------
-    Table
+    str
+        ``<`` is escaped, as JSON allows inside strings: nothing ends the element, and nothing begins a comment.
     """
-    return _table(
-        rows,
-        {
-            "algorithm": ("algorithm", ""),
-            "k": ("K", "d"),
-            "seconds": ("seconds", ",.2f"),
-            "iterations": ("iterations", ",d"),
-            "inertia": ("inertia", ",.5g"),
-            "inertia_per_sample": ("inertia per sample", ",.1f"),
-            "homogeneity": ("homogeneity", ".4f"),
-            "completeness": ("completeness", ".4f"),
-            "v_measure": ("V", ".4f"),
-            "adjusted_rand": ("ARI", ".4f"),
-            "normalized_mutual_information": ("NMI", ".4f"),
-            "accuracy_train": ("accuracy, train", ".4f"),
-            "accuracy_holdout": ("accuracy, held-out", ".4f"),
-        },
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # a lone surrogate stands for a byte of a file name that is no UTF-8; it becomes a readable backslash escape
+    text = re.sub("[\ud800-\udfff]", lambda found: f"\\\\u{ord(found[0]):04x}", text)
+    return text.replace("<", "\\u003c")
+
+
+def content_policy(scripts: Sequence[str]) -> str:
+    """Return the content security policy of a page with these scripts: they may run, and nothing may be loaded.
+
+    Parameters
+    ----------
+    scripts
+        Their texts.
+
+    Returns
+    -------
+    str
+        Pictures may come from the page itself; Bokeh styles its elements by rules it writes.
+    """
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; img-src data: blob:; style-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'"
     )
 
 
-def quantization_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Table of the quantized images: one row a K.
-
-    Parameters
-    ----------
-    rows
-        One mapping a K with the keys ``k``, ``images``, ``mse`` (mean of the images' errors), ``psnr`` (mean
-        of the images, dB) and ``bytes`` (of all files). Missing ones are left out.
-
-    Returns
-    -------
-    Table
-    """
-    return _table(
-        rows,
-        {
-            "k": ("K", "d"),
-            "images": ("images", ",d"),
-            "mse": ("mean MSE", ",.2f"),
-            "psnr": ("mean PSNR, dB", ",.2f"),
-            "bytes": ("bytes", ",d"),
-        },
-    )
+def _template(name: str) -> str:
+    return (files("kmeans_dask") / "templates" / name).read_text(encoding="utf-8")
 
 
-def failed_section(failed: Sequence[Mapping[str, Any]], count: int) -> Section:
-    """Section on the items that could not be read.
-
-    Parameters
-    ----------
-    failed
-        One mapping an item with the keys ``path``, ``status`` and ``error``; the first `FAILED_SHOWN` are
-        shown.
-    count
-        Number of failed items, which may be more than are passed.
-
-    Returns
-    -------
-    Section
-    """
-    if count == 0:
-        return Section("Failed items", ["Every item was read."])
-    shown = failed[:FAILED_SHOWN]
-    stated = f"{count:,} items could not be read; all are listed in items.csv with the reason."
-    if len(shown) < count:
-        stated += f" The first {len(shown)} are shown here."
-    columns = {"path": ("path", ""), "status": ("status", ""), "error": ("error", "")}
-    return Section("Failed items", [stated, _table(shown, columns)])
-
-
-def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]) -> Table:
-    """Table of the columns (key -> heading, format) that have a value in any row."""
-    present = {key: column for key, column in columns.items() if any(row.get(key) is not None for row in rows)}
-    return Table(dict(present.values()), [[row.get(key) for key in present] for row in rows])
-
-
-def _shown(value: object, form: str = "") -> str:
-    """Text of a value; numbers by the column's format, or with thousands separators."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers are Real as well
-        return str(value)
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if float(value) > 0 else "−∞"
-    return format(value, form or ("," if isinstance(value, Integral) else ",.6g"))
-
-
-def _image(source: Figure | Path) -> tuple[str, int]:
-    """Make a data URI of a picture, and tell its width on screen in CSS pixels."""
-    png = render(source) if isinstance(source, Figure) else source.read_bytes()
-    # a PNG file states its width in pixels at byte 16 (PNG specification, 11.2.2)
-    (width,) = struct.unpack(">I", png[16:20])
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii"), width // 2
+def _library(name: str) -> str:
+    """Return a script of the installed Bokeh."""
+    path = Path(bokehjs_path()) / "js" / f"{name}.min.js"
+    return path.read_text(encoding="utf-8")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import dask
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import draw_images
@@ -18,7 +17,6 @@ from kmeans_dask.evaluation import (
     evaluation_tasks,
     join_clusters,
     join_first_looks,
-    nearest_items,
 )
 from kmeans_dask.features import raw_features
 from kmeans_dask.labels import label_map
@@ -166,18 +164,6 @@ def test_joined_rows_are_the_items_in_order(
         names = [collection.class_names[c] if c >= 0 else None for c in maps[prefix]]
         assert [labels[i] for i in np.flatnonzero(ok)] == [names[clusters[i]] for i in np.flatnonzero(ok)]
     assert not chunks[1].exists()
-
-
-def test_nearest_items_are_fitted_ones(tmp_path: Path):
-    rows = np.arange(10)
-    split = np.array(["holdout", "train"])[(rows != 4).astype(int)]
-    clusters = pa.array([0, 0, 2, 2, 2, 0, None, 2, 2, 2], pa.int32())
-    distances = pa.array([3, 2, 5, 4, 1, 2, None, 4, 9, 9], pa.float32())
-    columns = {"split": split, "kmeans_k4_cluster": clusters, "kmeans_k4_distance": distances}
-    pq.write_table(pa.table(columns), tmp_path / "clusters.parquet")
-    model = Model("kmeans", np.zeros((4, 1), np.float32), np.zeros(1), 0.0, 1, 0.0)
-
-    assert nearest_items(tmp_path / "clusters.parquet", model).tolist() == [1, -1, 3, -1]
 
 
 def test_parts_of_an_earlier_call_are_not_mixed_in(collection: Collection, models: list[Model], tmp_path: Path):

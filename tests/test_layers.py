@@ -10,7 +10,7 @@ import pytest
 
 FROM_THE_BOTTOM = """
 config errors publish normalize images kernels labels colours colour_spaces colour_starts colour_means \
-grey_levels dither painting palettes palette_files outputs extractors transformation
+grey_levels dither sprites painting palettes palette_files outputs extractors transformation
 store runs journal \
 sources.manifest sources.names sources.locations sources.listed sources.policies sources.folders sources.lists \
 sources.archives sources.arrays sources.tables sources.datasets sources.downloads sources.places \
@@ -18,7 +18,7 @@ sources.items sources.reading sources
 collection reduction rows sampling seeding lloyd kmeans minibatch models metrics \
 embeddings features feature_fit spread sketches evaluation second_look cluster_facts suspects duplicates choice \
 prediction shared_palette quantize
-cluster report plots colour_plots
+cluster report plots colour_plots crosstabs projection thumbnails gallery colour_gallery
 """
 LAYERS = [line.split() for line in FROM_THE_BOTTOM.strip().splitlines()]
 """Jobs lie above all of them; ``__init__`` only names what users import."""
@@ -26,7 +26,7 @@ LAYERS = [line.split() for line in FROM_THE_BOTTOM.strip().splitlines()]
 ALLOWED = {
     "zarr": ["store"],
     "distributed": ["cluster"],
-    "PIL": ["images", "normalize", "painting", "palettes", "plots"],
+    "PIL": ["images", "normalize", "painting", "palettes", "plots", "sprites"],
     "dask": [*LAYERS[2], "cluster"],
     "dask_ml": ["feature_fit", "kmeans"],
     "skimage": ["extractors"],

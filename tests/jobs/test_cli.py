@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -198,3 +199,38 @@ def test_interrupted_by_the_keyboard_and_continued(command: Command, start: Call
     said = command("run", config, "cluster.kind=threads")
     assert said.status == 0
     assert "ingest: 160 items in 10 chunks of 16 items (0.6 MiB); 10 to do" not in said.lines
+
+
+def test_show_tells_again_what_a_run_has_written(command: Command, images: Path, tmp_path: Path):
+    config = write_config(tmp_path, images, cluster={"kind": "threads", "workers": 2}, fit={"k": [3, 5]})
+    ran = command("run", config)
+
+    said = command("show", tmp_path / "runs" / "small")
+
+    assert said.status == 0
+    assert said.out.startswith("small: finished, ")
+    tables = ran.out[: ran.out.rindex("report: ")]
+    for line in tables.splitlines():
+        assert line in said.out
+    for stage in ("ingest", "fit", "evaluate", "quantize", "report"):
+        assert f" {stage} " in said.out
+
+
+def test_show_of_what_is_no_run(command: Command, tmp_path: Path):
+    said = command("show", tmp_path)
+
+    assert (said.status, said.out) == (2, "")
+    assert "has no run.json" in said.err
+
+
+def test_the_dashboard_and_the_performance_report_on_request(command: Command, images: Path, tmp_path: Path):
+    cluster = {"kind": "local", "workers": 1, "dashboard": True, "performance_report": True}
+    config = write_config(tmp_path, images, cluster=cluster, fit=None, evaluate=None, quantize=None, report=None)
+
+    said = command("run", config)
+
+    assert said.status == 0
+    assert re.search(r"^dashboard: http://127\.0\.0\.1:\d+/status$", said.err, re.MULTILINE)
+    page = (tmp_path / "runs" / "small" / "performance.html").read_text()
+    assert "ingest_chunk" in page
+    assert "Dask Performance Report" in page

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import Said, write_config
+from conftest import Page, Said, write_config
 from PIL import Image
 
 from kmeans_dask.palette_files import read_palette
@@ -145,9 +145,22 @@ def test_the_report_shows_errors_and_palettes(command: Command, photos: Path, tm
     run = tmp_path / "runs" / "small"
     names = {path.name for path in (run / "sheets").iterdir()}
     assert names >= {"quantized-errors.png", "before-after.png", "quantized-worst.png", "palettes.png"}
-    page = (run / "report.html").read_text()
-    for words in ("OKLab", "Images with the largest errors", "Palettes", "distributed"):
-        assert words in page
+    page = Page(run / "report.html")
+    colours = page.data["colours"]
+    rows = [row for row in pq.read_table(run / "quantized.parquet").to_pylist() if row["status"] == "ok"]
+    for told in colours["table"]:
+        of_k = [row for row in rows if row["k"] == told["k"]]
+        assert told["images"] == len(of_k)
+        assert told["mse_oklab"] == pytest.approx(np.mean([row["mse_oklab"] for row in of_k]))
+    assert sum(sum(h["counts"]) + h["exact"] for h in colours["histograms"]) == len(rows)
+    worst = max((row for row in rows if row["k"] == 6), key=lambda row: row["mse"])
+    assert next(row for row in colours["worst"] if row["k"] == 6)["path"] == worst["path"]
+    for image in colours["images"]:
+        for version in image["versions"]:
+            drawn = page.picture(f"picture-{version['picture']}").convert("RGB")
+            found = {"#" + bytes(colour).hex() for _, colour in drawn.getcolors() or []}
+            assert found <= set(version["palette"])
+            assert len(version["palette"]) <= version["k"]
 
 
 def test_the_report_of_images_without_error(command: Command, tmp_path: Path):
