@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -50,6 +50,9 @@ _CLUSTER = click.option(
 )
 
 
+_UPDATE = click.option("--update", is_flag=True, help="Go on from the old centres if the collection has changed.")
+
+
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     """Arguments that all commands share."""
     for decorate in (
@@ -64,9 +67,18 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 @kmeans.command()
 @_options
-def run(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool) -> None:
+@_UPDATE
+def run(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, update: bool) -> None:
     """Run all stages of a config, in order."""
-    _run_stages(STAGES, config, overrides, cluster, fresh)
+    _run_stages(STAGES, config, overrides, cluster, fresh, update)
+
+
+@kmeans.command()
+@_options
+@_UPDATE
+def fit(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, update: bool) -> None:
+    """Fit the models that are missing."""
+    _run_stages(("fit",), config, overrides, cluster, fresh, update)
 
 
 def _add_stage(stage: str, help_text: str) -> None:
@@ -77,7 +89,6 @@ def _add_stage(stage: str, help_text: str) -> None:
 
 
 _add_stage("ingest", "Read the images into a collection.")
-_add_stage("fit", "Fit the models that are missing.")
 _add_stage("evaluate", "Map clusters to labels and measure every model.")
 _add_stage("quantize", "Write every image again in few colours.")
 _add_stage("report", "Write the report of what is there.")
@@ -114,6 +125,23 @@ def show(run_folder: str) -> None:
 
 
 @kmeans.command()
+@_model_options
+@click.option("--by", type=click.Choice(["cluster", "label"]), help="Copy the images into a folder each.")
+@click.option("--link", is_flag=True, help="With --by: symbolic links, not copies.")
+@click.argument("run_folder", metavar="RUN")
+@click.argument("target", metavar="DEST")
+def export(run_folder: str, target: str, by: str | None, k: int | None, algorithm: str | None, link: bool) -> None:
+    """Write what a finished RUN has found to DEST.
+
+    With --by, DEST is a folder of folders of images. Else its ending says what is written: .npz, .skops (scikit-learn)
+    or .onnx a model, .csv or .parquet the table of its clusters.
+    """
+    from jobs.export import export
+
+    export(run_folder, target, by, k, algorithm, link)
+
+
+@kmeans.command()
 @_CLUSTER
 @click.argument("run_folder", metavar="RUN")
 def retry(run_folder: str, cluster: str | None) -> None:
@@ -123,19 +151,14 @@ def retry(run_folder: str, cluster: str | None) -> None:
     retry(run_folder, cluster)
 
 
-@kmeans.command()
-@click.argument("name", type=click.Choice(["mnist", "lfw"]))
-@click.argument("dest")
-def fetch(name: Literal["mnist", "lfw"], dest: str) -> None:
-    """Download MNIST or LFW through scikit-learn, and write it as a folder of images."""
-    from pathlib import Path
-
-    from kmeans_dask.sources.downloads import fetch
-
-    click.echo(f"{fetch(name, Path(dest)):,} images in {dest}")
-
-
-def _run_stages(stages: Sequence[str], config: str, overrides: Sequence[str], cluster: str | None, fresh: bool) -> None:
+def _run_stages(
+    stages: Sequence[str],
+    config: str,
+    overrides: Sequence[str],
+    cluster: str | None,
+    fresh: bool,
+    update: bool = False,
+) -> None:
     from kmeans_dask.config import check_sources, load_config
 
     checked = load_config(config, overrides, cluster)
@@ -143,7 +166,7 @@ def _run_stages(stages: Sequence[str], config: str, overrides: Sequence[str], cl
 
     from jobs.pipeline import run_stages  # imports pyarrow, which takes 0.2 s
 
-    run_stages(checked, stages, fresh=fresh)
+    run_stages(checked, stages, fresh=fresh, update=update)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,7 +33,8 @@ def config_of(path: str | Path, cluster: str | None = None) -> Config:
     whole = Path(path).resolve()
     if not ((whole / "run.json").exists() and (whole / "config.yaml").exists()):
         raise UserError(f"{path} is no run folder; give one, for example runs/digits")
-    return load_config(whole / "config.yaml", [f"output={json.dumps(str(whole.parent))}"], cluster)
+    where = [f"output={json.dumps(str(whole.parent))}", f"name={json.dumps(whole.name)}"]
+    return load_config(whole / "config.yaml", where, cluster)
 
 
 def choose_model(config: Config, folder: RunFolder, k: int | None, algorithm: str | None) -> Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,22 +12,24 @@ import dask.array as da
 import numpy as np
 from distributed import Client
 
-from jobs.console import progress, say
+from jobs.console import progress, say, show_table
 from jobs.features import prepare_features
 from kmeans_dask.cluster import worker_memory
 from kmeans_dask.collection import open_collection
 from kmeans_dask.config import Config, Fit
 from kmeans_dask.errors import UserError
+from kmeans_dask.kernels import Floats
 from kmeans_dask.kmeans import KMeans, fit_together
 from kmeans_dask.minibatch import MiniBatchKMeans
 from kmeans_dask.models import Model, read_model, write_model
+from kmeans_dask.moves import Moves, measure_moves, write_moves
 from kmeans_dask.runs import RunFolder, run_folder
 
 _SHARE_OF_MEMORY = 0.4
 """Pixels are kept in the workers' memory if they take at most this share of it; Dask spills at 0.6."""
 
 
-def run(config: Config, client: Client) -> dict[str, Any]:
+def run(config: Config, client: Client, *, update: bool = False) -> dict[str, Any]:
     """Fit the models that are missing.
 
     Parameters
@@ -36,11 +38,13 @@ def run(config: Config, client: Client) -> dict[str, Any]:
         With the section ``fit``; the run folder has a collection.
     client
         Of the workers.
+    update
+        Whether a model of an older state of the collection goes on from its centres.
 
     Returns
     -------
     dict
-        rows, models, fitted (how many of them by this call).
+        rows, models, fitted (how many of them by this call), updated (how many of these went on from old centres).
 
     Raises
     ------
@@ -70,12 +74,24 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     )
     if in_memory:
         X = X.persist()
+    spherical = features.settings.normalize == "l2"
+    # a transformation is fitted to each collection: centres among the rows of another one say nothing
+    goes_on = update and config.fit.engine != "dask-ml" and not features.transformation.changes
+    if update and not goes_on:
+        say("fit: the models do not go on from their old centres, which lie among rows of other features")
+    moves = []
     for algorithm in config.fit.algorithm:
         ks = [k for a, k in missing if a == algorithm]
-        for model in _fit_algorithm(X, algorithm, ks, config.fit, config.seed, features.settings.normalize == "l2"):
+        old = _old_centres(folder, algorithm, ks, X.shape[1]) if goes_on else {}
+        for model in _fit_algorithm(X, algorithm, ks, config.fit, config.seed, spherical, old):
+            if model.k in old:
+                moves.append(measure_moves(X, old[model.k], model))
             write_model(folder.model(algorithm, model.k), replace(model, settings=settings))
+    if moves:
+        write_moves(moves, folder.moves)
+        _show_moves(moves, len(X))
     n_models = len(config.fit.algorithm) * len(config.fit.ks)
-    return {"rows": len(X), "models": n_models, "fitted": len(missing)}
+    return {"rows": len(X), "models": n_models, "fitted": len(missing), "updated": len(moves)}
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -93,16 +109,48 @@ def _is_fitted(folder: RunFolder, algorithm: str, k: int, settings: dict[str, An
         return False
 
 
-def _fit_algorithm(X: da.Array, algorithm: str, ks: list[int], fit: Fit, seed: int, spherical: bool) -> list[Model]:
+def _old_centres(folder: RunFolder, algorithm: str, ks: list[int], n_features: int) -> dict[int, Floats]:
+    """Read the centres of the models that are there, whatever collection they were fitted to."""
+    old = {}
+    for k in ks:
+        try:
+            centres = read_model(folder.model(algorithm, k)).centres
+        except UserError:
+            continue
+        if centres.shape == (k, n_features):
+            old[k] = centres
+    return old
+
+
+def _show_moves(moves: list[Moves], n_rows: int) -> None:
+    cells = [
+        [
+            move.model.algorithm,
+            str(move.model.k),
+            f"{move.distances.mean():.2f}",
+            f"{move.distances.max():.2f}",
+            f"{move.changed:,}",
+            f"{move.changed / n_rows:.2%}",
+        ]
+        for move in moves
+    ]
+    columns = ["algorithm", "K", "mean distance", "largest distance", "items in another cluster", "share"]
+    show_table("how the clusters moved; each of them: moved.csv", columns, cells)
+
+
+def _fit_algorithm(
+    X: da.Array, algorithm: str, ks: list[int], fit: Fit, seed: int, spherical: bool, old: Mapping[int, Floats]
+) -> list[Model]:
     if not ks:
         return []
     if fit.engine == "dask-ml":
         return [_fit_dask_ml(X, k, fit, seed) for k in ks]
     seeds = [seed] if fit.k != "auto" else [seed, (seed + 1) % 2**32]  # the second ones tell how stable a K is
     if algorithm == "minibatch":
-        return _with_rivals([_fit_minibatch(X, k, fit, s) for s in seeds for k in ks], len(ks))
-    settings = {**fit.model_dump(include={"init", "n_init", "max_iter", "tol"}), "spherical": spherical}
-    estimators = [KMeans(k, random_state=s, **settings) for s in seeds for k in ks]
+        fits = [_fit_minibatch(X, k, fit, s, old.get(k, fit.init)) for s in seeds for k in ks]
+        return _with_rivals(fits, len(ks))
+    settings = {**fit.model_dump(include={"n_init", "max_iter", "tol"}), "spherical": spherical}
+    estimators = [KMeans(k, init=old.get(k, fit.init), random_state=s, **settings) for s in seeds for k in ks]
     start = time.monotonic()
     with progress(f"fit kmeans K={_names(ks)}", None, "passes") as advance:
         fit_together(estimators, X, on_pass=lambda number, moving: advance(1))
@@ -125,10 +173,10 @@ def _with_rivals(models: list[Model], n: int) -> list[Model]:
     ]
 
 
-def _fit_minibatch(X: da.Array, k: int, fit: Fit, seed: int) -> Model:
+def _fit_minibatch(X: da.Array, k: int, fit: Fit, seed: int, init: str | Floats) -> Model:
     start = time.monotonic()
     with progress(f"fit minibatch K={k}", None, "steps") as advance:
-        estimator = MiniBatchKMeans(k, init=fit.init, n_init=fit.n_init, random_state=seed).fit(X)
+        estimator = MiniBatchKMeans(k, init=init, n_init=fit.n_init, random_state=seed).fit(X)
         advance(estimator.n_steps_)
     return Model.of(estimator, "minibatch", time.monotonic() - start)
 

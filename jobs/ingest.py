@@ -14,13 +14,12 @@ from kmeans_dask.collection import (
     ChunkSummary,
     finish_collection,
     ingest_tasks,
-    plan_chunks,
+    plan_of,
     write_items_csv,
 )
 from kmeans_dask.config import Config
 from kmeans_dask.errors import JobError
 from kmeans_dask.runs import run_folder
-from kmeans_dask.sources import read_manifest
 
 
 def run(config: Config, client: Client) -> dict[str, Any]:
@@ -36,7 +35,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     Returns
     -------
     dict
-        items, failed, chunks, changes.
+        items, failed, chunks, changes, content (hash of the collection's).
 
     Raises
     ------
@@ -45,8 +44,8 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     """
     assert config.ingest is not None
     folder = run_folder(config)
-    plan = plan_chunks(len(read_manifest(folder.manifest)), config.ingest)
     tasks = ingest_tasks(folder.manifest, folder.collection, config.ingest, config.input)
+    plan = plan_of(folder.collection)
     row_bytes = config.ingest.size[0] * config.ingest.size[1] * (1 if config.ingest.mode == "L" else 3)
     say(
         f"ingest: {plan.n_items:,} items in {len(plan.starts)} chunks of {plan.chunk_rows:,} items "
@@ -60,7 +59,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
         run_tasks(client, tasks, count)
     collection = finish_collection(folder.manifest, folder.collection, config.ingest, config.input)
     write_items_csv(collection.items, folder.items)
-    n_items, n_failed = len(collection.items), collection.n_failed
+    n_items, n_failed = collection.n_items, collection.n_failed
     if n_failed == n_items or n_failed > config.input.max_failed * n_items:
         raise JobError(
             f"{n_failed:,} of {n_items:,} items could not be read, more than input.max_failed="
@@ -71,7 +70,13 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     changes = collection.changes
     if changes:
         say("ingest: " + "; ".join(f"{change}: {count:,}" for change, count in changes.items()))
-    return {"items": n_items, "failed": n_failed, "chunks": len(plan.starts), "changes": changes}
+    return {
+        "items": n_items,
+        "failed": n_failed,
+        "chunks": len(plan.starts),
+        "changes": changes,
+        "content": collection.fingerprint,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

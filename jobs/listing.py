@@ -1,16 +1,20 @@
-"""The first step of every job: list the items once, before a cluster is asked for."""
+"""The first step of every job: list the items, before a cluster is asked for, and notice what has changed."""
 
 from __future__ import annotations
 
 from jobs.console import say
 from kmeans_dask.config import Config
 from kmeans_dask.errors import UserError
+from kmeans_dask.relisting import REMOVED, update_manifest
 from kmeans_dask.runs import RunFolder
 from kmeans_dask.sources import list_items, read_manifest, write_manifest
 
 
-def list_items_once(config: Config, folder: RunFolder) -> None:
-    """List the input into the run folder's manifest, if it is not there for the same input.
+def list_items_of(config: Config, folder: RunFolder, *, look_again: bool) -> None:
+    """List the input into the run folder's manifest; of an input that is listed, list what has changed.
+
+    A manifest only grows: items that were there keep their rows, new ones come after them, and one that has gone keeps
+    its row with the split ``removed``.
 
     Parameters
     ----------
@@ -18,6 +22,8 @@ def list_items_once(config: Config, folder: RunFolder) -> None:
         Checked config.
     folder
         Run folder.
+    look_again
+        Whether an input that has been listed is looked at again.
 
     Raises
     ------
@@ -25,13 +31,27 @@ def list_items_once(config: Config, folder: RunFolder) -> None:
         The input is missing or holds no images.
     """
     settings = {"seed": config.seed, **config.input.model_dump(mode="json")}
-    if folder.finished("listing", settings) is not None and folder.manifest.exists():
+    known = folder.finished("listing", settings) is not None and folder.manifest.exists()
+    if known and not look_again:
         return
-    folder.forget("listing")
     items = list_items(config.input, config.seed, folder.path / "input")
+    if known:
+        old = read_manifest(folder.manifest)
+        items, added, changed, removed = update_manifest(
+            old, items, keep_splits=isinstance(config.input.holdout, float)
+        )
+        if items.equals(old):
+            return
+        # before the manifest is another one; what depends on the collection sees for itself whether that has changed
+        for stage in ("ingest", "quantize", *(["report"] if config.quantize else [])):
+            folder.forget(stage)
+        say(f"{config.name}: the input has changed: {added:,} items added, {changed:,} changed, {removed:,} removed")
+    else:
+        folder.forget("listing")
     write_manifest(items, folder.manifest)
-    folder.finish("listing", settings, {"items": len(items)}, 0.0)
-    say(f"{config.name}: {len(items):,} items")
+    n_items = len(items) - items["split"].to_pylist().count(REMOVED)
+    folder.finish("listing", settings, {"items": n_items}, 0.0)
+    say(f"{config.name}: {n_items:,} items")
 
 
 def check_against_items(config: Config, folder: RunFolder) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 
 from jobs.console import say, show_line
-from jobs.listing import check_against_items, list_items_once
+from jobs.listing import check_against_items, list_items_of
 from kmeans_dask.config import Config
 from kmeans_dask.errors import UserError
 from kmeans_dask.runs import RunFolder, open_run
@@ -32,7 +33,11 @@ _READS = {
 """Sections of the config that decide what a stage writes."""
 
 
-def run_stages(config: Config, stages: Sequence[str], *, fresh: bool = False) -> None:
+_CONTENT = "collection content"
+"""Key of the settings of what is made from the collection: the hash of its content."""
+
+
+def run_stages(config: Config, stages: Sequence[str], *, fresh: bool = False, update: bool = False) -> None:
     """Run the stages that the config has, on the cluster that it names.
 
     Parameters
@@ -43,6 +48,8 @@ def run_stages(config: Config, stages: Sequence[str], *, fresh: bool = False) ->
         Names in the order in which they are run. A stage whose section is absent is not run.
     fresh
         Remove what an earlier run left.
+    update
+        Whether models go on from their old centres when the collection has changed.
 
     Raises
     ------
@@ -56,22 +63,18 @@ def run_stages(config: Config, stages: Sequence[str], *, fresh: bool = False) ->
         raise UserError(f"the config has no section {stages[0]}, so there is nothing to do; add it, or use run")
     folder = open_run(config, fresh=fresh)
     try:
-        list_items_once(config, folder)
+        list_items_of(config, folder, look_again="ingest" in stages)
         check_against_items(config, folder)
-        todo = [stage for stage in wanted if not _skip(stage, config, folder)]
-        on_workers = [stage for stage in todo if stage != "report"]
-        if on_workers:
-            # a second; what is wrong with the input has been said by now
-            from kmeans_dask.cluster import connect, dashboard_link, recorded
-
-            report = folder.path / "performance.html" if config.cluster.performance_report else None
-            with connect(config.cluster) as client, recorded(report):
-                if config.cluster.dashboard:
-                    say(f"dashboard: {dashboard_link(client)}")
-                for stage in on_workers:
-                    _run_stage(stage, config, folder, client)
-        if "report" in todo:
-            _run_stage("report", config, folder, None)
+        with ExitStack() as cluster:
+            client = None
+            for stage in wanted:
+                if _skip(stage, config, folder):
+                    continue
+                if stage == "report":
+                    cluster.close()
+                elif client is None:
+                    client = cluster.enter_context(_workers(config, folder))
+                _run_stage(stage, config, folder, client, **({"update": update} if stage == "fit" else {}))
     except KeyboardInterrupt:
         folder.set_state("interrupted")
         raise
@@ -82,28 +85,44 @@ def run_stages(config: Config, stages: Sequence[str], *, fresh: bool = False) ->
     show_line(f"report: {folder.report}" if "report" in wanted else f"results: {folder.path}")
 
 
+@contextmanager
+def _workers(config: Config, folder: RunFolder) -> Iterator[Any]:
+    """Yield a client of the workers; what is wrong with the input has been said before this second is spent."""
+    from kmeans_dask.cluster import connect, dashboard_link, recorded
+
+    report = folder.path / "performance.html" if config.cluster.performance_report else None
+    with connect(config.cluster) as client, recorded(report):
+        if config.cluster.dashboard:
+            say(f"dashboard: {dashboard_link(client)}")
+        yield client
+
+
 def _skip(stage: str, config: Config, folder: RunFolder) -> bool:
     """Whether a stage is finished; if its settings changed, say so and forget it and what was made from it."""
-    settings = settings_of(stage, config)
+    settings = settings_of(stage, config, folder)
     if folder.finished(stage, settings) is not None:
         say(f"{stage}: finished before")
         return True
     changes = folder.changes(stage, settings)
-    if changes:
-        say(f"{stage}: the config changed, so it is done again: {'; '.join(changes)}")
-    _forget(stage, folder)
+    if len(changes) == 1 and changes[0].startswith(_CONTENT):
+        say(f"{stage}: the collection changed, so it is done again")
+    elif changes:
+        told = "; ".join(change for change in changes if not change.startswith(_CONTENT))
+        say(f"{stage}: the config changed, so it is done again: {told}")
+    if changes or stage != "ingest":  # what is made from a collection sees for itself whether that has changed
+        _forget(stage, folder)
     return False
 
 
-def _run_stage(stage: str, config: Config, folder: RunFolder, client: Any) -> None:
+def _run_stage(stage: str, config: Config, folder: RunFolder, client: Any, **options: bool) -> None:
     for need in _NEEDS[stage]:
-        if getattr(config, need) is not None and folder.finished(need, settings_of(need, config)) is None:
+        if getattr(config, need) is not None and folder.finished(need, settings_of(need, config, folder)) is None:
             raise UserError(
                 f"{stage} reads what {need} writes, which is not finished with this config: run {need} first"
             )
     start = time.monotonic()
-    summary = import_module(f"jobs.{stage}").run(config, client)
-    folder.finish(stage, settings_of(stage, config), summary, time.monotonic() - start)
+    summary = import_module(f"jobs.{stage}").run(config, client, **options)
+    folder.finish(stage, settings_of(stage, config, folder), summary, time.monotonic() - start)
 
 
 def _forget(stage: str, folder: RunFolder) -> None:
@@ -113,8 +132,8 @@ def _forget(stage: str, folder: RunFolder) -> None:
             _forget(other, folder)
 
 
-def settings_of(stage: str, config: Config) -> dict[str, Any]:
-    """Return the config values that a stage's outputs depend on, under dotted keys.
+def settings_of(stage: str, config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Return the config values that a stage's outputs depend on, under dotted keys, and the state of the collection.
 
     Parameters
     ----------
@@ -122,6 +141,8 @@ def settings_of(stage: str, config: Config) -> dict[str, Any]:
         Its name.
     config
         Checked config.
+    folder
+        Its run folder.
 
     Returns
     -------
@@ -136,6 +157,9 @@ def settings_of(stage: str, config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {"seed": values["seed"]}
     for section in _READS[stage]:
         settings.update({f"{section}.{key}": value for key, value in (values[section] or {}).items()})
+    ingested = folder.read()["stages"].get("ingest")
+    if ingested and stage in ("fit", "evaluate", "report"):
+        settings[_CONTENT] = ingested["summary"]["content"]
     if "quantize" in _READS[stage] and config.quantize and config.quantize.palette not in ("image", "shared"):
         from kmeans_dask.palette_files import palette_digest, read_palette  # half a second that only this needs
 

@@ -25,6 +25,7 @@ from kmeans_dask.outputs import output_names, renamed
 from kmeans_dask.palette_files import read_palette, write_palette
 from kmeans_dask.publish import publish
 from kmeans_dask.quantize import BatchSummary, finish_quantized, missing_outputs, plan_batches, quantize_tasks
+from kmeans_dask.relisting import REMOVED
 from kmeans_dask.runs import RunFolder, run_folder
 from kmeans_dask.shared_palette import Palettes, count_tasks, fit_shared, kept_number
 from kmeans_dask.sources import read_manifest
@@ -60,7 +61,8 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     manifest = read_manifest(folder.manifest)
     _refuse_own_outputs(config, manifest)
     missing = missing_outputs(*job, given)
-    say(f"quantize: {len(manifest):,} items in K = {', '.join(map(str, ks))}; {len(missing):,} items to do")
+    n_items = len(manifest) - manifest["split"].to_pylist().count(REMOVED)
+    say(f"quantize: {n_items:,} items in K = {', '.join(map(str, ks))}; {len(missing):,} items to do")
     _tell_renamed(manifest["path"].to_pylist(), settings.format)
     palettes = given or None
     if missing and settings.palette == "shared":
@@ -75,7 +77,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
 
         run_tasks(client, quantize_tasks(*job, missing, palettes), count)
     table = finish_quantized(folder.path, ks)
-    return _judge(config, table, ks, len(manifest))
+    return _judge(config, table, ks, n_items)
 
 
 def retry(path: str, cluster: str | None = None) -> None:

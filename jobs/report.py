@@ -29,6 +29,7 @@ from kmeans_dask.models import read_model
 from kmeans_dask.normalize import POLICY, to_array
 from kmeans_dask.palette_files import read_palette
 from kmeans_dask.publish import read_json
+from kmeans_dask.relisting import REMOVED
 from kmeans_dask.report import write_report
 from kmeans_dask.runs import RunFolder, run_folder
 from kmeans_dask.sources import read_contents, read_manifest
@@ -106,7 +107,7 @@ class _Page:
 
     def add_items(self) -> None:
         """Say how many items there are."""
-        items = read_manifest(self.folder.manifest)
+        items = _present(read_manifest(self.folder.manifest))
         self._facts({"items": len(items), "MB of files": round((pc.sum(items["bytes"]).as_py() or 0) / 1e6, 1)})
 
     def add_collection(self) -> None:
@@ -125,7 +126,7 @@ class _Page:
         )
         counts = np.bincount(collection.labels[collection.labels >= 0], minlength=len(collection.class_names))
         self.data["labels"] = {"names": list(collection.class_names), "counts": counts.tolist()}
-        self.data["run"]["shapes"] = _shapes(collection.items)
+        self.data["run"]["shapes"] = _shapes(_present(collection.items))
         self.data["run"]["changes"] = [[name, POLICY[name], n] for name, n in collection.changes.items()]
         self._failed(collection.items)
         draw_collection(self.folder.sheets, collection, self.samples)
@@ -183,11 +184,17 @@ class _Page:
     def _failed(self, table: pa.Table) -> None:
         """Add items that failed, each path once."""
         told = self.data["failed"]
-        failed = table.filter(pc.not_equal(table["status"], "ok")).select(["path", "status", "error"])
+        there = pc.is_in(table["status"], pa.array(["ok", REMOVED]))
+        failed = table.filter(pc.invert(there)).select(["path", "status", "error"])
         known = {row["path"] for row in told["rows"]}
         new = {row["path"]: row for row in failed.to_pylist() if row["path"] not in known}
         told["rows"] = [*told["rows"], *new.values()][:_FAILED_SHOWN]
         told["count"] += len(new)
+
+
+def _present(items: pa.Table) -> pa.Table:
+    """Leave out what has been removed from the source."""
+    return items.filter(pc.not_equal(items["split"], REMOVED))
 
 
 def _rgb(content: Content, max_pixels: int) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,26 +32,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from kmeans_dask import store
 from kmeans_dask.config import Ingest, Input
+from kmeans_dask.decoding import decode_rows, row_shape
 from kmeans_dask.errors import JobError, UserError
-from kmeans_dask.images import ImageError, decode
 from kmeans_dask.kernels import slice_rows
 from kmeans_dask.normalize import POLICY
 from kmeans_dask.publish import publish, remove
-from kmeans_dask.sources import MANIFEST_SCHEMA, read_contents, read_manifest, write_manifest
-
-_DECODE_SCHEMA = pa.schema(
-    [
-        ("width", pa.int32()),  # of the file's image, in pixels; null when it could not be decoded
-        ("height", pa.int32()),
-        ("mode", pa.string()),  # Pillow's name, such as "P"
-        ("changes", pa.list_(pa.string())),  # keys of `normalize.POLICY`: what was done beside resizing
-        ("status", pa.string()),  # "ok", or the status of the ImageError
-        ("error", pa.string()),  # its reason; null = none
-    ]
-)
-
-ITEMS_SCHEMA = pa.schema([*MANIFEST_SCHEMA, *_DECODE_SCHEMA])
-"""The manifest's columns, and what decoding told. Row i is row i of the images."""
+from kmeans_dask.relisting import REMOVED
+from kmeans_dask.sources import read_manifest, write_manifest
+from kmeans_dask.updating import Base, base_of, is_changed, join_items, mark_changed, update_rows
 
 _MIN_CHUNKS = 8
 """Chunks that a collection has at least when it has as many slices: both cores, or four, get even shares."""
@@ -82,7 +70,7 @@ class ChunkSummary(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Collection:
     """An opened collection. Row i of every array is item i.
 
@@ -100,7 +88,7 @@ class Collection:
     chunk_rows : int
         Rows of a block.
     fingerprint : str
-        Hash of the items and the settings that the collection was made from.
+        Hash of the items and the settings that the pixels and labels are those of.
     """
 
     folder: Path
@@ -111,10 +99,24 @@ class Collection:
     chunk_rows: int
     fingerprint: str
 
+    def __repr__(self) -> str:
+        """Say how large it is: the tables would fill a notebook."""
+        shape = " x ".join(map(str, self.images.shape[1:]))
+        chunks = self.images.numblocks[0]
+        return f"Collection of {self.n_items:,} items of {shape}, {len(self.class_names)} labels, {chunks} chunks"
+
+    @property
+    def n_items(self) -> int:
+        """Number of items, without those that have been removed."""
+        return len(self.items) - self._count(REMOVED)
+
     @property
     def n_failed(self) -> int:
         """Number of items that could not be decoded."""
-        return len(self.items) - int(pc.sum(pc.equal(self.items["status"], "ok")).as_py() or 0)
+        return self.n_items - self._count("ok")
+
+    def _count(self, status: str) -> int:
+        return int(pc.sum(pc.equal(self.items["status"], status)).as_py() or 0)
 
     @property
     def changes(self) -> dict[str, int]:
@@ -203,8 +205,14 @@ def chunk_rows(n_items: int, row_bytes: int, chunk_bytes: float, n_features: int
 
 def plan_chunks(n_items: int, config: Ingest) -> ChunkPlan:
     """Cut `n_items` items into chunks for a config."""
-    row_bytes = int(np.prod(_row_shape(config)))
+    row_bytes = int(np.prod(row_shape(config)))
     return ChunkPlan(n_items, chunk_rows(n_items, row_bytes, config.chunk_mib * 2**20, row_bytes))
+
+
+def plan_of(folder: Path) -> ChunkPlan:
+    """Return how the items of the collection that `ingest_tasks` began, or found finished, are cut into chunks."""
+    partial = _partial_of(folder)
+    return _plan_of(partial if partial.exists() else folder)
 
 
 def ingest_tasks(manifest_path: Path, folder: Path, config: Ingest, source: Input) -> list[Delayed]:
@@ -230,76 +238,44 @@ def ingest_tasks(manifest_path: Path, folder: Path, config: Ingest, source: Inpu
     """
     fingerprint = _fingerprint(manifest_path, config, source)
     folder = folder.absolute()
-    if _is_made_from(fingerprint, folder):
-        return []
     partial = _partial_of(folder)
+    if _is_made_from(fingerprint, folder) or _is_joined(fingerprint, partial):
+        return []
+    manifest = read_manifest(manifest_path)
+    base = base_of(manifest, folder, _settings(config, source))
     if not _is_made_from(fingerprint, partial):
-        _create(partial, read_manifest(manifest_path)["label"], config, source.classes, fingerprint)
-    starts = _plan_of(partial).starts
+        _create(partial, manifest, config, source, fingerprint, base)
     task = dask.delayed(ingest_chunk, pure=False, traverse=False)
+    plan = _plan_of(partial)
+    old = base.folder if base else None
     return [
-        task(manifest_path.absolute(), partial, start, start + starts.step, config, source.max_pixels)
-        for start in starts
+        task(manifest_path.absolute(), partial, start, start + plan.chunk_rows, config, source.max_pixels, old)
+        for start in (base.touched(manifest) if base else plan.starts)
         if not _part_of(partial, start).exists()
     ]
 
 
 def ingest_chunk(
-    manifest_path: Path, folder: Path, start: int, stop: int, config: Ingest, max_pixels: int
+    manifest_path: Path, folder: Path, start: int, stop: int, config: Ingest, max_pixels: int, base: Path | None = None
 ) -> ChunkSummary:
     """Decode the items ``start:stop`` one after the other, write their shard, then their part of the items.
 
-    A bad image is a black row and its reason in the table.
+    A bad image is a black row and its reason in the table. Of a chunk that a finished collection, `base`, has in part
+    or in an older state, only the items that are new or changed are decoded.
     """
     begun = time.perf_counter()
     manifest = read_manifest(manifest_path, start, stop)
-    block, items = decode_rows(manifest, config, max_pixels)
+    if base is None:
+        block, items = decode_rows(manifest, config, max_pixels)
+        changed = True
+    else:
+        block, items, changed = update_rows(manifest, base, start, config, max_pixels)
     store.write_block(folder, start, block)
     with publish(_part_of(folder, start)) as unfinished:
-        pq.write_table(items, unfinished)
+        pq.write_table(mark_changed(items, changed), unfinished)
     failed = len(items) - pc.count(items["error"], mode="only_null").as_py()
     n_bytes = int(pc.sum(manifest["bytes"]).as_py())
     return ChunkSummary(start, len(manifest), failed, n_bytes, time.perf_counter() - begun)
-
-
-def decode_rows(manifest: pa.Table, config: Ingest, max_pixels: int) -> tuple[NDArray[np.uint8], pa.Table]:
-    """Read and decode some items.
-
-    Parameters
-    ----------
-    manifest : (n) pyarrow.Table
-        Rows of `sources.MANIFEST_SCHEMA`.
-    config
-        Size and mode.
-    max_pixels
-        Pixels of one image above which it is not decoded.
-
-    Returns
-    -------
-    block : (n, height, width, channels) uint8
-        A bad image is black.
-    items : (n) pyarrow.Table
-        `ITEMS_SCHEMA`; a bad image has its status and reason.
-    """
-    block = np.zeros((len(manifest), *_row_shape(config)), np.uint8)
-    told: list[tuple[Any, ...]] = [()] * len(manifest)
-    for row, content in read_contents(manifest):
-        try:
-            decoded = decode(
-                content,
-                size=config.size,
-                mode=config.mode,
-                max_pixels=max_pixels,
-                fit=config.fit,
-                resampling=config.filter,
-                background=config.background,
-            )
-        except ImageError as error:
-            told[row] = (None, None, None, None, error.status, str(error))
-        else:
-            block[row] = decoded.pixels
-            told[row] = (*decoded[1:], "ok", None)
-    return block, _with_columns(manifest, told)
 
 
 def finish_collection(manifest_path: Path, folder: Path, config: Ingest, source: Input) -> Collection:
@@ -325,15 +301,35 @@ def finish_collection(manifest_path: Path, folder: Path, config: Ingest, source:
         partial = _partial_of(folder)
         if not _is_made_from(fingerprint, partial):
             raise JobError(f"{folder} has not been ingested from {manifest_path}; run the stage ingest")
-        parts = [_part_of(partial, start) for start in _plan_of(partial).starts]
-        missing = sum(not part.exists() for part in parts)
-        if missing:
-            raise JobError(f"{missing} of {len(parts)} chunks of {folder} are not written; run ingest again")
-        write_manifest(pa.concat_tables([pq.read_table(part) for part in parts]), partial / "items.parquet")
-        remove(folder)
-        os.replace(partial, folder)
-        remove(folder / "items")
+        if not _is_joined(fingerprint, partial):
+            _join_parts(manifest_path, folder, base_of(read_manifest(manifest_path), folder, _settings(config, source)))
+        _put_in_place(partial, folder)
     return open_collection(folder)
+
+
+def _join_parts(manifest_path: Path, folder: Path, base: Base | None) -> None:
+    """Write the items table of an unpublished collection, its last file."""
+    partial, manifest = _partial_of(folder), read_manifest(manifest_path)
+    starts = base.touched(manifest) if base else _plan_of(partial).starts
+    missing = sum(not _part_of(partial, start).exists() for start in starts)
+    if missing:
+        raise JobError(f"{missing} of {len(starts)} chunks of {folder} are not written; run ingest again")
+    parts = {start: pq.read_table(_part_of(partial, start)) for start in starts}
+    if base and not is_changed(manifest, base, parts.values()):
+        store.set_attrs(partial, {"content": base.content})
+    items = join_items(manifest, base, parts) if base else pa.concat_tables(parts.values())
+    write_manifest(items, partial / "items.parquet")
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Replace what is there; killed in between, the next call does the rest."""
+    old = folder.with_name(folder.name + ".old")
+    remove(old)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    remove(old)
+    remove(folder / "items")
 
 
 def open_collection(folder: str | Path) -> Collection:
@@ -362,12 +358,12 @@ def open_collection(folder: str | Path) -> Collection:
         raise UserError(f"{folder} has no items.parquet: it is not finished; run the stage ingest") from None
     return Collection(
         folder=folder,
-        images=_read_images(folder, layout, attrs["fingerprint"]),
+        images=_read_images(folder, layout, attrs["content"]),
         labels=store.read_labels(folder),
         class_names=tuple(attrs["class_names"]),
         items=items,
         chunk_rows=layout.chunk_rows,
-        fingerprint=attrs["fingerprint"],
+        fingerprint=attrs["content"],
     )
 
 
@@ -451,21 +447,27 @@ def _read_flat(folder: Path, start: int, stop: int) -> NDArray[np.uint8]:
     return store.read_block(folder, start, stop).reshape(stop - start, -1)
 
 
-def _create(folder: Path, labels: pa.ChunkedArray, config: Ingest, classes: Sequence[str], fingerprint: str) -> None:
-    """Make the empty collection: labels and attrs are known before the first image is read."""
-    class_names = list(classes) or sorted(pc.unique(labels.drop_null()).to_pylist(), key=_natural)
+def _create(
+    folder: Path, manifest: pa.Table, config: Ingest, source: Input, fingerprint: str, base: Base | None
+) -> None:
+    """Make the empty collection, or what an update leaves as it is; labels and attrs are known beforehand."""
+    labels = pc.if_else(pc.equal(manifest["split"], REMOVED), None, manifest["label"])
+    class_names = list(source.classes) or sorted(pc.unique(labels.drop_null()).to_pylist(), key=_natural)
     index = pc.fill_null(pc.index_in(labels, pa.array(class_names, pa.string())), -1)
-    height, width, channels = _row_shape(config)
-    layout = store.Layout((len(labels), height, width, channels), plan_chunks(len(labels), config).chunk_rows)
+    rows = base.chunk_rows if base else plan_chunks(len(manifest), config).chunk_rows
+    layout = store.Layout((len(manifest), *row_shape(config)), rows)
     attrs = {
         "class_names": class_names,
         "mode": config.mode,
         "policy": POLICY,
         "ingest": config.model_dump(mode="json"),
+        "settings": _settings(config, source),
         "fingerprint": fingerprint,
+        "content": fingerprint,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    store.create_collection(folder, layout, index.to_numpy().astype(np.int32), attrs)
+    blocks = base.blocks_kept(manifest) if base else None
+    store.create_collection(folder, layout, index.to_numpy().astype(np.int32), attrs, blocks)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -474,12 +476,22 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), part) if i % 2 else (0, part) for i, part in enumerate(parts)]
 
 
+def _settings(config: Ingest, source: Input) -> str:
+    """Hash what decides about every image: an update goes on from a collection of the same settings."""
+    settings = [config.model_dump(), source.max_pixels, source.classes, POLICY, store.FORMAT_VERSION]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
 def _fingerprint(manifest_path: Path, config: Ingest, source: Input) -> str:
     """Hash everything that decides about the collection: the items, the settings, the layout."""
-    settings = [config.model_dump(), source.max_pixels, source.classes, POLICY, store.FORMAT_VERSION]
     with open(manifest_path, "rb") as file:
         items = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps([items, settings]).encode()).hexdigest()
+    return hashlib.sha256(f"{items} {_settings(config, source)}".encode()).hexdigest()
+
+
+def _is_joined(fingerprint: str, partial: Path) -> bool:
+    """Whether a collection lacks nothing but its name."""
+    return (partial / "items.parquet").exists() and _is_made_from(fingerprint, partial)
 
 
 def _is_made_from(fingerprint: str, folder: Path) -> bool:
@@ -500,15 +512,3 @@ def _partial_of(folder: Path) -> Path:
 
 def _part_of(folder: Path, start: int) -> Path:
     return folder / "items" / f"part-{start:012d}.parquet"
-
-
-def _row_shape(config: Ingest) -> tuple[int, int, int]:
-    return (*config.size, 1 if config.mode == "L" else 3)
-
-
-def _with_columns(manifest: pa.Table, told: Sequence[tuple[Any, ...]]) -> pa.Table:
-    """Add what decoding told to the manifest rows: `ITEMS_SCHEMA`."""
-    columns = [
-        pa.array(values, field.type) for values, field in zip(zip(*told, strict=True), _DECODE_SCHEMA, strict=True)
-    ]
-    return pa.table([*manifest.columns, *columns], schema=ITEMS_SCHEMA)

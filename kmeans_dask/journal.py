@@ -7,7 +7,7 @@ by a kill is as good as none: its image is done again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -125,14 +125,14 @@ def open_journal(run_folder: Path, fingerprint: str) -> Journal:
     return Journal(folder)
 
 
-def write_table(run_folder: Path, paths: Sequence[str], ks: Sequence[int]) -> pa.Table:
+def write_table(run_folder: Path, paths: Mapping[int, str], ks: Sequence[int]) -> pa.Table:
     """Publish ``quantized.parquet`` from the journal.
 
     Parameters
     ----------
     run_folder
     paths
-        Of the manifest.
+        Row of the manifest -> path, of the items that are there.
     ks
         The K of the table.
 
@@ -150,7 +150,7 @@ def write_table(run_folder: Path, paths: Sequence[str], ks: Sequence[int]) -> pa
     if journal is None:
         raise JobError(f"{run_folder} has no quantized images; run the stage quantize")
     known = journal.outcomes()
-    wanted = [(row, k) for row in range(len(paths)) for k in ks]
+    wanted = [(row, k) for row in paths for k in ks]
     missing = sum(key not in known for key in wanted)
     if missing:
         raise JobError(f"{missing:,} of {len(wanted):,} outputs of {run_folder} are not written; run quantize again")

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
-from kmeans_dask.collection import decode_rows, plan_chunks
+from kmeans_dask.collection import plan_chunks
 from kmeans_dask.config import Ingest
+from kmeans_dask.decoding import decode_rows
 from kmeans_dask.evaluation import column_prefix, stack_of
 from kmeans_dask.features import Features
 from kmeans_dask.kernels import assign

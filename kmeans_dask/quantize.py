@@ -29,6 +29,7 @@ from kmeans_dask.outputs import output_names, write_file
 from kmeans_dask.painting import PNG_LEVEL, Picture, encode, paint, picture_of
 from kmeans_dask.palette_files import write_palette
 from kmeans_dask.palettes import fit_palette, room_for
+from kmeans_dask.relisting import REMOVED
 from kmeans_dask.shared_palette import Palettes, path_number
 from kmeans_dask.sources import read_contents, read_manifest
 
@@ -118,8 +119,9 @@ def missing_outputs(
     fingerprint = _fingerprint(manifest_path, settings, seed, max_pixels, given or {})
     known = open_journal(run_folder, fingerprint).outcomes()
     ks = settings.k or list(given or {})
-    n = len(read_manifest(manifest_path))
-    missing = {row: [k for k in ks if (row, k) not in known] for row in range(n)}
+    splits = read_manifest(manifest_path)["split"].to_pylist()
+    there = [row for row, split in enumerate(splits) if split != REMOVED]
+    missing = {row: [k for k in ks if (row, k) not in known] for row in there}
     return {row: ks for row, ks in missing.items() if ks}
 
 
@@ -222,7 +224,10 @@ def finish_quantized(run_folder: Path, ks: Sequence[int]) -> pa.Table:
     JobError
         An output is missing.
     """
-    return write_table(run_folder, read_manifest(run_folder / "manifest.parquet")["path"].to_pylist(), ks)
+    manifest = read_manifest(run_folder / "manifest.parquet")
+    splits, paths = (manifest[name].to_pylist() for name in ("split", "path"))
+    there = {row: path for row, (path, split) in enumerate(zip(paths, splits, strict=True)) if split != REMOVED}
+    return write_table(run_folder, there, ks)
 
 
 def _quantize_item(

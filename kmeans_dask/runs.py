@@ -86,6 +86,11 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def moves(self) -> Path:
+        """How the clusters moved when the models were last updated."""
+        return self.path / "moved.csv"
+
+    @property
     def items(self) -> Path:
         """Path, status and error of every item."""
         return self.path / "items.csv"

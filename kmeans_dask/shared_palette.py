@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import dask
 import dask.array as da
 import numpy as np
+import pyarrow.compute as pc
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
@@ -28,6 +29,7 @@ from kmeans_dask.kernels import slice_rows
 from kmeans_dask.kmeans import KMeans, fit_together
 from kmeans_dask.painting import picture_of
 from kmeans_dask.palettes import complete, fit_palette, in_order, protect_rare, thin
+from kmeans_dask.relisting import REMOVED
 from kmeans_dask.sources import read_contents, read_manifest
 
 Palettes = dict[int, NDArray[np.uint8]]
@@ -169,6 +171,7 @@ def _count_batch(job: _Count, start: int, stop: int) -> ColourTable | None:
     """Colours of the images of a batch; None if none could be read or has a pixel that can be seen."""
     tables = []
     items = read_manifest(job.manifest, start, stop)
+    items = items.filter(pc.not_equal(items["split"], REMOVED))
     paths = items["path"].to_pylist()
     for row, content in read_contents(items):
         try:

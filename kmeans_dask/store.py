@@ -7,7 +7,9 @@ and JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -47,7 +49,13 @@ class Layout(NamedTuple):
     """Rows of a shard; the last one may have fewer."""
 
 
-def create_collection(folder: Path, layout: Layout, labels: NDArray[np.int32], attrs: Mapping[str, Any]) -> None:
+def create_collection(
+    folder: Path,
+    layout: Layout,
+    labels: NDArray[np.int32],
+    attrs: Mapping[str, Any],
+    blocks: tuple[Path, Sequence[int]] | None = None,
+) -> None:
     """Create a collection whose images are still to be written, in the place of what was there.
 
     Parameters
@@ -61,6 +69,9 @@ def create_collection(folder: Path, layout: Layout, labels: NDArray[np.int32], a
     attrs
         JSON values; format, version of the format and of the software are added. They are written last: a
         group that has them is complete but for its images.
+    blocks
+        Another collection of the same image size and rows a shard, and the first rows of the shards that are taken
+        over from it; they share its files, which nobody writes to any more.
     """
     remove(folder)
     shape, chunk_rows = layout
@@ -76,7 +87,14 @@ def create_collection(folder: Path, layout: Layout, labels: NDArray[np.int32], a
             dimension_names=("item", "height", "width", "channel"),
         )
         group.create_array("labels", data=labels, dimension_names=("item",))
+        if blocks is not None:
+            _share_blocks(*blocks, folder, chunk_rows)
         group.attrs.update(_format_of("collection") | dict(attrs))
+
+
+def set_attrs(folder: Path, attrs: Mapping[str, Any]) -> None:
+    """Replace some attrs of a group that is not published yet."""
+    zarr.open_group(folder, mode="r+").attrs.update(dict(attrs))
 
 
 def write_block(folder: Path, start: int, block: NDArray[np.uint8]) -> None:
@@ -358,6 +376,18 @@ def _open_any(location: str) -> zarr.Array | zarr.Group:
         return zarr.open(location, mode="r")
     except (FileNotFoundError, TypeError) as error:
         raise ValueError("there is no zarr array or group") from error
+
+
+def _share_blocks(source: Path, starts: Sequence[int], folder: Path, chunk_rows: int) -> None:
+    for start in starts:
+        name = Path("images", "c", str(start // chunk_rows), "0", "0", "0")
+        if not (source / name).exists():  # a black block has no file
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source / name, folder / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(source / name, folder / name)
 
 
 def _layout_of(images: zarr.Array) -> Layout:

@@ -12,7 +12,6 @@ from PIL import Image
 
 from kmeans_dask import store
 from kmeans_dask.collection import (
-    ITEMS_SCHEMA,
     ChunkSummary,
     Collection,
     chunk_rows,
@@ -23,6 +22,7 @@ from kmeans_dask.collection import (
     write_items_csv,
 )
 from kmeans_dask.config import Ingest, Input
+from kmeans_dask.decoding import ITEMS_SCHEMA
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.kernels import slice_rows
 from kmeans_dask.sources import list_items, read_manifest, write_manifest

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 FROM_THE_BOTTOM = """
-config errors publish normalize images kernels labels colours colour_spaces colour_starts colour_means \
+config errors publish relisting normalize images kernels labels colours colour_spaces colour_starts colour_means \
 grey_levels dither sprites painting palettes palette_files outputs extractors transformation
 store runs journal \
 sources.manifest sources.names sources.locations sources.listed sources.policies sources.folders sources.lists \
 sources.archives sources.arrays sources.tables sources.datasets sources.downloads sources.places \
-sources.items sources.reading sources
-collection reduction rows sampling seeding lloyd kmeans minibatch models metrics \
+sources.items sources.reading sources decoding
+updating collection reduction rows sampling seeding lloyd kmeans minibatch models metrics \
 embeddings features feature_fit spread sketches evaluation second_look cluster_facts suspects duplicates choice \
-prediction shared_palette quantize
+prediction moves model_files image_folders shared_palette quantize
 cluster report plots colour_plots crosstabs projection thumbnails gallery colour_gallery
 """
 LAYERS = [line.split() for line in FROM_THE_BOTTOM.strip().splitlines()]

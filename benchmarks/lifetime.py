@@ -1,0 +1,127 @@
+"""A run that lives on: what it costs to add images to a collection, and to label new ones.
+
+``python -m benchmarks.lifetime update FOLDER HEIGHT WIDTH MODE``: 1,000 images of a folder are added to the others.
+``python -m benchmarks.lifetime predict FOLDER HEIGHT WIDTH MODE K``: 10,000 images, or all that there are.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.common import machine, seconds, table, workers
+from benchmarks.ingest import decode
+from kmeans_dask.cluster import run_tasks
+from kmeans_dask.collection import finish_collection, ingest_tasks
+from kmeans_dask.config import Ingest, Input
+from kmeans_dask.models import Model
+from kmeans_dask.prediction import Predictor, join_predicted, predict_tasks
+from kmeans_dask.relisting import update_manifest
+from kmeans_dask.sources import list_items, write_manifest
+
+RUNS = 3
+ADDED = 1000
+PREDICTED = 10_000
+
+
+def update(source: Input, config: Ingest, scratch: Path) -> None:
+    """Ingest all, and all but 1,000 and then these; listing is a part of it, starting the workers is not."""
+    whole = list_items(source, 0, scratch)
+    rng = np.random.default_rng(0)
+    later = np.zeros(len(whole), bool)
+    later[rng.choice(len(whole), ADDED, replace=False)] = True
+    first = whole.filter(pa.array(~later))
+    told: dict[str, list[float]] = {"all": [], "listing": [], "added": []}
+    with workers() as client:
+
+        def ingest(manifest: Path, target: Path) -> None:
+            run_tasks(client, ingest_tasks(manifest, target, config, source), lambda result: None)
+            finish_collection(manifest, target, config, source)
+
+        def list_all(manifest: Path) -> None:
+            write_manifest(list_items(source, 0, scratch), manifest)
+
+        def list_changes(manifest: Path) -> None:
+            changes = update_manifest(first, list_items(source, 0, scratch), keep_splits=False)
+            assert changes[1:] == (ADDED, 0, 0)
+            write_manifest(changes.items, manifest)
+
+        for run in range(RUNS + 1):
+            old, new, full = (scratch / f"{run}-{name}.parquet" for name in ("old", "new", "full"))
+            write_manifest(first, old)
+            ingest(old, scratch / f"{run}.zarr")
+            listing = seconds(lambda new=new: list_changes(new))[0]
+            added = seconds(lambda new=new, run=run: ingest(new, scratch / f"{run}.zarr"))[0]
+            listing_all = seconds(lambda full=full: list_all(full))[0]
+            everything = seconds(lambda full=full, run=run: ingest(full, scratch / f"{run}-full.zarr"))[0]
+            if run:  # the first reads the files into the page cache, and imports
+                told["all"].append(listing_all + everything)
+                told["listing"].append(listing)
+                told["added"].append(added)
+    everything, listing, added = (statistics.median(values) for values in told.values())
+    table(
+        f"{ADDED:,} of {len(whole):,} images added, to {config.size[0]} x {config.size[1]} {config.mode}",
+        ("what", "seconds", "share of ingesting all"),
+        [
+            ("list and ingest all", f"{everything:.3f}", "100 %"),
+            ("list again, compare", f"{listing:.3f}", f"{listing / everything:.1%}"),
+            (f"ingest {ADDED:,} added", f"{added:.3f}", f"{added / everything:.1%}"),
+            ("both", f"{listing + added:.3f}", f"{(listing + added) / everything:.1%}"),
+        ],
+    )
+
+
+def predict(source: Input, config: Ingest, scratch: Path, k: int) -> None:
+    """Label images, from the listing to the table, against decoding them in a bare loop to the same size."""
+    n_features = config.size[0] * config.size[1] * (1 if config.mode == "L" else 3)
+    centres = np.random.default_rng(0).uniform(0, 255, (k, n_features)).astype(np.float32)
+    model = Model("kmeans", centres, np.zeros(1), 0.0, 1, 0.0, np.zeros(k, np.int32), np.ones(k, np.int64))
+    predictor = Predictor(model, ("any",), np.full(k, np.inf, np.float32), config, source.max_pixels)
+    items = list_items(source, 0, scratch)
+    items = items.take(np.sort(np.random.default_rng(0).permutation(len(items))[:PREDICTED]))
+    files = items["file"].to_pylist()
+    parts = [files[i : i + 500] for i in range(0, len(files), 500)]
+    bare, labelled = [], []
+    with workers() as client, get_context("spawn").Pool(2) as pool:
+
+        def label() -> None:
+            run_tasks(client, predict_tasks(items, scratch / "parts", predictor), lambda result: None)
+            assert join_predicted(scratch / "parts", scratch / "table.parquet").items == len(items)
+
+        for run in range(2 * RUNS + 1):
+            loop = seconds(lambda: pool.map(decode, parts, chunksize=1))[0]
+            ours = seconds(label)[0]
+            if run:
+                bare.append(loop)
+                labelled.append(ours)
+    loop, ours = statistics.median(bare), statistics.median(labelled)
+    table(
+        f"{len(items):,} images labelled at {config.size[0]} x {config.size[1]} {config.mode}, K = {k}",
+        ("what", "seconds", "images a second", "share of the bare loop's speed"),
+        [
+            ("decoding in a bare loop, two processes", f"{loop:.3f}", f"{len(items) / loop:,.0f}", "100 %"),
+            ("predict, two workers", f"{ours:.3f}", f"{len(items) / ours:,.0f}", f"{loop / ours:.0%}"),
+        ],
+    )
+
+
+def main() -> None:
+    """Run the section that the command line names."""
+    section, folder, height, width, mode, *k = sys.argv[1:]
+    config = Ingest.model_validate({"size": [int(height), int(width)], "mode": mode})
+    print(machine())
+    with tempfile.TemporaryDirectory() as scratch:
+        if section == "update":
+            update(Input(path=folder), config, Path(scratch))
+        else:
+            predict(Input(path=folder), config, Path(scratch), int(k[0]))
+
+
+if __name__ == "__main__":
+    main()

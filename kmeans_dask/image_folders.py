@@ -1,0 +1,134 @@
+"""Images copied or linked into a folder a cluster, or a folder a label.
+
+A copy is known by its name and content, so that the same export again only does what is missing. Nothing that lies in
+the folders is ever replaced, and no label, whatever its letters, leads out of them.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path, PurePosixPath
+
+from kmeans_dask.errors import UserError
+from kmeans_dask.publish import publish
+
+_MAX_NAME = 100
+"""Bytes of a folder or file name, of the 255 that file systems allow: a number and a suffix have room."""
+
+
+def folder_names(labels: Sequence[str]) -> list[str]:
+    """Name a folder for each label.
+
+    Parameters
+    ----------
+    labels
+        Distinct, of any letters.
+
+    Returns
+    -------
+    list of str
+        A single name each, none hidden, none with letters that a file system refuses; those that would be the same,
+        also where upper and lower case are, are numbered: ``a``, ``A~2``.
+    """
+    taken: set[str] = set()
+    names = []
+    for label in labels:
+        names.append(next(name for name in _numbered(_safe(label)) if name.casefold() not in taken))
+        taken.add(names[-1].casefold())
+    return names
+
+
+def place(items: Sequence[tuple[bytes, str, str]], target: Path, *, link: bool) -> dict[str, int]:
+    """Put every image into its folder, under its name; where several have the same one, under its path: ``a_1.png``.
+
+    Parameters
+    ----------
+    items
+        File, its path for people, and the name of its folder, always in the same order.
+    target
+        Folder of the folders.
+    link
+        Whether symbolic links are made, in place of copies.
+
+    Returns
+    -------
+    dict
+        ``written``, ``there`` (they were before) and ``failed`` (the file has gone, or cannot be read) -> items.
+
+    Raises
+    ------
+    UserError
+        A folder is a link that leads out of the target.
+    """
+    counts = {"written": 0, "there": 0, "failed": 0}
+    taken: dict[str, set[str]] = defaultdict(set)
+    uses = Counter((folder, _safe(PurePosixPath(path).name).casefold()) for _, path, folder in items)
+    for file, path, name in items:
+        folder = target / name
+        if name not in taken:
+            folder.mkdir(parents=True, exist_ok=True)
+            if folder.resolve().parent != target.resolve():
+                raise UserError(
+                    f"{folder} is a link that leads out of {target}; remove it, or export to another folder"
+                )
+        short = _safe(PurePosixPath(path).name)
+        wanted = short if uses[name, short.casefold()] == 1 else _safe(path)
+        try:
+            done = _place(Path(os.fsdecode(file)), folder, wanted, taken[name], link)
+            counts["written" if done else "there"] += 1
+        except OSError:
+            counts["failed"] += 1
+    return counts
+
+
+def _place(source: Path, folder: Path, name: str, taken: set[str], link: bool) -> bool:
+    """Copy or link one image under the first free name; False if it is there."""
+    if not source.is_file():
+        raise FileNotFoundError(source)
+    for candidate in _numbered(name):
+        target = folder / candidate
+        if candidate.casefold() in taken:
+            continue
+        there = os.path.lexists(target)
+        if not there or _is(target, source, link):
+            taken.add(candidate.casefold())
+            break
+    if there:
+        return False
+    with publish(target) as partial:
+        if link:
+            partial.symlink_to(source)
+        else:
+            shutil.copy2(source, partial)  # with its time, by which the next export knows it
+    return True
+
+
+def _is(target: Path, source: Path, link: bool) -> bool:
+    if target.is_symlink():
+        return link and Path(os.readlink(target)) == source
+    return not link and target.is_file() and filecmp.cmp(source, target)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """Yield ``a.png``, ``a~2.png``, ``a~3.png`` and so on."""
+    yield name
+    stem, suffix = os.path.splitext(name)
+    for number in count(2):
+        yield f"{stem}~{number}{suffix}"
+
+
+def _safe(name: str) -> str:
+    """Make a single name of any text: no separator, no hidden or reserved one, not too long."""
+    name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name.encode("utf-8", "replace").decode())
+    name = re.sub(r"^[.\s~]+", "_", name).rstrip(". ")
+    if re.match(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)", name):  # Windows would take them for devices
+        name = f"_{name}"
+    stem, suffix = os.path.splitext(name)
+    suffix = suffix.encode()[:20].decode(errors="ignore")
+    return (stem.encode()[: _MAX_NAME - len(suffix.encode())].decode(errors="ignore") + suffix) or "_"
