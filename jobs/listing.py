@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from jobs.console import say
 from kmeans_dask.config import Config
 from kmeans_dask.errors import UserError
@@ -36,6 +41,7 @@ def list_items_of(config: Config, folder: RunFolder, *, look_again: bool) -> Non
         return
     items = list_items(config.input, config.seed, folder.path / "input")
     if known:
+        items = _without_own(items, folder)
         old = read_manifest(folder.manifest)
         items, added, changed, removed = update_manifest(
             old, items, keep_splits=isinstance(config.input.holdout, float)
@@ -52,6 +58,13 @@ def list_items_of(config: Config, folder: RunFolder, *, look_again: bool) -> Non
     n_items = len(items) - items["split"].to_pylist().count(REMOVED)
     folder.finish("listing", settings, {"items": n_items}, 0.0)
     say(f"{config.name}: {n_items:,} items")
+
+
+def _without_own(items: pa.Table, folder: RunFolder) -> pa.Table:
+    """Leave out what the run has written since it was listed, where its folder lies in the input; not the built-in."""
+    own = os.fsencode(os.path.abspath(folder.path)) + b"/"
+    written = pc.starts_with(items["file"], own)
+    return items.filter(pc.or_(pc.invert(written), pc.starts_with(items["file"], own + b"input/")))
 
 
 def check_against_items(config: Config, folder: RunFolder) -> None:

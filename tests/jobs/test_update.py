@@ -146,6 +146,15 @@ def test_a_stage_alone_works_with_what_was_ingested(command: Command, job: Path)
     assert command("fit", job).lines == ["fit: finished before"]
 
 
+def test_what_the_run_writes_is_not_new_input(command: Command, tmp_path: Path):
+    draw_images(tmp_path / "images", count=6)
+    config = write_config(tmp_path, tmp_path, fit=None, evaluate=None, report=None, quantize={"k": 2})
+    assert command("run", config).status == 0
+    assert len(list(tmp_path.rglob("*.png"))) == 12
+
+    assert command("run", config).lines == ["ingest: finished before", "quantize: finished before"]
+
+
 def test_what_has_gone_may_come_back(command: Command, job: Path):
     folder, run = job.parent / "images", run_of(job)
     before = rows_of(run)
