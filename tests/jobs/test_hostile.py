@@ -18,6 +18,7 @@ from PIL import Image
 
 from kmeans_dask.collection import open_collection
 from kmeans_dask.images import ImageError, decode
+from kmeans_dask.normalize import POLICY
 from kmeans_dask.publish import read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as a job has it
@@ -152,7 +153,7 @@ def test_what_was_done_is_counted_and_shown(job: Job) -> None:
     }  # fmt: skip
     page = (job.folder / "report.html").read_text(encoding="utf-8")
     for change, count in changes.items():
-        assert f"<td>{change}</td>" in page
+        assert json.dumps([change, POLICY[change], count], separators=(",", ":"), ensure_ascii=False) in page
         assert f"{change}: {count:,}" in " ".join(line.strip() for line in job.said)
 
 

@@ -82,7 +82,7 @@ def test_the_record_tells_how_it_was_made(by_stage: Path):
     told = record["stages"]["ingest"]["summary"]
     assert told.pop("content").isalnum()
     assert told == {"items": 60, "failed": 0, "chunks": 1, "changes": {}}
-    assert record["stages"]["fit"]["summary"] == {"rows": 48, "models": 4, "fitted": 4}
+    assert record["stages"]["fit"]["summary"] == {"rows": 48, "models": 4, "fitted": 4, "updated": 0}
     assert record["stages"]["quantize"]["summary"] == {"items": 60, "failed": 0, "outputs": 120}
     assert yaml.safe_load((by_stage / "config.yaml").read_text())["fit"]["k"] == [3, 5]
 
