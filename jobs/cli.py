@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -149,6 +149,18 @@ def retry(run_folder: str, cluster: str | None) -> None:
     from jobs.quantize import retry
 
     retry(run_folder, cluster)
+
+
+@kmeans.command()
+@click.argument("name", type=click.Choice(["mnist", "lfw"]))
+@click.argument("dest")
+def fetch(name: Literal["mnist", "lfw"], dest: str) -> None:
+    """Download MNIST or LFW through scikit-learn, and write it as a folder of images."""
+    from pathlib import Path
+
+    from kmeans_dask.sources.downloads import fetch
+
+    click.echo(f"{fetch(name, Path(dest)):,} images in {dest}")
 
 
 def _run_stages(
