@@ -158,7 +158,7 @@ def _ours(data: Mnist, seed: int, **arguments: Any) -> tuple[float, Any, int]:
 
 
 def _passes_to(data: Mnist, seed: int, target: float) -> int:
-    """Passes after which the inertia on pixels / 255 is at most `target`."""
+    """Return after how many passes the inertia on pixels / 255 is at most `target`."""
     history = KMeans(K, random_state=seed).fit(data.X.persist()).inertia_history_ / 255**2
     return int(np.argmax(history <= target)) if (history <= target).any() else len(history)
 
