@@ -14,11 +14,13 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from distributed import Client, LocalCluster
+from distributed import Client
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info
 
+from kmeans_dask.cluster import connect
 from kmeans_dask.collection import open_collection
+from kmeans_dask.config import Cluster
 
 
 def machine() -> str:
@@ -90,12 +92,9 @@ def medians_in_turn(functions: Sequence[Callable[[], Any]], runs: int = 9) -> li
 
 
 @contextmanager
-def workers(n: int = 2, memory: str | int = "auto") -> Iterator[Client]:
-    """Yield a client of n worker processes with one thread each."""
-    with (
-        LocalCluster(n, threads_per_worker=1, memory_limit=memory, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
-    ):
+def workers(n: int = 2, memory: str = "auto") -> Iterator[Client]:
+    """Yield a client of n worker processes with one thread each, as a job has them."""
+    with connect(Cluster(kind="local", workers=n, memory=memory)) as client:
         yield client
 
 
