@@ -147,6 +147,7 @@ def test_a_model_is_no_collection_and_the_other_way_round(tmp_path: Path) -> Non
 def test_another_version_of_the_format_is_named(tmp_path: Path) -> None:
     folder = make(tmp_path / "c.zarr")
     metadata = folder / "zarr.json"
-    metadata.write_text(metadata.read_text().replace('"format_version": 1', '"format_version": 99'))
-    with pytest.raises(UserError, match="format version 99, allowed is 1"):
+    written = f'"format_version": {store.FORMAT_VERSION}'
+    metadata.write_text(metadata.read_text().replace(written, '"format_version": 99'))
+    with pytest.raises(UserError, match=f"format version 99, allowed is {store.FORMAT_VERSION}"):
         store.read_attrs(folder)
