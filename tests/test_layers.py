@@ -18,16 +18,17 @@ sources.items sources.reading sources decoding
 updating collection reduction rows sampling seeding lloyd kmeans minibatch models metrics \
 embeddings features feature_fit spread sketches evaluation second_look cluster_facts suspects duplicates choice \
 prediction moves model_files image_folders shared_palette quantize
-cluster report plots colour_plots crosstabs projection thumbnails gallery colour_gallery
+cluster.connecting cluster.tasks cluster.watching cluster \
+report plots colour_plots crosstabs projection thumbnails gallery colour_gallery
 """
 LAYERS = [line.split() for line in FROM_THE_BOTTOM.strip().splitlines()]
 """Jobs lie above all of them; ``__init__`` only names what users import."""
 
 ALLOWED = {
     "zarr": ["store"],
-    "distributed": ["cluster"],
+    "distributed": ["cluster.connecting", "cluster.tasks", "cluster.watching"],
     "PIL": ["images", "normalize", "painting", "palettes", "plots", "sprites"],
-    "dask": [*LAYERS[2], "cluster"],
+    "dask": [*LAYERS[2], "cluster.connecting", "cluster.tasks"],
     "dask_ml": ["feature_fit", "kmeans"],
     "skimage": ["extractors"],
     "jobs": [],

@@ -1,24 +1,19 @@
-"""The only module that knows who runs the tasks."""
+"""A client of the workers that a config asks for, and the end of what was started for it."""
 
 from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import dask
-from dask.delayed import Delayed
 from dask.utils import parse_bytes
-from distributed import Client, LocalCluster, Worker, WorkerPlugin, as_completed, performance_report
+from distributed import Client, LocalCluster, Worker, WorkerPlugin
 from threadpoolctl import threadpool_limits
 
 from kmeans_dask.config import Cluster
 from kmeans_dask.errors import JobError, UserError
-from kmeans_dask.publish import publish
-from kmeans_dask.reduction import reduce_tasks
 
 _CONNECT_SECONDS = 15
 
@@ -127,92 +122,3 @@ def _client_of(address: str) -> Iterator[Client]:
             ) from None
         client.register_plugin(_OneBlasThread())
         yield client
-
-
-def dashboard_link(client: Client) -> str:
-    """Return the address of the dashboard of a client's scheduler, if that has one."""
-    return str(client.dashboard_link)
-
-
-@contextmanager
-def recorded(path: Path | None) -> Iterator[None]:
-    """Record what the workers of the current client do, and publish Dask's performance report.
-
-    Parameters
-    ----------
-    path
-        HTML file, with all its scripts inside; None: nothing is recorded.
-
-    Yields
-    ------
-    None
-    """
-    if path is None:
-        yield
-        return
-    with publish(path) as partial, performance_report(str(partial), mode="inline"):
-        yield
-
-
-def worker_memory(client: Client) -> int:
-    """Return the memory limits of all workers together, in bytes; 0 if they have none."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return sum(worker["memory_limit"] or 0 for worker in workers)
-
-
-def run_tasks(client: Client, tasks: Sequence[Delayed], on_result: Callable[[Any], None]) -> None:
-    """Run independent tasks and hand over every result as it comes; none is kept.
-
-    Parameters
-    ----------
-    client
-        From `connect`.
-    tasks
-        What several of them are made from is computed once.
-    on_result
-        Called with every result, in the order of completion.
-
-    Raises
-    ------
-    Exception
-        What a task raised. Tasks that are finished keep what they wrote.
-    """
-    for future, result in as_completed(client.compute(list(tasks)), with_results=True):
-        on_result(result)
-        future.release()
-
-
-def run_tree(
-    client: Client, tasks: Sequence[Delayed], combine: Callable[[list[Any]], Any], on_done: Callable[[int], None]
-) -> Any:
-    """Run independent tasks and bring back what a tree makes of their results, which stay on the workers.
-
-    Parameters
-    ----------
-    client
-        From `connect`.
-    tasks
-        At least one. They may share inputs.
-    combine
-        As for `reduction.reduce_tasks`.
-    on_done
-        Called with the position of every task that is done.
-
-    Returns
-    -------
-    object
-        Of the root of the tree.
-
-    Raises
-    ------
-    Exception
-        What a task raised.
-    """
-    *leaves, root = client.compute([*tasks, reduce_tasks(tasks, combine)])
-    positions = {leaf.key: position for position, leaf in enumerate(leaves)}
-    for leaf in as_completed(leaves):
-        if leaf.status != "finished":  # the root says why
-            break
-        on_done(positions[leaf.key])
-        leaf.release()
-    return root.result()

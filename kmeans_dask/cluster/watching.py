@@ -1,0 +1,42 @@
+"""What the workers have, and what they do: memory, dashboard, performance report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distributed import Client, performance_report
+
+from kmeans_dask.publish import publish
+
+
+def dashboard_link(client: Client) -> str:
+    """Return the address of the dashboard of a client's scheduler, if that has one."""
+    return str(client.dashboard_link)
+
+
+@contextmanager
+def recorded(path: Path | None) -> Iterator[None]:
+    """Record what the workers of the current client do, and publish Dask's performance report.
+
+    Parameters
+    ----------
+    path
+        HTML file, with all its scripts inside; None: nothing is recorded.
+
+    Yields
+    ------
+    None
+    """
+    if path is None:
+        yield
+        return
+    with publish(path) as partial, performance_report(str(partial), mode="inline"):
+        yield
+
+
+def worker_memory(client: Client) -> int:
+    """Return the memory limits of all workers together, in bytes; 0 if they have none."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return sum(worker["memory_limit"] or 0 for worker in workers)
