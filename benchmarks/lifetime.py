@@ -20,6 +20,7 @@ from benchmarks.ingest import decode
 from kmeans_dask.cluster import run_tasks
 from kmeans_dask.collection import finish_collection, ingest_tasks
 from kmeans_dask.config import Ingest, Input
+from kmeans_dask.features import raw_features
 from kmeans_dask.models import Model
 from kmeans_dask.prediction import Predictor, join_predicted, predict_tasks
 from kmeans_dask.relisting import update_manifest
@@ -82,7 +83,8 @@ def predict(source: Input, config: Ingest, scratch: Path, k: int) -> None:
     n_features = config.size[0] * config.size[1] * (1 if config.mode == "L" else 3)
     centres = np.random.default_rng(0).uniform(0, 255, (k, n_features)).astype(np.float32)
     model = Model("kmeans", centres, np.zeros(1), 0.0, 1, 0.0, np.zeros(k, np.int32), np.ones(k, np.int64))
-    predictor = Predictor(model, ("any",), np.full(k, np.inf, np.float32), config, source.max_pixels)
+    features = raw_features((*config.size, 1 if config.mode == "L" else 3))
+    predictor = Predictor(model, ("any",), np.full(k, np.inf, np.float32), config, source.max_pixels, features)
     items = list_items(source, 0, scratch)
     items = items.take(np.sort(np.random.default_rng(0).permutation(len(items))[:PREDICTED]))
     files = items["file"].to_pylist()

@@ -298,6 +298,17 @@ class Moments:
     finite: bool
     valid_weights: bool
 
+    @property
+    def rounded_mean(self) -> NDArray[np.float64]:
+        """The mean, rounded to a multiple of a power of two that is below the standard deviation.
+
+        Its last digits depend on the chunks, and would decide about rows that are equally far from two centres. Also
+        whole numbers minus it are exact.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step = 2.0 ** np.floor(np.log2(self.spread / self.weight) / 2)
+            return np.where(step > 0, np.round(self.mean / step) * step, self.mean)
+
     def squares(self, origin: Floats | None) -> float:
         """Return the weighted sum of the rows' squared distances to an origin, None for zero."""
         mean = self.mean if origin is None else self.mean - origin.astype(np.float64)

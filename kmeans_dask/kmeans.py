@@ -20,16 +20,21 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
-from kmeans_dask.kernels import Block, Floats, Stack, all_distances, assign, unit_block
-from kmeans_dask.lloyd import Assignment, OnPass, Run, assign_all, lloyd, prepare, refine_on_sample
+from kmeans_dask.kernels import Block, Floats, Moments, Stack, all_distances, assign, unit_block
+from kmeans_dask.lloyd import Assignment, OnPass, Run, assign_all, lloyd, prepare
 from kmeans_dask.reduction import share
 from kmeans_dask.rows import as_rows, as_weights, unit_rows
 from kmeans_dask.sampling import Data, shifted
 from kmeans_dask.seeding import DEFAULT_ROUNDS, Start, choose_starts, is_parallel
+from kmeans_dask.starting import is_large, sample_for, start_on
 
 _GAIN_PER_TOL = 3
 """MNIST, K = 256, tol 1e-4: stopping at gains of 3e-4 takes half the passes of 1e-4, for an inertia 0.1 % higher, which
 is that of scikit-learn after 128 passes."""
+
+
+_SAMPLE_GAIN = 1e-3
+"""The sample is left when a pass lowers its inertia by less than this share."""
 
 
 class KMeans(DaskMLKMeans):
@@ -51,8 +56,8 @@ class KMeans(DaskMLKMeans):
         itself. With 0 it runs until nothing changes.
     algorithm : {"accelerated", "lloyd", "full"}, default "accelerated"
         "lloyd", which dask-ml calls "full": every pass moves the centres to the means of their rows. "accelerated":
-        a chosen start is first refined on a bounded sample, and the centres keep some of their velocity from pass to
-        pass; it reaches the same inertia in a fraction of the passes.
+        the start is chosen and refined on a small sample if the data is large, and the centres keep some of their
+        velocity from pass to pass; it reaches the same inertia in a fraction of the passes.
     precompute_distances, copy_x, n_jobs
         Accepted for dask-ml's sake; without effect there and here.
     random_state : int, RandomState or None
@@ -84,6 +89,7 @@ class KMeans(DaskMLKMeans):
     ----------
     S. P. Lloyd, Least squares quantization in PCM, 1982.
     B. Bahmani et al., Scalable K-Means++, 2012, https://arxiv.org/abs/1203.6402.
+    O. Bachem, M. Lucic and A. Krause, Scalable k-Means Clustering via Lightweight Coresets, 2018.
 
     Examples
     --------
@@ -304,16 +310,15 @@ def fit_together(
         variance = float(first.spread.mean() / first.weight)
         flat = [start for group in starts for start in group]
         owners = [e for e, group in zip(estimators, starts, strict=True) for _ in group]
-        runs = [
-            _run_of(data, centres, start, e, variance)
-            for centres, start, e in zip(choose_starts(data, flat), flat, owners, strict=True)
-        ]
+        centres = _first_centres(data, flat, owners, first)
+        runs = [_run_of(data, c, e, variance) for c, e in zip(centres, owners, strict=True)]
         lloyd(data, runs, first, on_pass)
         assignments = assign_all(data, [run.centres for run in runs])
     for estimator in estimators:
         mine = [i for i, owner in enumerate(owners) if owner is estimator]
         best = min(mine, key=lambda i: assignments[i].inertia)
-        if runs[best].empty and not is_parallel(flat[best]):  # k-means|| has said it at the start
+        said = is_parallel(flat[best]) and not _may_start_on_sample(data, flat[best], estimator)  # by k-means||
+        if runs[best].empty and not said:
             warnings.warn(
                 f"{runs[best].empty} of {estimator.n_clusters} clusters are empty: the data has fewer distinct "
                 "rows than clusters; choose a smaller K",
@@ -323,14 +328,30 @@ def fit_together(
         finish(estimator, data, runs[best], assignments[best])
 
 
-def _run_of(data: Data, centres: Floats, start: Start, estimator: KMeans, variance: float) -> Run:
+def _first_centres(data: Data, starts: Sequence[Start], owners: Sequence[KMeans], first: Moments) -> list[Floats]:
+    """Choose the starts: on a sample each where the passes are to be few, else all together on all rows."""
+    small = [_may_start_on_sample(data, start, owner) for start, owner in zip(starts, owners, strict=True)]
+    others = iter(choose_starts(data, [start for start, on_sample in zip(starts, small, strict=True) if not on_sample]))
+    return [
+        _start_on_sample(data, start, first) if on_sample else next(others)
+        for start, on_sample in zip(starts, small, strict=True)
+    ]
+
+
+def _start_on_sample(data: Data, start: Start, first: Moments) -> Floats:
+    return start_on(sample_for(data, start.k, start.seed, first), start, _SAMPLE_GAIN).centres
+
+
+def _may_start_on_sample(data: Data, start: Start, owner: KMeans) -> bool:
+    return owner.algorithm == "accelerated" and isinstance(start.init, str) and is_large(data, start.k)
+
+
+def _run_of(data: Data, centres: Floats, estimator: KMeans, variance: float) -> Run:
     tolerance, max_iter = estimator.tol * variance, estimator.max_iter
     if data.spherical:
         centres = unit_block(centres)
     if estimator.algorithm != "accelerated":
         return Run(centres, tolerance, max_iter)
-    if isinstance(start.init, str):
-        centres = refine_on_sample(data, centres, start.seed)
     return Run(centres, tolerance, max_iter, accelerated=True, least_gain=_GAIN_PER_TOL * estimator.tol)
 
 

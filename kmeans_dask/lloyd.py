@@ -6,11 +6,10 @@ Several models share every pass. What a pass brings back is a few numbers a clus
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +23,11 @@ from kmeans_dask.kernels import (
     assign,
     combine_moments,
     moments,
-    slice_rows,
     sum_by_cluster,
     unit_block,
 )
 from kmeans_dask.reduction import map_chunks, share, tree_reduce
-from kmeans_dask.sampling import Data, sample_rows, shifted
+from kmeans_dask.sampling import Data, shifted
 
 OnPass = Callable[[int, int], None]
 """Called after every pass with the number of the pass and of the models that still move."""
@@ -61,19 +59,7 @@ def prepare(X: da.Array, weights: da.Array | None, spherical: bool = False) -> t
         raise ValueError(f"Input X contains NaN, infinity or a value too large for dtype('{X.dtype}').")
     if spherical:  # lengths are measured from zero
         return Data(X, weights, np.zeros(X.shape[1], X.dtype), first.weight, spherical=True), first
-    return Data(X, weights, None if X.dtype == np.uint8 else _origin(first, X.dtype), first.weight), first
-
-
-def _origin(first: Moments, dtype: np.dtype) -> Floats:
-    """Round the mean to a multiple of a power of two that is below the standard deviation.
-
-    Its last digits depend on the chunks, and would decide about rows that are equally far from two centres. Also
-    whole numbers minus such an origin are exact.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        step = 2.0 ** np.floor(np.log2(first.spread / first.weight) / 2)
-        origin = np.where(step > 0, np.round(first.mean / step) * step, first.mean)
-    return origin.astype(dtype)
+    return Data(X, weights, None if X.dtype == np.uint8 else first.rounded_mean.astype(X.dtype), first.weight), first
 
 
 @dataclass
@@ -186,89 +172,6 @@ def _means(run: Run, data: Data, sums: Sums) -> NDArray[np.float64]:
         means = sums.sums / sums.counts[:, None]
     # a cluster stays empty only where no row is off its centre: there are fewer distinct rows than clusters
     return np.where(sums.counts[:, None] > 0, means, run.centres)
-
-
-_SAMPLE_ROWS_PER_CENTRE = 50
-"""Rows a centre of the sample that a start is refined on. MNIST, K = 256: on 12,800 of 60,000 rows, 12 to 16 passes in
-one process then save ten passes over all."""
-
-_SAMPLE_GAIN = 1e-3
-"""The sample is left when a pass lowers its inertia by less than this share: beyond, it is only fitted more closely."""
-
-
-def refine_on_sample(data: Data, centres: Floats, seed: int) -> Floats:
-    """Iterate a start on a bounded random sample of the rows, in this process, before all rows are read.
-
-    Parameters
-    ----------
-    data
-        The rows.
-    centres : (k, n_features)
-        The start, in shifted coordinates.
-    seed
-        Of the sample.
-
-    Returns
-    -------
-    (k, n_features)
-        The start as it is if the data is not at least twice as large as the sample.
-    """
-    if 2 * _SAMPLE_ROWS_PER_CENTRE * len(centres) > len(data.X):
-        return centres
-    return refine(local_sample(data, len(centres), seed), centres).centres
-
-
-def local_sample(data: Data, k: int, seed: int) -> Data:
-    """Bring a random sample of the rows, enough to refine k centres, into this process.
-
-    Parameters
-    ----------
-    data
-        The rows.
-    k
-        Number of centres.
-    seed
-        Of the sample.
-
-    Returns
-    -------
-    Data
-        In chunks of one slice, to be computed by threads; with weights if the data has them.
-    """
-    size = min(_SAMPLE_ROWS_PER_CENTRE * k, len(data.X))
-    if data.weights is not None:
-        size = min(size, int((data.weights > 0).sum().compute()))
-    sample = sample_rows(data, size, seed)
-    # not in one chunk a core: sums of floats would depend on the number of cores
-    X = da.from_array(sample.rows, chunks=(slice_rows(sample.rows.shape[1]), -1))
-    if data.weights is None:
-        return replace(data, X=X, total=float(size))
-    weights = da.from_array(sample.weights, chunks=(X.chunks[0],))
-    return replace(data, X=X, weights=weights, total=float(sample.weights.sum()))
-
-
-def refine(sample: Data, centres: Floats, least_gain: float = _SAMPLE_GAIN) -> Run:
-    """Iterate a start on a sample from `local_sample` as long as that is worth while.
-
-    Parameters
-    ----------
-    sample
-        Rows in this process.
-    centres : (k, n_features)
-        The start, in shifted coordinates.
-    least_gain
-        Share of the inertia that a pass must gain.
-
-    Returns
-    -------
-    Run
-        Finished.
-    """
-    run = Run(centres, 0.0, 100, accelerated=True, least_gain=least_gain)
-    with dask.config.set(scheduler="threads"):
-        first = tree_reduce(map_chunks(moments, sample.X, sample.weights), combine_moments).compute()
-        lloyd(sample, [run], first)
-    return run
 
 
 def _relocate_empty(data: Data, centres: Floats, sums: Sums) -> Sums:

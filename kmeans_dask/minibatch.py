@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
-import dask
 import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,19 +14,16 @@ from threadpoolctl import threadpool_limits
 
 from kmeans_dask.kernels import Block, Floats, Stack, Sums, moments, row_uniforms, sum_by_cluster
 from kmeans_dask.kmeans import KMeans, finish, starts_of
-from kmeans_dask.lloyd import Run, add_sums, assign_all, local_sample, prepare, refine
+from kmeans_dask.lloyd import Run, add_sums, assign_all, prepare
 from kmeans_dask.reduction import map_chunks, share, tree_reduce
 from kmeans_dask.rows import as_rows, as_weights
 from kmeans_dask.sampling import Data, first_rows, shifted
 from kmeans_dask.seeding import Start, choose_starts
+from kmeans_dask.starting import sample_for, start_on
 
 _START_ROWS_PER_CENTRE = 10
 """Rows a centre of the sample that a start is chosen from, before all of the sample refines it: a start from five times
 as many takes 0.2 s more at K = 256, and the refined centres are as good."""
-
-_LEAST_SAMPLE = 80
-"""Centres that the sample is made for at least: 4,000 rows cost 20 ms. MNIST, K = 10: from 500 rows the inertia ends 2
-% higher."""
 
 _START_GAIN = 1e-2
 """The sample is left when a pass lowers its inertia by less than this share: a batch of unseen rows gains more."""
@@ -215,12 +211,9 @@ class MiniBatchKMeans(KMeans):
         """
         if not isinstance(starts[0].init, str):
             return choose_starts(data, starts)[0], np.zeros(self.n_clusters)
-        n_centres = max(self.n_clusters, _LEAST_SAMPLE)
-        sample = local_sample(data, n_centres, starts[0].seed)
+        sample = sample_for(data, self.n_clusters, starts[0].seed)
         few = [replace(start, reclusterings=1) for start in starts]
-        with dask.config.set(scheduler="threads"):
-            chosen = choose_starts(sample.first(_START_ROWS_PER_CENTRE * n_centres), few)
-            runs = [refine(sample, centres, _START_GAIN) for centres in chosen]
+        runs = [start_on(sample, start, _START_GAIN, _START_ROWS_PER_CENTRE) for start in few]
         best = min(runs, key=lambda run: run.history[-1])
         # the sample stands for all rows, but knows no more of them than its own number
         scale = 1.0 if sample.weights is None else len(sample.X) / len(data.X)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,8 +10,8 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from kmeans_dask.kernels import Block, Floats, row_uniforms
-from kmeans_dask.reduction import map_chunks, tree_reduce
+from kmeans_dask.kernels import Block, Floats, Moments, distances_to, row_uniforms
+from kmeans_dask.reduction import map_chunks, share, tree_reduce
 
 _SAMPLING_ROUND = 2**32
 """Key of the draws of `sample_rows`; the rounds of k-means|| and the mini-batches have smaller ones."""
@@ -72,20 +73,22 @@ class Sample:
         As they are in the data.
     weights : (size,) float64
         What each row stands for; together an unbiased estimate of the weights of all rows.
+    rates : (size,) float64
+        That the keys were drawn with.
     """
 
     keys: NDArray[np.float64]
     rows: Block
     weights: NDArray[np.float64]
+    rates: NDArray[np.float64]
 
 
-def sample_rows(data: Data, size: int, seed: int) -> Sample:
-    """Draw distinct rows, each draw with probability in proportion to the weights, in one pass.
+def sample_rows(data: Data, size: int, seed: int, first: Moments | None = None) -> Sample:
+    """Draw distinct rows, each draw with probability in proportion to their rates, in one pass.
 
-    Every row gets an exponential key with its weight as rate; those with the smallest keys are drawn (Efraimidis
-    and Spirakis 2006). Keys belong to global row numbers. The weight of a drawn row is divided by the chance that its
-    key was below the first one that was not drawn (Cohen and Kaplan 2007): rows of a small sample weigh alike, and
-    where all rows are drawn the weights are their own.
+    Every row gets an exponential key with its rate; those with the smallest keys are drawn (Efraimidis and Spirakis
+    2006). Keys belong to global row numbers. The weight of a drawn row is divided by the chance that its key was below
+    the first one that was not drawn (Cohen and Kaplan 2007): where all rows are drawn the weights are their own.
 
     Parameters
     ----------
@@ -95,6 +98,10 @@ def sample_rows(data: Data, size: int, seed: int) -> Sample:
         Number of rows.
     seed
         Of the draw.
+    first
+        Moments of the rows: the rate of a row is then its weight times the mean of 1 and of its squared distance from
+        the mean, as a multiple of what that is on average (Bachem, Lucic and Krause 2018, algorithm 1). None: the rate
+        is the weight, and rows of a small sample weigh alike.
 
     Returns
     -------
@@ -105,11 +112,14 @@ def sample_rows(data: Data, size: int, seed: int) -> Sample:
     ValueError
         Fewer rows than `size` have a weight above 0.
     """
+    shared = None if first is None else share(first)
     wanted = size + 6 * np.sqrt(size) + 10  # chunks offer those below a limit: six standard deviations more
     while True:
-        share = wanted / len(data.X)
-        limit = -np.log1p(-share) * len(data.X) / data.total if share < 0.5 else np.inf
-        objects = map_chunks(_draw, data.X, data.weights, first_rows(data.X), limit=limit, size=size + 1, seed=seed)
+        part = wanted / len(data.X)
+        limit = -np.log1p(-part) * len(data.X) / data.total if part < 0.5 else np.inf
+        objects = map_chunks(
+            _draw, data.X, data.weights, first_rows(data.X), limit=limit, size=size + 1, seed=seed, first=first
+        )
         drawn: Sample = tree_reduce(objects, partial(_smallest, size=size + 1)).compute()
         if len(drawn.keys) > size or (limit == np.inf and len(drawn.keys) == size):
             return _weigh(drawn, size)
@@ -122,8 +132,8 @@ def _weigh(drawn: Sample, size: int) -> Sample:
     """Leave `size` rows, with the weights that they stand for."""
     weights = drawn.weights[:size]
     if len(drawn.keys) > size:
-        weights = weights / -np.expm1(-weights * drawn.keys[size])
-    return Sample(drawn.keys[:size], drawn.rows[:size], weights)
+        weights = weights / -np.expm1(-drawn.rates[:size] * drawn.keys[size])
+    return Sample(drawn.keys[:size], drawn.rows[:size], weights, drawn.rates[:size])
 
 
 def _draw(
@@ -134,14 +144,26 @@ def _draw(
     limit: float,
     size: int,
     seed: int,
+    first: Moments | None,
 ) -> Sample:
     start = int(first_row[0])
     exponentials = -np.log1p(-row_uniforms(start, start + len(block), seed, _SAMPLING_ROUND))
     all_weights = np.ones(len(block)) if weights is None else weights
-    keys = np.divide(exponentials, all_weights, out=np.full(len(block), np.inf), where=all_weights > 0)
+    rates = all_weights if first is None else all_weights * _pull(block, first)
+    keys = np.divide(exponentials, rates, out=np.full(len(block), np.inf), where=rates > 0)
     (below,) = np.nonzero((keys <= limit) & (keys < np.inf))
     chosen = below[np.argsort(keys[below], kind="stable")[:size]]
-    return Sample(keys[chosen], block[chosen], all_weights[chosen])
+    return Sample(keys[chosen], block[chosen], all_weights[chosen], rates[chosen])
+
+
+def _pull(block: Block, first: Moments) -> NDArray[np.float64]:
+    """Mean of 1 and of the squared distance of each row from the mean, as a multiple of the average: about 1."""
+    digits, exponent = math.frexp(float(first.spread.sum()) / first.weight)
+    average = math.ldexp(round(1024 * digits), exponent - 10)  # without the last digits, which depend on the chunks
+    if average == 0:
+        return np.ones(len(block))
+    (squared,) = distances_to(block, first.rounded_mean[None], np.zeros((1, len(block)), np.int32))
+    return 0.5 + 0.5 * squared / average
 
 
 def _smallest(parts: list[Sample], size: int) -> Sample:
@@ -151,4 +173,5 @@ def _smallest(parts: list[Sample], size: int) -> Sample:
         keys[order],
         np.concatenate([part.rows for part in parts])[order],
         np.concatenate([part.weights for part in parts])[order],
+        np.concatenate([part.rates for part in parts])[order],
     )

@@ -15,7 +15,7 @@ store runs journal \
 sources.manifest sources.names sources.locations sources.listed sources.policies sources.folders sources.lists \
 sources.archives sources.arrays sources.tables sources.datasets sources.downloads sources.places \
 sources.items sources.reading sources decoding
-updating collection reduction rows sampling seeding lloyd kmeans minibatch models metrics \
+updating collection reduction rows sampling seeding lloyd starting kmeans minibatch models metrics \
 embeddings features feature_fit spread sketches evaluation second_look cluster_facts suspects duplicates choice \
 prediction moves model_files image_folders shared_palette quantize
 cluster.connecting cluster.tasks cluster.watching cluster \
