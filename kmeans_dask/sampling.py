@@ -118,7 +118,7 @@ def sample_rows(data: Data, size: int, seed: int, first: Moments | None = None) 
         part = wanted / len(data.X)
         limit = -np.log1p(-part) * len(data.X) / data.total if part < 0.5 else np.inf
         objects = map_chunks(
-            _draw, data.X, data.weights, first_rows(data.X), limit=limit, size=size + 1, seed=seed, first=first
+            _draw, data.X, data.weights, first_rows(data.X), limit=limit, size=size + 1, seed=seed, first=shared
         )
         drawn: Sample = tree_reduce(objects, partial(_smallest, size=size + 1)).compute()
         if len(drawn.keys) > size or (limit == np.inf and len(drawn.keys) == size):
