@@ -1,4 +1,4 @@
-"""Everything is written under a temporary name and published by one rename."""
+"""Everything is written under a temporary name and published by one rename; in an object store by one PUT."""
 
 from __future__ import annotations
 
@@ -7,24 +7,34 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
+
+from kmeans_dask.object_store import delete, is_local, put, upload
 
 
 @contextmanager
 def publish(path: Path) -> Iterator[Path]:
-    """Write a file or folder under a temporary name and publish it by one rename.
+    """Write a file or folder under a temporary name and publish it by one rename; in an object store by one PUT.
 
     Parameters
     ----------
     path
-        Final name. What stands there is replaced; a reader sees the old or the new, never a part.
+        Final name. What stands there is replaced; a reader sees the old or the new, never a part. Of a folder in an
+        object store the marker is removed first and written last: a reader without it takes the folder as not there.
 
     Yields
     ------
     Path
-        Temporary name in the same folder; nothing stands there. If the block raises, it is removed.
+        Temporary name on this machine, in the same folder if that is a file system; nothing stands there. If the block
+        raises, it is removed.
     """
+    if not is_local(path):
+        with TemporaryDirectory(prefix="kmeans-dask-") as folder:
+            yield (partial := Path(folder, "partial"))
+            upload(partial, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid4().hex}.partial")  # nobody else's: a task may run twice at a time
     remove(partial)
@@ -37,9 +47,39 @@ def publish(path: Path) -> Iterator[Path]:
         remove(partial)
 
 
+def create(path: Path, text: str) -> bool:
+    """Write a small file unless there is one: of several processes that try, one succeeds.
+
+    Parameters
+    ----------
+    path
+        Its folder is made.
+    text
+        Content.
+
+    Returns
+    -------
+    bool
+        Whether this call has made it. A file can be seen empty for a moment. An object whose store's answer was lost on
+        the way is asked for again, and the answer is no: whoever must know compares the content.
+    """
+    try:
+        if is_local(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        else:
+            put(path, text.encode(), replace=False)  # If-None-Match: *
+    except FileExistsError:
+        return False
+    return True
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder, if there is one."""
-    if path.is_dir() and not path.is_symlink():
+    if not is_local(path):
+        delete(path)
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +54,40 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("input") / "images"
     draw_images(folder)
     return folder
+
+
+class S3Server(NamedTuple):
+    """An S3 server of this machine."""
+
+    client: Any
+    requests: deque[str]
+    """Lines of its log, one a request."""
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    """An empty S3 server, a process of its own; everything else finds it in the environment."""
+    import boto3
+    import fsspec
+
+    with subprocess.Popen(
+        [sys.executable, "-c", "from moto.server import main; main(['-H', '127.0.0.1', '-p', '0'])"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    ) as server, pytest.MonkeyPatch.context() as patch:  # fmt: skip
+        try:
+            assert server.stderr is not None
+            url = next(line.split(" on ")[1].split()[0] for line in server.stderr if " on http://" in line)
+            requests: deque[str] = deque()  # safe between threads
+            Thread(target=requests.extend, args=[server.stderr], daemon=True).start()
+            for name, value in {
+                "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "hidden",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }.items():  # fmt: skip
+                patch.setenv(name, value)
+            fsspec.filesystem("s3").clear_instance_cache()
+            yield S3Server(boto3.client("s3"), requests)
+        finally:
+            server.terminate()
 
 
 def write_config(folder: Path, source: Path, **changes: Any) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kmeans_dask.publish import publish, read_json, remove, write_json
+from kmeans_dask.publish import create, publish, read_json, remove, write_json
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path):
@@ -110,3 +110,11 @@ def test_a_number_that_json_does_not_know_leaves_the_old_file(tmp_path: Path):
 
     assert read_json(tmp_path / "value.json") == 1
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_of_two_that_create_a_file_one_succeeds(tmp_path: Path):
+    target = tmp_path / "deep" / "lock"
+
+    assert create(target, "one")
+    assert not create(target, "two")
+    assert target.read_text() == "one"

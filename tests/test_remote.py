@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from functools import partial
@@ -11,11 +9,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-import boto3
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import S3Server
 from test_source_kinds import files_of, ingested
 
 from kmeans_dask.config import Input
@@ -41,29 +38,12 @@ def packed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bucket(packed: Path) -> Iterator[str]:
-    """A bucket of an S3 server in a process of its own, with the images in it."""
-    with subprocess.Popen(
-        [sys.executable, "-c", "from moto.server import main; main(['-H', '127.0.0.1', '-p', '0'])"],
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    ) as server, pytest.MonkeyPatch.context() as patch:  # fmt: skip
-        try:
-            assert server.stderr is not None
-            url = next(line.split(" on ")[1].split()[0] for line in server.stderr if " on http://" in line)
-            Thread(target=server.stderr.read, daemon=True).start()
-            for name, value in {
-                "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "hidden",
-                "AWS_DEFAULT_REGION": "us-east-1",
-            }.items():  # fmt: skip
-                patch.setenv(name, value)
-            client = boto3.client("s3")
-            client.create_bucket(Bucket="bucket")
-            for path in [*packed.glob("images/*/*"), packed / "a.tar", packed / "a.parquet"]:
-                client.upload_file(str(path), "bucket", str(path.relative_to(packed)))
-            fsspec.filesystem("s3").clear_instance_cache()
-            yield "s3://bucket"
-        finally:
-            server.terminate()
+def bucket(packed: Path, s3: S3Server) -> str:
+    """A bucket with the images in it."""
+    s3.client.create_bucket(Bucket="images")
+    for path in [*packed.glob("images/*/*"), packed / "a.tar", packed / "a.parquet"]:
+        s3.client.upload_file(str(path), "images", str(path.relative_to(packed)))
+    return "s3://images"
 
 
 @pytest.fixture(scope="module")

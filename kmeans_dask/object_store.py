@@ -1,0 +1,197 @@
+"""A run folder in an object store: its paths behave like those of a file system, as far as a run needs.
+
+Paths of this machine stay `pathlib.Path`, at no cost. Those of an object store are `upath.UPath`, which is no subclass
+of it but has its methods; everything annotated ``Path`` that belongs to a run folder may be one. An object appears
+whole or not at all (one PUT, or a multipart upload that is completed last), but there is neither a rename nor a folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from kmeans_dask.errors import JobError, UserError, without_secrets
+
+SCHEMES = ("s3", "gs", "az", "abfs")
+"""Whose fsspec file systems publish an object by one request. Not so sftp or hdfs, where a half-written file can be
+seen, and memory, which no other process sees."""
+
+_BLOCK = 2**20
+"""Bytes that a reader of a table fetches ahead; s3fs would take 50 MiB for a few rows of a manifest."""
+
+_MARKERS = ("zarr.json", "rows.json")
+"""Objects by which a folder is known to be complete: removed first, uploaded last."""
+
+
+def location(text: str | os.PathLike[str]) -> Path:
+    """Make the path of a run folder.
+
+    Parameters
+    ----------
+    text
+        A path of this machine, or a URL of one of `SCHEMES`; paths are returned as they are.
+
+    Returns
+    -------
+    Path
+        Of an object store, a `UPath` that never believes an older listing: other processes write there.
+
+    Raises
+    ------
+    UserError
+        The package that reaches the object store is not installed.
+    """
+    if not isinstance(text, str):
+        return cast(Path, text)
+    if "://" not in text:
+        return Path(text)
+    from upath import UPath  # 0.1 s that only an object store costs
+
+    path = UPath(text, use_listings_cache=False)
+    try:
+        assert path.fs
+    except ImportError as error:
+        raise UserError(f"cannot reach {text}: {error}; pip install 'kmeans-dask[remote]'") from None
+    return cast(Path, path)
+
+
+def check_location(text: str) -> str:
+    """Return the name of a folder for runs, if there can be one.
+
+    Raises
+    ------
+    ValueError
+        It is a URL that is no place in an object store.
+    """
+    scheme, sign, rest = text.partition("://")
+    if sign and (scheme not in SCHEMES or not rest.partition("/")[0] or set(rest) & set("*?[]#")):
+        raise ValueError(f"must be a folder, or {', '.join(f'{name}://' for name in SCHEMES)} with a bucket's name")
+    return text
+
+
+def is_local(path: Path) -> bool:
+    """Say whether a path is one of this machine, a shared file system included."""
+    return isinstance(cast(object, path), Path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; an object store has none, and is asked for none: it might make a bucket."""
+    if is_local(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def readable(path: Path) -> Path | BinaryIO:
+    """Return what pyarrow reads: a path of this machine, or an open object."""
+    return path if is_local(path) else cast(Any, path).open("rb", block_size=_BLOCK)
+
+
+def put(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Write an object by one request.
+
+    Parameters
+    ----------
+    path
+        Of an object store.
+    data
+        Content.
+    replace
+        Whether one that is there is replaced.
+
+    Raises
+    ------
+    FileExistsError
+        There is one, and it is not to be replaced.
+    """
+    fs, name = _parts(path)
+    fs.pipe_file(name, data, **({} if replace else {"mode": "create"}))
+
+
+def upload(source: Path, target: Path) -> None:
+    """Write a file as an object, or a folder as objects of which its marker is the last.
+
+    Parameters
+    ----------
+    source
+        File or folder of this machine.
+    target
+        Of an object store; what stands there is replaced.
+    """
+    fs, name = _parts(target)
+    if not source.is_dir():
+        fs.put_file(str(source), name)
+        return
+    delete(target)
+    files = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
+    for marks in (False, True):
+        some = [file for file in files if (file in _MARKERS) == marks]
+        if some:
+            fs.put([str(source / file) for file in some], [f"{name}/{file}" for file in some])
+
+
+def copy(source: Path, target: Path, names: Mapping[str, str]) -> None:
+    """Copy objects inside the store, several at a time, without reading them.
+
+    Parameters
+    ----------
+    source, target
+        Folders of the same object store.
+    names
+        Of the objects in `source` -> in `target`.
+    """
+    fs, old = _parts(source)
+    _, new = _parts(target)
+    if names:
+        fs.copy([f"{old}/{name}" for name in names], [f"{new}/{name}" for name in names.values()])
+
+
+def move(source: Path, target: Path) -> None:
+    """Put a complete folder in the place of another: copied inside the store, its marker last, then removed.
+
+    Killed in between, there is a complete `source`, or a complete `target`, or both: a second call does the rest.
+    """
+    fs, name = _parts(source)
+    delete(target)
+    names = [key.removeprefix(f"{name}/") for key in fs.find(name)]
+    copy(source, target, {key: key for key in names if key not in _MARKERS})
+    copy(source, target, {key: key for key in names if key in _MARKERS})
+    delete(source)
+
+
+def delete(path: Path) -> None:
+    """Remove an object, or a folder of them, its marker first; nothing if there is none."""
+    fs, name = _parts(path)
+    for marker in _MARKERS:
+        with suppress(FileNotFoundError):
+            fs.rm_file(f"{name}/{marker}")
+    with suppress(FileNotFoundError):
+        fs.rm(name, recursive=True)
+
+
+@contextmanager
+def reached(path: Path) -> Iterator[None]:
+    """Make one line of whatever an object store refuses: a missing bucket, wrong credentials, no answer.
+
+    Raises
+    ------
+    UserError
+        In place of the errors of the store. Those of paths of this machine are left as they are.
+    """
+    try:
+        yield
+    except (UserError, JobError):
+        raise
+    except Exception as error:
+        if is_local(path):
+            raise
+        reason = " ".join(without_secrets(str(error)).split()) or type(error).__name__
+        raise UserError(
+            f"cannot use {path}: {reason}; check the bucket and the credentials, which are found as fsspec finds them"
+        ) from None
+
+
+def _parts(path: Path) -> tuple[Any, str]:
+    """Return the file system and the name in it of a path of an object store."""
+    return cast(Any, path).fs, cast(Any, path).path
