@@ -17,7 +17,7 @@ sources.archives sources.arrays sources.tables sources.datasets sources.download
 sources.items sources.reading sources decoding
 updating collection reduction rows sampling seeding lloyd starting kmeans minibatch models metrics \
 embeddings features feature_fit spread sketches evaluation second_look cluster_facts suspects duplicates choice \
-prediction moves model_files image_folders shared_palette quantize
+prediction moves comparison model_files image_folders shared_palette quantize
 cluster.connecting cluster.tasks cluster.watching cluster \
 report plots colour_plots crosstabs projection thumbnails gallery colour_gallery
 """
