@@ -80,7 +80,7 @@ def _all_metrics(X: da.Array, labels: da.Array, task: Task) -> list[dict[str, An
         told.append(
             scores(counts.tables[0, p], label_map(counts.tables[0, p]))
             | spread_scores(
-                spread.sizes[0, p], spread.squared[0, p], spread.silhouettes[0, p], scatter[p],
+                spread.sizes[0, p], spread.squared[0, p], spread.fitted_silhouettes[p], scatter[p],
                 task.stack.centres[p], means[m],
             )
         )  # fmt: skip

@@ -152,7 +152,7 @@ def _by_model(models: Sequence[Model], look: FirstLook) -> list[_Evaluated]:
         table = tables[0, mine]
         numbers = ClusterNumbers(
             model.algorithm, model.centres, label_map(table), table, spread.sizes[:, mine], spread.squared[0, mine],
-            spread.distances[0, mine], spread.largest[0, mine], spread.silhouettes[0, mine],
+            spread.distances[0, mine], spread.largest[0, mine], spread.fitted_silhouettes[mine],
             extremes.nearest.rows[mine], extremes.farthest.rows[mine], extremes.sample.rows[mine],
         )  # fmt: skip
         stability = None if model.rival is None else agreement(next(rivals))["adjusted_rand"]

@@ -43,7 +43,7 @@ FACTS_SCHEMA = pa.schema(
         ("radius_mean", pa.float64()),  # distances of the fitted items to the centre: mean,
         ("radius_rms", pa.float64()),  # root of the mean square,
         ("radius_max", pa.float64()),  # largest
-        ("silhouette", pa.float64()),  # simplified, mean over the fitted items
+        ("silhouette", pa.float64()),  # simplified, mean over the fitted items; 0 of a single one
         ("nearest_clusters", pa.list_(pa.int32())),
         ("nearest_clusters_distances", pa.list_(pa.float64())),
         ("nearest", pa.list_(pa.int64())),  # rows of the collection, of both splits, best first
@@ -188,7 +188,7 @@ class ClusterNumbers:
     sizes : (2, k) int64
         Fitted and held-out items.
     squared, distances, largest, silhouettes : (k,) float64
-        Of the fitted items, as in `spread.Spread`.
+        Of the fitted items, as in `spread.Spread`; `Spread.fitted_silhouettes`.
     nearest, farthest, sample : (k, m) int64
         Rows of the collection; -1 where there are fewer.
     """

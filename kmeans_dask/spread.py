@@ -42,6 +42,15 @@ class Spread:
     silhouettes: NDArray[np.float64]
     fitted: Sums
 
+    @property
+    def fitted_silhouettes(self) -> NDArray[np.float64]:
+        """Sums of the simplified silhouettes of the fitted items, (k_total,) float64.
+
+        That of a cluster of one item is 0, as in Rousseeuw 1987 and scikit-learn: such an item lies on its centre, and
+        would be 1 however near the others are.
+        """
+        return np.where(self.sizes[0] > 1, self.silhouettes[0], 0.0)
+
 
 def spread_block(block: Block, splits: NDArray[np.int8], nearest: NearestTwo, stack: Stack) -> Spread:
     """Measure one block.
@@ -61,7 +70,8 @@ def spread_block(block: Block, splits: NDArray[np.int8], nearest: NearestTwo, st
     -------
     Spread
         The simplified silhouette of a row is (b - a) / max(a, b) with a and b its distances to the nearest and the
-        second nearest centre (Hruschka et al. 2004); 0 where both are 0, and in a model of one cluster.
+        second nearest centre (Hruschka et al. 2004); 0 where both are 0, and in a model of one cluster. Clusters of one
+        item are known at the end: `Spread.fitted_silhouettes`.
     """
     shape = N_SPLITS, len(stack.centres)
     sizes = np.zeros(shape, np.int64)
@@ -150,14 +160,15 @@ def spread_scores(
     Parameters
     ----------
     sizes, squared, silhouettes, scatter : (k,)
-        Items, sums of squared distances to the centres, of silhouettes, and of distances to the means.
+        Items, sums of squared distances to the centres, `Spread.fitted_silhouettes`, sums of distances to the means.
     centres, means : (k, n_features)
         Of the model, and of the rows of each cluster.
 
     Returns
     -------
     dict
-        ``explained_variance`` 1 - inertia / total sum of squares. ``silhouette``, the mean of the simplified one.
+        ``explained_variance`` 1 - inertia / total sum of squares. ``silhouette``, the mean of the simplified one,
+        in which an item that is alone in its cluster counts 0.
         ``davies_bouldin`` (Davies and Bouldin 1979) and ``calinski_harabasz`` (1974), equal to scikit-learn's: clusters
         without rows are no part of them, and they are measured from the means. None where a score is not defined.
     """

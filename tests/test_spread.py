@@ -31,7 +31,12 @@ def measure(X: NDArray, models: list[NDArray], splits: NDArray[np.int8], step: i
     parts = [slice(a, b) for a, b in zip(stack.offsets[:-1], stack.offsets[1:], strict=True)]
     return spread, [
         spread_scores(
-            spread.sizes[0, p], spread.squared[0, p], spread.silhouettes[0, p], scatter[p], stack.centres[p], means[p]
+            spread.sizes[0, p],
+            spread.squared[0, p],
+            spread.fitted_silhouettes[p],
+            scatter[p],
+            stack.centres[p],
+            means[p],
         )
         for p in parts
     ]
@@ -55,6 +60,8 @@ def expected(X: NDArray, centres: NDArray) -> dict[str, float | None]:
     total = ((X - X.mean(axis=0)) ** 2).sum()
     with np.errstate(invalid="ignore"):
         silhouettes = np.nan_to_num((near[:, 1] - near[:, 0]) / near[:, 1]) if len(centres) > 1 else None
+    if silhouettes is not None:
+        silhouettes[np.bincount(labels)[labels] == 1] = 0
     return {
         "explained_variance": 1 - (near[:, 0] ** 2).sum() / total if total else None,
         "silhouette": None if silhouettes is None else silhouettes.mean(),
@@ -100,6 +107,24 @@ def test_sizes_and_radii_by_hand():
     assert spread.largest.tolist() == [[1, 1, 0], [2, 0, 0]]
     assert spread.silhouettes[0].tolist() == pytest.approx([10 / 11 + 1, 8 / 9, 0])
     assert spread.fitted.sums.ravel().tolist() == [1, 10, 0]
+
+
+def test_an_item_alone_in_its_cluster_counts_nothing_as_in_sklearn():
+    X = np.array([[0], [2], [10], [12], [100], [99]], np.uint8)
+
+    spread, (scores,) = measure(X, [np.array([[1.0], [11.0], [100.0]])], np.array([0, 0, 0, 0, 0, 1], np.int8), 2)
+
+    assert reference.silhouette_samples(X[:5], [0, 0, 1, 1, 2])[4] == 0
+    assert spread.fitted_silhouettes.tolist() == pytest.approx([10 / 11 + 8 / 9, 8 / 9 + 10 / 11, 0])
+    assert scores["silhouette"] == pytest.approx((10 / 11 + 8 / 9) * 2 / 5)
+
+
+def test_as_many_clusters_as_items_do_not_look_good():
+    X = load_digits().data[:32].astype(np.uint8)
+
+    _, (all_alone, some) = measure(X, [X.astype(np.float64), X[::4].astype(np.float64)], np.zeros(32, np.int8), 9)
+
+    assert all_alone["silhouette"] == 0 < some["silhouette"]
 
 
 def test_held_out_rows_change_no_score():
