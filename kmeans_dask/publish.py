@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +85,16 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what writers that were killed have left of `publish` below a folder; in an object store they leave nothing."""
+    if not is_local(folder):
+        return
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            if re.fullmatch(r"\.[0-9a-f]{32}\.partial", name):
+                remove(Path(parent, name))
 
 
 def write_json(path: Path, value: Any) -> None:

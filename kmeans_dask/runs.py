@@ -18,7 +18,7 @@ import yaml
 
 from kmeans_dask.config import Config
 from kmeans_dask.errors import UserError, without_secrets
-from kmeans_dask.publish import publish, read_json, remove, write_json
+from kmeans_dask.publish import publish, read_json, remove, remove_partials, write_json
 
 _PACKAGES = ("kmeans-dask", "dask", "distributed", "dask-ml", "numpy", "pillow", "scikit-learn", "zarr")
 
@@ -212,6 +212,8 @@ def open_run(config: Config, *, fresh: bool = False) -> RunFolder:
         run.path.mkdir(parents=True, exist_ok=True)
         if fresh:
             _empty(run.path)
+        elif run.read().get("state") in ("running", "interrupted"):  # a killed one never says anything else
+            remove_partials(run.path)
         run.set_state(  # before any other file: run.json is what tells a run folder
             "running",
             seed=config.seed,

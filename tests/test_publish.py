@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kmeans_dask.publish import create, publish, read_json, remove, write_json
+from kmeans_dask.publish import create, publish, read_json, remove, remove_partials, write_json
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path):
@@ -80,6 +80,27 @@ def test_remove_takes_files_folders_and_nothing(tmp_path: Path):
         remove(tmp_path / name)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path):
+    left = f".{'0123456789abcdef' * 2}.partial"
+    for name in (
+        "a",
+        f"deep/{left}/inner/c",
+        f"deep/er/{left}",
+        "collection.zarr.partial/d",
+        ".mine.partial",
+        ".hidden",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    remove_partials(tmp_path)
+
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
+        ".hidden", ".mine.partial", "a", "collection.zarr.partial/d",
+    ]  # fmt: skip
+    assert not list(tmp_path.rglob(left))
 
 
 def test_remove_leaves_what_a_link_points_to(tmp_path: Path):

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow.parquet as pq
 import pytest
@@ -194,8 +195,10 @@ def test_what_is_half_written_is_not_taken_as_finished(command: Command, job: Pa
     folder = folder_of(job)
     results = results_of(folder)
     forget(folder, *STAGES)
-    (folder / "models" / "kmeans" / ".0123.partial").mkdir()
-    (folder / "quantized" / "2" / ".0123.partial").write_bytes(b"half a picture")
+    left = f".{uuid4().hex}.partial"
+    (folder / "models" / "kmeans" / left).mkdir()
+    (folder / "quantized" / "2" / left).write_bytes(b"half a picture")
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"state": "running"})
     (folder / "collection.zarr").rename(folder / "collection.zarr.partial")  # killed before the last rename
     (folder / "clusters.parts").mkdir()
     (folder / "clusters.parts" / "part-000000000000.parquet").write_bytes(b"half a table")
@@ -207,6 +210,7 @@ def test_what_is_half_written_is_not_taken_as_finished(command: Command, job: Pa
     assert said.status == 0
     assert any(line.startswith("fit: 0 models of 48 rows") for line in said.lines)
     assert results_of(folder) == results
+    assert not list(folder.rglob(left))
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +270,4 @@ def test_killed_in_every_stage_and_run_again(command: Command, start: Callable[.
     assert command("run", slow_job, "name=small", "cluster.workers=2").status == 0  # undisturbed
     assert results_of(folder) == results_of(folder_of(slow_job))
     assert read_json(folder / "run.json")["state"] == "finished"
+    assert not list(folder.rglob("*.partial"))  # of three that were killed
