@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 import os
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -53,6 +60,100 @@ def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
     assert len(after) == 10
     assert before.items() <= after.items()
     assert not partial.exists()
+
+
+N_DIGITS = 30
+DIGITS = np.random.default_rng(0).integers(0, 256, (N_DIGITS, 784))
+DIGIT_LABELS = [str(number % 10) for number in range(N_DIGITS)]
+
+
+def arff(quote: str = "") -> bytes:
+    """The digits in the format and with the attributes of OpenML's mnist_784; its labels may stand in quotes."""
+    names = [f"pixel{i}" for i in range(1, 785)]
+    head = ["@RELATION mnist_784", *(f"@ATTRIBUTE {name} real" for name in names)]
+    head += ["@ATTRIBUTE class {0,1,2,3,4,5,6,7,8,9}", "@DATA"]
+    rows = [
+        ",".join([*map(str, row), f"{quote}{label}{quote}"])
+        for row, label in zip(DIGITS.tolist(), DIGIT_LABELS, strict=True)
+    ]
+    return "\n".join([*head, *rows, ""]).encode()
+
+
+def tell_scikit_learn_of(url: str, digest: str, data_home: Path) -> None:
+    """Lay out what it keeps of OpenML's answers about mnist_784; these say where the digits are to be loaded from."""
+    feature = {"data_type": "numeric", "is_target": "false", "is_ignore": "false", "is_row_identifier": "false",
+               "number_of_missing_values": "0"}  # fmt: skip
+    features = [{**feature, "index": str(i), "name": f"pixel{i + 1}"} for i in range(784)]
+    target = {"index": "784", "name": "class", "data_type": "nominal", "is_target": "true"}
+    features.append({**feature, **target, "nominal_value": [str(digit) for digit in range(10)]})
+    told = {"id": "554", "name": "mnist_784", "version": "1", "format": "ARFF", "status": "active", "description": ""}
+    answers = {
+        "data/list/data_name/mnist_784/limit/2/data_version/1": {"data": {"dataset": [{"did": 554}]}},
+        "data/554": {"data_set_description": {**told, "url": url, "md5_checksum": digest}},
+        "data/features/554": {"data_features": {"feature": features}},
+        "data/qualities/554": {
+            "data_qualities": {"quality": [{"name": "NumberOfInstances", "value": str(N_DIGITS)}]}
+        },
+    }  # fmt: skip
+    for path, answer in answers.items():
+        file = data_home / "openml" / "openml.org" / "api" / "v1" / "json" / f"{path}.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(gzip.compress(json.dumps(answer).encode()))
+
+
+@pytest.fixture
+def openml(tmp_path: Path) -> Iterator[str]:
+    """A web server of this machine with the file of the digits in both spellings."""
+    (tmp_path / "site" / "data").mkdir(parents=True)
+    (tmp_path / "site" / "data" / "mnist_784.arff").write_bytes(arff())
+    (tmp_path / "site" / "data" / "quoted.arff").write_bytes(arff("'"))
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "site"))) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/data"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("name", "quote"), [("mnist_784.arff", ""), ("quoted.arff", "'")])
+def test_mnist_is_downloaded_through_scikit_learn(
+    name: str,
+    quote: str,
+    openml: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The answers about the data set are those of OpenML, its file is loaded from a server of this machine."""
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "home"))
+    tell_scikit_learn_of(f"{openml}/{name}", hashlib.md5(arff(quote)).hexdigest(), tmp_path / "home")
+
+    assert cli.main(["fetch", "mnist", str(tmp_path / "mnist")]) == 0
+
+    assert capsys.readouterr().out == f"{N_DIGITS} images in {tmp_path / 'mnist'}\n"
+    for row, label in enumerate(DIGIT_LABELS):
+        with Image.open(tmp_path / "mnist" / "train" / label / f"{row}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), DIGITS[row].reshape(28, 28))
+    assert len(list((tmp_path / "mnist").rglob("*.*"))) == N_DIGITS
+
+
+def test_a_download_that_is_another_file_is_one_line(
+    openml: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "home"))
+    tell_scikit_learn_of(f"{openml}/mnist_784.arff", "0" * 32, tmp_path / "home")
+
+    assert cli.main(["fetch", "mnist", str(tmp_path / "mnist")]) == 1
+
+    said = capsys.readouterr().err
+    assert said.startswith("kmeans-dask: cannot fetch mnist: The md5 checksum")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "mnist").exists()
 
 
 def photos_of_scikit_learn(data_home: Path, photo: Path) -> None:

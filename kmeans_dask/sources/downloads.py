@@ -18,6 +18,8 @@ from kmeans_dask.publish import remove
 
 MNIST_TRAIN = 60_000
 """The first 60,000 of the 70,000 digits are the train part."""
+_MNIST_PIXELS = 784
+"""Columns before that of the labels."""
 LFW_FACES = 10
 """Photos that a person has at least: 4,324 photos of 158 people."""
 
@@ -55,15 +57,20 @@ def fetch(name: Literal["mnist", "lfw"], folder: Path, data_home: Path | None = 
             if name == "mnist":
                 from sklearn.datasets import fetch_openml
 
-                digits = fetch_openml("mnist_784", version=1, as_frame=False, parser="pandas", data_home=data_home)
-                return write_digits(folder, digits.data, digits.target, MNIST_TRAIN)
+                digits = fetch_openml(
+                    "mnist_784", version=1, as_frame=False, parser="pandas", data_home=data_home,
+                    # pandas 3 makes numbers of categories such as these, over which scikit-learn 1.9 stumbles
+                    read_csv_kwargs={"dtype": {_MNIST_PIXELS: str}},
+                )  # fmt: skip
+                labels = [str(label).strip("'") for label in digits.target]
+                return write_digits(folder, digits.data.astype(np.uint8), labels, MNIST_TRAIN)
             from sklearn.datasets import fetch_lfw_people, get_data_home
 
             people = fetch_lfw_people(min_faces_per_person=LFW_FACES, resize=0.1, data_home=data_home)
             photos = Path(get_data_home(data_home)) / "lfw_home" / "lfw_funneled"
             return copy_photos(folder, photos, [str(person).replace(" ", "_") for person in people.target_names])
-    except OSError as error:  # URLError is one
-        reason = getattr(error, "reason", None) or error.strerror or error
+    except (OSError, ValueError) as error:  # URLError is one; the other: what came is not what it should be
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise JobError(f"cannot fetch {name}: {reason}; it needs a network, and space on the disk") from None
 
 
