@@ -22,8 +22,16 @@ from kmeans_dask.sources.names import is_hidden, item_filter, natural_key, text_
 
 _MOST_BYTES = 2**30
 """A member above 1 GiB is not read: it would be in memory as a whole."""
-_ZIP_HEADER = struct.Struct("<4s2xHH16xHH")
-"""Of a member: signature, flags, method, lengths of name and extra field; 30 bytes."""
+_ZIP_HEADER = struct.Struct("<4s2xHH4xI8xHH")
+"""Of a member: signature, flags, method, checksum, lengths of name and extra field; 30 bytes."""
+_ZIP_ENCRYPTED, _ZIP_SUMS_BEHIND = 1, 8
+"""Flags of a member; of the second, the checksum stands behind the data."""
+_TAR_BLOCK = 512
+_DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError, ValueError,
+    RuntimeError,  # a member that is encrypted
+)  # fmt: skip
+"""What the standard library raises of damaged archives."""
 
 
 class _Member(NamedTuple):
@@ -71,7 +79,7 @@ def list_archive(file: bytes, inside: str, wanted: Wanted) -> Listed:
                     beside[path[:-5]] = json_value(read(), wanted.json)
     except FileNotFoundError:
         raise UserError(f"{shown(file)}: there is no such file") from None
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{shown(file)} cannot be read as {inside}: {shown(error)}; make it anew") from None
     if not members:
         raise UserError(f"{shown(file)} holds no image; give input.include if they have other endings than usual")
@@ -124,6 +132,12 @@ def _tar_members(stream: BinaryIO, inside: str) -> Iterator[tuple[bytes, int, in
             if info.isreg():
                 name = os.fsencode(info.name).removeprefix(b"./")
                 yield name, info.offset_data, info.size, partial(_extract, archive, info)
+        # a damaged header is taken for the end, and the members behind it would be missing without a word
+        plain.seek(archive.offset)
+        if plain.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
+            raise tarfile.ReadError(f"damaged or cut off at byte {archive.offset:,}")
+        while inside == "tar.gz" and plain.read(2**20):
+            pass  # to its end, where the checksum stands
 
 
 def _extract(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
@@ -143,22 +157,31 @@ def _zip_member(stream: BinaryIO, position: int, size: int) -> bytes:
     """Read a member by its header, without the directory: that of a million members takes seconds to read."""
     _check_size(size)
     stream.seek(position)
-    signature, flags, method, name, extra = _ZIP_HEADER.unpack(_exactly(stream, _ZIP_HEADER.size))
+    signature, flags, method, checksum, name, extra = _ZIP_HEADER.unpack(_exactly(stream, _ZIP_HEADER.size))
     if signature != b"PK\x03\x04":
         raise ImageError("unreadable", "the zip archive is damaged here, or has changed")
-    if flags & 1:
+    if flags & _ZIP_ENCRYPTED:
         raise ImageError("unreadable", "encrypted in the zip archive")
     stream.seek(name + extra, os.SEEK_CUR)
     data = _exactly(stream, size)
-    if method == zipfile.ZIP_STORED:
-        return data
-    if method != zipfile.ZIP_DEFLATED:
+    if flags & _ZIP_SUMS_BEHIND:
+        behind = _exactly(stream, 8)
+        checksum = int.from_bytes(behind[4:] if behind.startswith(b"PK\x07\x08") else behind[:4], "little")
+    if method == zipfile.ZIP_DEFLATED:
+        data = _inflated(data)
+    elif method != zipfile.ZIP_STORED:
         raise ImageError("unreadable", f"compression method {method} of the zip archive; stored and deflated are read")
+    if zlib.crc32(data) != checksum:
+        raise ImageError("unreadable", "damaged in the zip archive: its checksum is another one")
+    return data
+
+
+def _inflated(data: bytes) -> bytes:
     unpack = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = unpack.decompress(data, _MOST_BYTES)
+    plain = unpack.decompress(data, _MOST_BYTES)
     if not unpack.eof:
         raise ImageError("too large" if unpack.unconsumed_tail else "unreadable", "its compressed data do not end")
-    return data
+    return plain
 
 
 def _check_size(size: int) -> None:

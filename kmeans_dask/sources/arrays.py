@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import tokenize
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -21,8 +24,16 @@ from kmeans_dask.sources.listed import Listed, Wanted, found
 from kmeans_dask.sources.locations import look_at, open_stream, shown
 
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_MOST_DEFLATED = 1032
+"""Bytes that a byte of deflate can stand for at most."""
 _BUFFER_BYTES = 4 * 2**20
 """Rows of a zarr array that are read at a time, at least its chunk: decompressing a chunk for one row is slow."""
+_DAMAGE = (
+    ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, struct.error, zlib.error,
+    tokenize.TokenError,  # headers of .npy
+    TypeError, RuntimeError,  # metadata and chunks of zarr; compression of .npz
+)  # fmt: skip
+"""What the libraries raise of damaged files."""
 
 Read = Callable[[int, int], NDArray[Any]]
 """(start, stop) -> those rows."""
@@ -63,16 +74,20 @@ def list_array(file: bytes, inside: str, wanted: Wanted) -> Listed:
         member = _member_of(file, inside, wanted)
         with open_array(file, inside, member) as array:
             shape, dtype = array.shape, array.dtype
+        if file.endswith(b".gz"):
+            _check_sum(file)
         columns = {}
         for name in wanted.columns:
             with _column(file, inside, name) as values:
                 columns[name] = values.read(0, values.shape[0]).tolist()
-        _, mtime_ns = look_at(file)
+        size, mtime_ns = look_at(file)
     except FileNotFoundError as error:
         raise UserError(f"{shown(error.filename or file)}: there is no such file") from None
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, struct.error) as error:
+    except _DAMAGE as error:
         raise UserError(f"{shown(file)} cannot be read as {inside}: {shown(error)}") from None
     _check_images(file, shape, dtype)
+    if inside != "zarr":
+        _check_bytes(file, inside, size, prod(shape) * dtype.itemsize)
     n = shape[0]
     for name, told in columns.items():
         if len(told) != n:
@@ -171,7 +186,8 @@ def _member_of(file: bytes, inside: str, wanted: Wanted) -> str | None:
         with open_stream(file) as stream, zipfile.ZipFile(stream) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
     elif inside == "zarr":
-        names = store.array_names(os.fsdecode(file))
+        with warnings.catch_warnings(action="ignore"):  # zarr tells of what it does not know in a damaged group
+            names = store.array_names(os.fsdecode(file))
     else:
         names = []
     if not names:
@@ -211,8 +227,25 @@ def _column(file: bytes, inside: str, name: str) -> Iterator[Array]:
 
 def _check_images(file: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     is_grey, is_colour = len(shape) == 3, len(shape) == 4 and shape[3] in (1, 3, 4)
-    if not (is_grey or is_colour) or not prod(shape) or dtype.kind not in "uifb":
+    if not (is_grey or is_colour) or min(shape) < 1 or dtype.kind not in "uifb":
         raise UserError(
             f"{shown(file)} holds {dtype} of shape {shape}, which are no images; allowed are numbers of shape "
             "(n, height, width) or (n, height, width, channels) with 1, 3 or 4 channels"
+        )
+
+
+def _check_sum(file: bytes) -> None:
+    """Decompress a file to its end, where its checksum stands: tasks read rows, and do not come there."""
+    with open_stream(file) as stream, gzip.GzipFile(fileobj=stream) as plain:
+        while plain.read(2**20):
+            pass
+
+
+def _check_bytes(file: bytes, inside: str, size: int, promised: int) -> None:
+    """Refuse a header that promises more than the file holds: listing such rows might fill the memory."""
+    deflated = inside == "npz" or file.endswith(b".gz")
+    if 0 < size * (_MOST_DEFLATED if deflated else 1) < promised:  # some servers do not tell the size
+        raise UserError(
+            f"{shown(file)} has {size:,} bytes, too few for {promised:,} of pixels: it is cut off, or its header is "
+            "wrong; make it anew"
         )
