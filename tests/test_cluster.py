@@ -11,7 +11,7 @@ import psutil
 import pytest
 from threadpoolctl import threadpool_info
 
-from kmeans_dask.cluster import connect, run_tasks, worker_memory
+from kmeans_dask.cluster import connect, run_tasks, run_tree, worker_memory
 from kmeans_dask.config import Cluster
 from kmeans_dask.errors import UserError
 
@@ -159,3 +159,35 @@ def test_nothing_listens_to_the_network(kind: Literal["local", "threads"]):
         ]
 
     assert {socket.laddr.ip for socket in sockets} == {"127.0.0.1"}
+
+
+def squares_of(number: int) -> list[int]:
+    return [number, number**2]
+
+
+def add_up(parts: list[list[int]]) -> list[int]:
+    return [sum(column) for column in zip(*parts, strict=True)]
+
+
+def test_a_tree_brings_back_the_combined_result_alone():
+    """40 results are two levels of a tree of eight."""
+    positions: list[int] = []
+    task = dask.delayed(squares_of, pure=False)
+
+    with connect(THREADS) as client:
+        total = run_tree(client, [task(number) for number in range(40)], add_up, positions.append)
+        client.sync(_nothing_left, client)
+
+    assert total == [sum(range(40)), sum(number**2 for number in range(40))]
+    assert sorted(positions) == list(range(40))
+
+
+def test_a_tree_of_one_task_and_an_error_in_a_tree():
+    def fail() -> list[int]:
+        raise OSError("disk full")
+
+    task = dask.delayed(squares_of, pure=False)
+    with connect(THREADS) as client:
+        assert run_tree(client, [task(3)], add_up, print) == [3, 9]
+        with pytest.raises(OSError, match="disk full"):
+            run_tree(client, [task(1), dask.delayed(fail, pure=False)(), task(2)], add_up, lambda _: None)

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import struct
+import sys
 import tarfile
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import S3Server
+import zarr
+from conftest import Page, S3Server, Said, write_config
+from PIL import Image
 from test_source_kinds import files_of, ingested
 
+from jobs import cli
 from kmeans_dask.config import Input
 from kmeans_dask.errors import UserError
 from kmeans_dask.images import ImageError
 from kmeans_dask.sources import list_items, read_contents
 
 LABELS = ("bar", "disc", "ring")
+Command = Callable[..., Said]
 
 
 @pytest.fixture(scope="module")
 def packed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images as a folder, an archive and a table."""
+    """The images as a folder, as archives, a table, a zarr group, and their first channel as IDX."""
     folder = tmp_path_factory.mktemp("packed")
     (folder / "images").symlink_to(images)
     names = sorted(images.rglob("*.png"))
@@ -34,6 +45,16 @@ def packed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             archive.add(name, str(name.relative_to(images)))
     kinds = [name.parent.name for name in names]
     pq.write_table(pa.table({"image": [name.read_bytes() for name in names], "kind": kinds}), folder / "a.parquet")
+    with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as packing:
+        for name in names:
+            packing.write(name, str(name.relative_to(images)))
+    pixels = np.stack([np.asarray(Image.open(name)) for name in names])
+    group = zarr.create_group(folder / "a.zarr")
+    group.create_array("images", data=pixels, chunks=(7, *pixels.shape[1:]))
+    group.create_array("y", data=np.searchsorted(LABELS, kinds))
+    grey = pixels[:, :, :, 0]
+    header = struct.pack(">HBB3I", 0, 8, 3, *grey.shape)
+    (folder / "grey-idx3-ubyte.gz").write_bytes(gzip.compress(header + grey.tobytes()))
     return folder
 
 
@@ -41,7 +62,8 @@ def packed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bucket(packed: Path, s3: S3Server) -> str:
     """A bucket with the images in it."""
     s3.client.create_bucket(Bucket="images")
-    for path in [*packed.glob("images/*/*"), packed / "a.tar", packed / "a.parquet"]:
+    singles = [packed / name for name in ("a.tar", "a.zip", "a.parquet", "grey-idx3-ubyte.gz")]
+    for path in [*packed.glob("images/*/*"), *filter(Path.is_file, packed.glob("a.zarr/**/*")), *singles]:
         s3.client.upload_file(str(path), "images", str(path.relative_to(packed)))
     return "s3://images"
 
@@ -73,11 +95,13 @@ def expected(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         {"path": "images"},
         {"path": "images/*/*.png"},
         {"path": "a.tar"},
+        {"path": "a.zip"},
         {"path": "a.parquet", "labels": "column:kind"},
+        {"path": "a.zarr", "labels": "column:y", "classes": LABELS},
     ],
 )
 def test_s3_gives_the_same_collection(
-    source: dict[str, str], bucket: str, expected: dict[str, bytes], images: Path, tmp_path: Path
+    source: dict[str, Any], bucket: str, expected: dict[str, bytes], images: Path, tmp_path: Path
 ) -> None:
     collection = ingested(tmp_path, **{**source, "path": f"{bucket}/{source['path']}"})
 
@@ -106,3 +130,65 @@ def test_what_is_not_there_is_said_without_secrets(bucket: str, site: str, tmp_p
         with pytest.raises(UserError) as refused:
             list_items(Input(path=url), 0, tmp_path)
         assert "secret" not in str(refused.value)
+
+
+def test_what_a_scheme_needs_is_said(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
+    config = write_config(tmp_path, tmp_path, input={"path": "gs://bucket/images"})
+
+    said = command("run", config)
+
+    assert (said.status, len(said.lines)) == (2, 1)
+    assert said.err.startswith("kmeans-dask: cannot read gs://: ")
+    assert said.err.endswith("pip install 'kmeans-dask[remote]'\n")
+
+
+STAGES = {"ingest": None, "fit": None, "evaluate": None, "quantize": {"k": 3}, "report": {"samples": 4}}
+
+
+def outputs(run: Path) -> list[bytes]:
+    """Quantized images in the order of the items."""
+    rows = pq.read_table(run / "quantized.parquet").sort_by("path").to_pylist()
+    assert {row["status"] for row in rows} == {"ok"}
+    return [(run / row["output"]).read_bytes() for row in rows]
+
+
+@pytest.fixture(scope="module")
+def quantized(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of the images quantized as files of a folder."""
+    folder = tmp_path_factory.mktemp("quantized")
+    assert (
+        cli.main(
+            ["run", str(write_config(folder, packed / "images", input={"path": str(packed / "images")}, **STAGES))]
+        )
+        == 0
+    )
+    return folder / "runs" / "small"
+
+
+@pytest.mark.parametrize("source", ["here/a.tar", "s3/a.zip", "s3/images"])
+def test_whatever_the_source_the_same_images_are_quantized_and_shown(
+    source: str, bucket: str, packed: Path, quantized: Path, tmp_path: Path
+) -> None:
+    where, _, name = source.partition("/")
+    path = f"{bucket}/{name}" if where == "s3" else str(packed / name)
+
+    assert cli.main(["run", str(write_config(tmp_path, packed, input={"path": path}, **STAGES))]) == 0
+
+    run = tmp_path / "runs" / "small"
+    assert outputs(run) == outputs(quantized)
+    shown, expected = (Page(folder / "report.html").data["colours"] for folder in (run, quantized))
+    assert json.dumps(shown) == json.dumps(expected)
+
+
+def test_rows_of_an_idx_file_are_quantized(bucket: str, packed: Path, tmp_path: Path) -> None:
+    source = {"path": f"{bucket}/grey-idx3-ubyte.gz", "labels": "none"}
+    assert cli.main(["run", str(write_config(tmp_path, packed, input=source, **STAGES))]) == 0
+
+    rows = pq.read_table(tmp_path / "runs" / "small" / "quantized.parquet").to_pylist()
+    assert [row["path"] for row in rows] == [f"{row:02d}" for row in range(60)]
+    for row, name in zip(rows, sorted(packed.glob("images/*/*.png")), strict=True):
+        grey = np.asarray(Image.open(name))[:, :, 0].astype(float)
+        painted = np.asarray(Image.open(tmp_path / "runs" / "small" / row["output"]).convert("L")).astype(float)
+        assert len(np.unique(painted)) == 3
+        assert 3 * ((grey - painted) ** 2).mean() == pytest.approx(row["mse"])  # of the distance in RGB
