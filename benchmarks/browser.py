@@ -144,6 +144,10 @@ class Browser:
         """Type into what has the focus."""
         await self.send("Input.insertText", text=text)
 
+    async def save_to(self, folder: Path) -> None:
+        """Put what the page lets a person save into a folder."""
+        await self.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
     async def picture(self, path: Path) -> None:
         """Save what the window shows as a PNG file."""
         shot = await self.send("Page.captureScreenshot", format="png")
@@ -151,7 +155,7 @@ class Browser:
 
     async def print(self, path: Path) -> None:
         """Print the page to a PDF file."""
-        printed = await self.send("Page.printToPDF", printBackground=False, preferCSSPageSize=False)
+        printed = await self.send("Page.printToPDF", printBackground=False, preferCSSPageSize=True)
         path.write_bytes(base64.b64decode(printed["data"]))
 
     def complaints(self) -> list[str]:

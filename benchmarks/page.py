@@ -8,13 +8,20 @@ RUN is a run folder with a report. Pictures of every view go to the folder SCREE
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
+import json
+import re
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
+from PIL import Image
 
 from benchmarks.browser import Browser
 from benchmarks.common import table
@@ -68,12 +75,13 @@ async def filter_clusters(browser: Browser) -> None:
     await browser.click("#nav [data-view=clusters]")
     await browser.until("document.querySelectorAll('.cards a').length > 1")
     total = await browser.run("document.querySelectorAll('.cards a').length")
+    number = str(total - 1)
     await browser.click(".controls input[type=search]")
-    await browser.write("17")
+    await browser.write(number)
     found = await texts(browser, ".cards a .soft")
-    expect(any("#17 " in text for text in found), f"searching 17 found {found}")
+    expect(any(f"#{number} " in text for text in found), f"searching {number} found {found}")
     expect(len(found) < total, "searching left all clusters")
-    for _ in range(2):
+    for _ in number:
         await browser.key("Backspace", 8)
     await browser.run("(() => { const s = document.querySelectorAll('.controls select')[0]; s.value = 'impure';"
                       " s.dispatchEvent(new Event('change')) })()")  # fmt: skip
@@ -159,6 +167,41 @@ async def sort_tables(browser: Browser) -> None:
     await browser.click("table th:nth-child(2) button")
     ks = [int(text) for text in await texts(browser, "#main section:first-of-type table td:nth-child(2)")]
     expect(ks == sorted(ks, reverse=True), f"not sorted by K: {ks}")
+
+
+async def save(browser: Browser) -> None:
+    """Save every figure of every view by its buttons, as CSV, SVG and PNG, and open the files."""
+    with tempfile.TemporaryDirectory() as folder:
+        await browser.save_to(Path(folder))
+        for view in await views_of(browser):
+            await go(browser, view)
+            for told in await browser.run(
+                "[...document.querySelectorAll('button[aria-label^=\"save \"]')].map((e) => e.ariaLabel)"
+            ):
+                name, kind = re.fullmatch("save (.+) as (CSV|SVG|PNG)", told).groups()  # type: ignore[union-attr]
+                await browser.click(f"button[aria-label={json.dumps(told)}]")
+                file = Path(folder) / f"{name}.{kind.lower()}"
+                end = time.monotonic() + 20
+                while not file.exists() and time.monotonic() < end:
+                    await asyncio.sleep(0.05)
+                expect(file.exists(), f"{view}: {told} saved nothing")
+                _open_saved(file, view)
+                file.unlink()
+
+
+def _open_saved(file: Path, view: str) -> None:
+    """Open a file that was saved: a picture that is not blank, or rows that are all as long as their heading."""
+    if file.suffix == ".csv":
+        heading, *rows = csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))
+        expect(rows and all(len(row) == len(heading) for row in rows), f"{view}: {file.name} has no rows, or odd ones")
+    elif file.suffix == ".svg":
+        root = ElementTree.parse(file).getroot()
+        marks = [e for e in root.iter() if e.tag.rpartition("}")[2] in ("path", "text", "rect", "circle", "image")]
+        expect(root.tag.endswith("svg") and len(marks) > 5, f"{view}: {file.name} has {len(marks)} marks")
+    else:
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("RGBA"))
+        expect(len(np.unique(pixels.reshape(-1, 4), axis=0)) > 5, f"{view}: {file.name} is blank")
 
 
 async def hostile(browser: Browser) -> None:
@@ -264,6 +307,8 @@ async def check(run: Path, pictures: Path | None) -> None:
             if wanted:
                 await step(browser)
                 rows.append(((step.__doc__ or "").strip().rstrip("."), "works"))
+        await save(browser)
+        rows.append(((save.__doc__ or "").strip().rstrip("."), "works"))
         views = await look(browser, page, pictures)
         rows.append((f"{views} views x wide, narrow, dark, narrow and dark: none wider than the window", "so"))
         expect(not browser.complaints(), f"the console says {browser.complaints()}")

@@ -3,7 +3,9 @@
 Importing this module changes two settings of the process; both hold for all threads and cannot be set for one
 call. ``PIL.Image.MAX_IMAGE_PIXELS`` becomes None: Pillow warns from 89 million pixels and refuses twice as
 many, here `max_pixels` decides, before a pixel is decoded. And Pillow's warnings about damaged metadata are
-not shown: one a file would fill the workers' logs, and what hinders reading the pixels is an `ImageError`.
+not shown: one a file would fill the workers' logs, and what hinders reading the pixels is an `ImageError`. What
+libtiff itself writes to standard error of damaged files stays: Pillow has no switch for it, and turning the
+descriptor away would turn away what other threads write.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def remove(path: Path) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what writers that were killed have left of `publish` below a folder; in an object store they leave nothing."""
+    """Remove what killed writers have left of `publish` below a folder; in an object store they leave nothing."""
     if not is_local(folder):
         return
     for parent, folders, files in os.walk(folder):

@@ -54,6 +54,7 @@ function figure(caption, buttons, ...content) {
 }
 
 const ROWS_AT_ONCE = 25, LONG = 30;
+const COLUMNS_OF_A_PAGE = 12; // of numbers, in print; wider tables get a page turned on its side
 
 /**
  * A table whose headings sort. Columns: {heading, value(row) -> what sorts and is saved, cell(row) -> what is shown,
@@ -94,10 +95,12 @@ function table(name, columns, rows, { filter = false, caption = name } = {}) {
   const search = el("input", { type: "search", "aria-label": `search in ${caption}`, placeholder: "search",
     input: (event) => { needle = event.target.value.toLowerCase(); fill(); } });
   fill();
-  return figure(caption,
+  const made = figure(caption,
     [...(filter ? [told, search] : []), csvButton(name, columns.map((c) => c.heading), () => chosen().map(values))],
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
       el("table", {}, el("thead", {}, el("tr", {}, heads)), body)), more);
+  made.classList.toggle("wide", columns.length > COLUMNS_OF_A_PAGE);
+  return made;
 }
 
 /** Numbers by size, text as people count (2 before 10), what is missing last. */
