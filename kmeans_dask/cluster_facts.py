@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from kmeans_dask.kernels import row_uniforms
+from kmeans_dask.draws import row_uniforms
 from kmeans_dask.publish import publish
 
 ITEMS_OF_EACH_KIND = 12

@@ -22,7 +22,7 @@ from kmeans_dask.embeddings import file_stamp, match_embeddings, read_embeddings
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.extractors import extract
 from kmeans_dask.features import ROWS, TRANSFORMATION, Features, open_features, raw_features
-from kmeans_dask.kernels import Moments, combine_moments, moments
+from kmeans_dask.moments import Moments, combine_moments, moments
 from kmeans_dask.publish import read_json, remove, write_json
 from kmeans_dask.reduction import map_chunks, tree_reduce
 from kmeans_dask.sampling import Data, sample_rows

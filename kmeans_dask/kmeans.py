@@ -20,8 +20,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
-from kmeans_dask.kernels import Block, Floats, Moments, Stack, all_distances, assign, unit_block
+from kmeans_dask.kernels import Block, Floats, Stack, all_distances, assign, unit_block
 from kmeans_dask.lloyd import Assignment, OnPass, Run, assign_all, lloyd, prepare
+from kmeans_dask.moments import Moments
 from kmeans_dask.reduction import share
 from kmeans_dask.rows import as_rows, as_weights, unit_rows
 from kmeans_dask.sampling import Data, shifted

@@ -14,18 +14,8 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from kmeans_dask.kernels import (
-    Block,
-    Floats,
-    Moments,
-    Stack,
-    Sums,
-    assign,
-    combine_moments,
-    moments,
-    sum_by_cluster,
-    unit_block,
-)
+from kmeans_dask.kernels import Block, Floats, Stack, Sums, assign, sum_by_cluster, unit_block
+from kmeans_dask.moments import Moments, combine_moments, moments
 from kmeans_dask.reduction import map_chunks, share, tree_reduce
 from kmeans_dask.sampling import Data, shifted
 

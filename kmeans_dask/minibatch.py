@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 from threadpoolctl import threadpool_limits
 
-from kmeans_dask.kernels import Block, Floats, Stack, Sums, moments, row_uniforms, sum_by_cluster
+from kmeans_dask.draws import row_uniforms
+from kmeans_dask.kernels import Block, Floats, Stack, Sums, sum_by_cluster
 from kmeans_dask.kmeans import KMeans, finish, starts_of
 from kmeans_dask.lloyd import Run, add_sums, assign_all, prepare
+from kmeans_dask.moments import moments
 from kmeans_dask.reduction import map_chunks, share, tree_reduce
 from kmeans_dask.rows import as_rows, as_weights
 from kmeans_dask.sampling import Data, first_rows, shifted

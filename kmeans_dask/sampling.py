@@ -10,7 +10,9 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from kmeans_dask.kernels import Block, Floats, Moments, distances_to, row_uniforms
+from kmeans_dask.draws import row_uniforms
+from kmeans_dask.kernels import Block, Floats, distances_to
+from kmeans_dask.moments import Moments
 from kmeans_dask.reduction import map_chunks, share, tree_reduce
 
 _SAMPLING_ROUND = 2**32

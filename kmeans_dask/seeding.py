@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from kmeans_dask.kernels import Block, Floats, Stack, assign, row_uniforms
+from kmeans_dask.draws import row_uniforms
+from kmeans_dask.kernels import Block, Floats, Stack, assign
 from kmeans_dask.reduction import map_chunks, share, tree_reduce
 from kmeans_dask.sampling import Data, first_rows, sample_rows, shifted
 

@@ -9,8 +9,9 @@ import dask
 import dask.array as da
 from sklearn.exceptions import ConvergenceWarning
 
-from kmeans_dask.kernels import Floats, Moments, combine_moments, moments, slice_rows
+from kmeans_dask.kernels import Floats, slice_rows
 from kmeans_dask.lloyd import Run, lloyd
+from kmeans_dask.moments import Moments, combine_moments, moments
 from kmeans_dask.reduction import map_chunks, tree_reduce
 from kmeans_dask.sampling import Data, sample_rows
 from kmeans_dask.seeding import Start, choose_starts

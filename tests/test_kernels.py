@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kmeans_dask.kernels import (
-    Stack,
-    all_distances,
-    assign,
-    assign_two,
-    combine_moments,
-    moments,
-    row_uniforms,
-    slice_rows,
-    sum_by_cluster,
-)
+from kmeans_dask.kernels import Stack, all_distances, assign, assign_two, slice_rows, sum_by_cluster
+from kmeans_dask.moments import combine_moments, moments
 
 DTYPES = [np.uint8, np.float32, np.float64]
 
@@ -174,71 +161,6 @@ def test_all_distances(dtype: type) -> None:
 )
 def test_a_slice_stays_in_cache(n_features: int, rows: int) -> None:
     assert slice_rows(n_features) == rows
-
-
-# ---- moments ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("weighted", [False, True])
-def test_moments_of_blocks_combine_to_those_of_all_rows(dtype: type, weighted: bool) -> None:
-    block = rows_of(dtype)
-    weights = np.random.default_rng(2).uniform(0, 3, len(block)) if weighted else np.ones(len(block))
-    cuts = [0, 5, 5, 1000, len(block)]
-    parts = [moments(block[a:b], weights[a:b] if weighted else None) for a, b in pairwise(cuts)]
-    total = combine_moments([combine_moments(parts[:2]), combine_moments(parts[2:])])
-    values = block.astype(np.float64)
-    mean = np.average(values, axis=0, weights=weights)
-    assert total.weight == pytest.approx(weights.sum())
-    np.testing.assert_allclose(total.mean, mean)
-    np.testing.assert_allclose(total.spread, weights @ (values - mean) ** 2)
-    assert total.finite
-    assert total.valid_weights
-
-
-def test_moments_far_from_the_origin_keep_their_digits() -> None:
-    block = np.random.default_rng(0).normal(size=(5000, 3)) + 1e8
-    total = combine_moments([moments(block[:2000]), moments(block[2000:])])
-    np.testing.assert_allclose(total.spread / total.weight, block.var(axis=0), rtol=1e-6)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("at", [0, 17, 1999])
-def test_moments_notice_what_is_not_finite(bad: float, at: int) -> None:
-    block = rows_of(np.float64, n=2000)
-    block[at, 3] = bad
-    assert not combine_moments([moments(block[:1000]), moments(block[1000:])]).finite
-
-
-@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
-def test_moments_notice_weights_that_are_not_allowed(bad: float) -> None:
-    weights = np.ones(100)
-    weights[50] = bad
-    assert not moments(rows_of(np.uint8, n=100), weights).valid_weights
-
-
-# ---- random numbers of rows ---------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)  # no deadline: the machine may be busy
-@given(start=st.integers(0, 10**12), length=st.integers(0, 50), cut=st.integers(0, 50), seed=st.integers(0, 2**31 - 2))
-def test_the_number_of_a_row_depends_on_row_seed_and_round_alone(start: int, length: int, cut: int, seed: int) -> None:
-    cut = min(cut, length)
-    whole = row_uniforms(start, start + length, seed, 3)
-    assert whole.shape == (length,)
-    parts = [row_uniforms(start, start + cut, seed, 3), row_uniforms(start + cut, start + length, seed, 3)]
-    np.testing.assert_array_equal(whole, np.concatenate(parts))
-
-
-def test_the_numbers_of_rows_are_uniform_and_differ_by_seed_and_round() -> None:
-    numbers = row_uniforms(0, 100_000, 5, 0)
-    assert numbers.min() >= 0
-    assert numbers.max() < 1
-    counts, _ = np.histogram(numbers, bins=10, range=(0, 1))
-    assert abs(counts - 10_000).max() < 500  # five standard deviations
-    for other in (row_uniforms(0, 100_000, 6, 0), row_uniforms(0, 100_000, 5, 1), row_uniforms(1, 100_001, 5, 0)):
-        assert not (numbers == other).any()
-        assert abs(np.corrcoef(numbers, other)[0, 1]) < 0.02
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])

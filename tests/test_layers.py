@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 FROM_THE_BOTTOM = """
-config errors object_store publish relisting normalize images kernels labels colours colour_spaces colour_starts \
-colour_means grey_levels dither sprites painting palettes palette_files outputs extractors transformation
+config errors object_store publish relisting normalize images kernels moments draws labels colours colour_spaces \
+colour_starts colour_means grey_levels dither sprites painting palettes palette_files outputs extractors transformation
 store runs journal \
 sources.manifest sources.names sources.locations sources.listed sources.policies sources.folders sources.lists \
 sources.archives sources.arrays sources.tables sources.datasets sources.downloads sources.places \

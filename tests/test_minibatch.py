@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from threadpoolctl import threadpool_limits
 
 from kmeans_dask import KMeans, MiniBatchKMeans
-from kmeans_dask.kernels import row_uniforms
+from kmeans_dask.draws import row_uniforms
 
 DIGITS = load_digits().data.astype(np.uint8) * 15
 START = DIGITS[::180] + np.random.default_rng(1).normal(0, 1, (10, 64))

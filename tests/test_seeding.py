@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 
 from kmeans_dask import seeding
-from kmeans_dask.kernels import row_uniforms
+from kmeans_dask.draws import row_uniforms
 from kmeans_dask.lloyd import prepare
 from kmeans_dask.seeding import Data, Start, choose_starts
 
