@@ -24,12 +24,13 @@ from kmeans_dask.sources import list_items, read_manifest, write_manifest
 RUNS = 3
 
 
-def decode(files: list[bytes]) -> int:
-    """Open and decode the files, nothing else."""
+def decode(files: list[bytes], size: tuple[int, int] | None = None) -> int:
+    """Open and decode the files, and resize them if a (height, width) is given; nothing else."""
     total = 0
     for file in files:
         with Image.open(file) as image:
-            total += np.asarray(image).size
+            scaled = image if size is None else image.resize(size[::-1], Image.Resampling.BOX, reducing_gap=None)
+            total += np.asarray(scaled).size
     return total
 
 

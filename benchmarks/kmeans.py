@@ -132,6 +132,9 @@ def stock(data: Mnist) -> Rows:
         ours = [_ours(data, seed) for seed in range(3)]
         base = statistics.median(fit[0] for fit in ours)
         yield _row(data, "kmeans_dask, three seeds", ours, base)
+        goal = 1.002 * inertia(data.train, _local(data.train.astype(np.float32), 0)[1])
+        short = [_ours(data, seed, max_iter=_passes_to(data, seed, goal)) for seed in range(3)]
+        yield _row(data, "kmeans_dask, stopped at 1.002x scikit-learn's inertia", short, base)
         for name, arguments in (
             ("dask-ml, l = 2K, five rounds", {"oversampling_factor": 2 * K, "init_max_iter": 5}),
             ("dask-ml, l = 2, its default", {}),
@@ -172,7 +175,7 @@ def _warm(data: Mnist) -> None:
     MiniBatchKMeans(8, random_state=0).fit(data.X[:16384].persist())
 
 
-def _faiss(floats: np.ndarray, seed: int) -> tuple[float, np.ndarray, int]:
+def _faiss(floats: np.ndarray, seed: int) -> tuple[float, Any, int]:
     import faiss
 
     faiss.omp_set_num_threads(2)
@@ -209,9 +212,13 @@ def spark(data: Mnist) -> Rows:
     with workers():
         _warm(data)
         target = inertia(data.train, centres)
-        ours, fit = seconds(lambda: KMeans(K, random_state=0).fit(data.X.persist()))
+        fits = {
+            "kmeans_dask, stopped at Spark's inertia": _ours(data, 0, max_iter=_passes_to(data, 0, target)),
+            "kmeans_dask": _ours(data, 0),
+        }
     yield "Spark MLlib, 20 iterations", f"{wall:.1f}", f"{target:,.0f}", "1"
-    yield "kmeans_dask", f"{ours:.2f}", f"{inertia(data.train, fit.cluster_centers_):,.0f}", f"{wall / ours:.1f}"
+    for name, (ours, found, _) in fits.items():
+        yield name, f"{ours:.2f}", f"{inertia(data.train, found):,.0f}", f"{wall / ours:.1f}"
 
 
 def minibatch(data: Mnist, seeds: int = 5) -> Rows:

@@ -14,7 +14,7 @@ import numpy as np
 from distributed import Client
 
 from jobs import quantize as stage_quantize
-from jobs.listing import list_items_once
+from jobs.listing import list_items_of
 from kmeans_dask.cluster import connect
 from kmeans_dask.config import Cluster, Config
 from kmeans_dask.runs import open_run
@@ -38,7 +38,7 @@ def run_stage(client: Client, folder: Path, work: Path, **settings: Any) -> tupl
     config = config_of(folder, Path(tempfile.mkdtemp(dir=work)), "run", **settings)
     run = open_run(config, fresh=True)
     with redirect_stdout(sys.stderr):
-        list_items_once(config, run)
+        list_items_of(config, run, look_again=True)
         begun = time.perf_counter()
         stage_quantize.run(config, client)
         return time.perf_counter() - begun, run.path

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.cluster import KMeans
 
 from benchmarks.quantize_stage import MAX_PIXELS, config_of, files_of, peak_memory, run_stage, some, workers
-from jobs.listing import list_items_once
+from jobs.listing import list_items_of
 from kmeans_dask import store
 from kmeans_dask.colour_means import coarse_centres
 from kmeans_dask.colours import ColourTable, nearest
@@ -35,7 +35,8 @@ def shared(folder: Path, work: Path, n_workers: int, sample: int, name: str) -> 
         decode = sum(client.gather(client.map(decode_alone, batches, pure=False))) / n_workers
         config = config_of(folder, Path(tempfile.mkdtemp(dir=work)), "run", **settings)
         run = open_run(config, fresh=True)
-        list_items_once(config, run)
+        list_items_of(config, run, look_again=True)
+        assert config.quantize is not None
         job = (run.manifest, run.path, config.quantize, 0, MAX_PIXELS)
         at = [time.perf_counter()]
         client.gather(client.compute(count_tasks(*job, plan_batches(read_manifest(run.manifest)))))

@@ -9,7 +9,7 @@ so that one conversion and one product serve them all. Rows of three float32, wh
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,7 +69,7 @@ class Stack:
     origin: Floats | None
 
     @classmethod
-    def of(cls, models: list[Floats], origin: Floats | None = None) -> Stack:
+    def of(cls, models: Sequence[Floats], origin: Floats | None = None) -> Stack:
         """Stack the (k, n_features) centres of `models`; they are already shifted by `origin`."""
         offsets = np.cumsum([0, *(len(centres) for centres in models)])
         return cls(np.ascontiguousarray(np.concatenate(models)), offsets, origin)
