@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import click
 
+from jobs.stopping import Stopped, interrupted, stoppable
 from kmeans_dask import __version__
 from kmeans_dask.errors import JobError, UserError
 
@@ -22,13 +23,15 @@ class _Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with stoppable():
+                return super().invoke(context)
         except UserError as error:
             _fail(2, error)
         except JobError as error:
             _fail(1, error)
-        except KeyboardInterrupt:
-            _fail(130, "interrupted; the same command again goes on from here")
+        except KeyboardInterrupt as error:
+            stop = error if isinstance(error, Stopped) else interrupted()
+            _fail(stop.status, stop)
 
 
 def _fail(status: int, reason: object) -> None:
@@ -125,6 +128,34 @@ def show(run_folder: str) -> None:
 
 
 @kmeans.command()
+@click.argument("run_folder", metavar="RUN")
+def status(run_folder: str) -> None:
+    """Tell how far a run is, how long it will take, what failed, and whether its driver is alive."""
+    from jobs.status import status
+
+    status(run_folder)
+
+
+@kmeans.command()
+@click.option("--follow", is_flag=True, help="Go on until the driver ends.")
+@click.argument("run_folder", metavar="RUN")
+def logs(run_folder: str, follow: bool) -> None:
+    """Show the log of the driver that was started last on a run."""
+    from jobs.status import logs
+
+    logs(run_folder, follow)
+
+
+@kmeans.command()
+@click.argument("run_folder", metavar="RUN")
+def cancel(run_folder: str) -> None:
+    """End the driver of a run cleanly, and wait until it has ended; the run can be gone on with."""
+    from jobs.status import cancel
+
+    cancel(run_folder)
+
+
+@kmeans.command()
 @_model_options
 @click.argument("first", metavar="RUN")
 @click.argument("second", metavar="RUN")
@@ -203,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit status: 0 done, 1 failed, 2 the input is wrong, 130 interrupted.
+        Exit status: 0 done, 1 failed, 2 the input is wrong, 130 interrupted or cancelled, 143 ended by SIGTERM.
     """
     try:
         kmeans.main(args=None if argv is None else list(argv), prog_name="kmeans-dask", standalone_mode=True)

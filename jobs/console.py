@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import click
 
@@ -20,12 +23,65 @@ _WIDTH = 140
 _BETWEEN = 3
 """Characters between two columns of a table: two of padding and a line."""
 
-Advance = Callable[[int], None]
+LOG = logging.getLogger("kmeans_dask")
+"""What is said also goes here; a driver adds a file to it."""
+
+
+class Advance(Protocol):
+    """Counts the units that are done since the last call, and how many of them failed."""
+
+    def __call__(self, n: int, failed: int = 0) -> None:
+        """Count."""
+
+
+@dataclass
+class Step:
+    """How far the work that is being done is.
+
+    Attributes
+    ----------
+    title
+        What is done.
+    total
+        Units there are; None if that is not known beforehand.
+    unit
+        What is counted, in the plural.
+    start
+        Of the monotonic clock, in seconds.
+    done, failed
+        Units that are done, and how many of these failed.
+    """
+
+    title: str
+    total: int | None
+    unit: str
+    start: float
+    done: int = 0
+    failed: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """Return what other machines are told: title, done, total, unit, failed, seconds, rate, seconds_left."""
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        left = None if self.total is None or not self.done else (self.total - self.done) * seconds / self.done
+        return {
+            "title": self.title, "done": self.done, "total": self.total, "unit": self.unit, "failed": self.failed,
+            "seconds": seconds, "rate": self.done / seconds, "seconds_left": left,
+        }  # fmt: skip
+
+
+_steps: list[Step] = []
+"""Of this process; the last one is the innermost."""
+
+
+def current_step() -> Step | None:
+    """Return how far the work of this process is; None between two steps."""
+    return _steps[-1] if _steps else None
 
 
 def say(line: str) -> None:
-    """Print one line to standard error."""
+    """Print one line to standard error, and log it."""
     click.echo(line, err=True)
+    LOG.info(line)
 
 
 @contextmanager
@@ -46,30 +102,46 @@ def progress(title: str, total: int | None, unit: str) -> Iterator[Advance]:
     callable
         To be called with the number of units done since the last call.
     """
-    if sys.stderr.isatty():
-        with _bar(title, total, unit) as advance_bar:
-            yield advance_bar
-        return
-    start = last = time.monotonic()
-    done = 0
+    step = Step(title, total, unit, time.monotonic())
+    show = _bar if sys.stderr.isatty() else _lines
+    _steps.append(step)
+    try:
+        with show(step) as told:
 
-    def advance(n: int) -> None:
-        nonlocal done, last
-        done += n
+            def advance(n: int, failed: int = 0) -> None:
+                step.done += n
+                step.failed += failed
+                told()
+
+            yield advance
+    finally:
+        _steps.pop()
+
+
+@contextmanager
+def _lines(step: Step) -> Iterator[Callable[[], None]]:
+    last = step.start
+
+    def tell() -> None:
+        nonlocal last
         now = time.monotonic()
         if now - last >= _LINE_SECONDS:
             last = now
-            say(f"{title}: {_how_far(done, total, unit, now - start)}")
+            say(f"{step.title}: {how_far(step.done, step.total, step.unit, now - step.start)}")
 
-    yield advance
-    say(f"{title}: {done:,} {unit} in {time.monotonic() - start:.1f} s")
+    yield tell
+    say(_in_all(step))
 
 
-def _how_far(done: int, total: int | None, unit: str, seconds: float) -> str:
-    """Say how many are done, how many a second, and, where the total is known, how long the rest will take."""
+def _in_all(step: Step) -> str:
+    return f"{step.title}: {step.done:,} {step.unit} in {time.monotonic() - step.start:.1f} s"
+
+
+def how_far(done: int, total: int | None, unit: str, seconds: float) -> str:
+    """Say how many units are done after so many seconds, how many a second, and, where that is known, the time left."""
     rate = f"{_rate(done / seconds)}"
     if total is None or done == 0:
-        return f"{done:,} {unit}, {rate}"
+        return f"{done:,} {unit}, {rate}" if total is None else f"{done:,} of {total:,} {unit}"
     return f"{done:,} of {total:,} {unit}, {rate}, {_duration((total - done) * seconds / done)} left"
 
 
@@ -89,7 +161,7 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def _bar(title: str, total: int | None, unit: str) -> Iterator[Advance]:
+def _bar(step: Step) -> Iterator[Callable[[], None]]:
     from rich import progress as bars
     from rich.console import Console
 
@@ -99,17 +171,15 @@ def _bar(title: str, total: int | None, unit: str) -> Iterator[Advance]:
         bars.TextColumn("{task.fields[how_far]}"),
         bars.TimeElapsedColumn(),
     )
-    start, done = time.monotonic(), 0
     with bars.Progress(*columns, console=Console(stderr=True, highlight=False)) as bar:
-        task = bar.add_task(title, total=total, how_far=unit)
+        task = bar.add_task(step.title, total=step.total, how_far=step.unit)
 
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            told = _how_far(done, total, unit, max(time.monotonic() - start, 1e-9))
-            bar.update(task, advance=n, how_far=told)
+        def tell() -> None:
+            seconds = max(time.monotonic() - step.start, 1e-9)
+            bar.update(task, completed=step.done, how_far=how_far(step.done, step.total, step.unit, seconds))
 
-        yield advance
+        yield tell
+    LOG.info(_in_all(step))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], keys: int = 1) -> None:

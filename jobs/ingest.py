@@ -54,7 +54,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     with progress("ingest", min(len(tasks) * plan.chunk_rows, plan.n_items), "items") as advance:
 
         def count(summary: ChunkSummary) -> None:
-            advance(summary.items)
+            advance(summary.items, summary.failed)
 
         run_tasks(client, tasks, count)
     collection = finish_collection(folder.manifest, folder.collection, config.ingest, config.input)

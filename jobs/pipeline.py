@@ -8,11 +8,14 @@ from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 
-from jobs.console import say, show_line
+from jobs.console import LOG, say, show_line
+from jobs.driving import command_line, holding, recorded_end
 from jobs.listing import check_against_items, list_items_of
+from jobs.logs import in_stage
+from jobs.sizes import bytes_of_stage
 from kmeans_dask.config import Config
 from kmeans_dask.errors import UserError
-from kmeans_dask.runs import RunFolder, open_run
+from kmeans_dask.runs import RunFolder, make_run_folder, open_run
 
 _NEEDS = {
     "ingest": (),
@@ -54,34 +57,30 @@ def run_stages(config: Config, stages: Sequence[str], *, fresh: bool = False, up
     Raises
     ------
     UserError
-        The input is wrong, or a stage is asked for that the config has no section for.
+        The input is wrong, a stage is asked for that the config has no section for, or another driver works on the run.
     JobError
         The work failed.
     """
     wanted = [stage for stage in stages if getattr(config, stage) is not None]
     if not wanted:
         raise UserError(f"the config has no section {stages[0]}, so there is nothing to do; add it, or use run")
-    folder = open_run(config, fresh=fresh)
-    try:
-        list_items_of(config, folder, look_again="ingest" in stages)
-        check_against_items(config, folder)
-        with ExitStack() as cluster:
+    folder = make_run_folder(config)
+    with holding(folder) as lock:
+        open_run(config, fresh=fresh, command=command_line(), driver_starts=lock.number)
+        with ExitStack() as cluster, recorded_end(folder):  # the end is recorded before the workers are ended
+            list_items_of(config, folder, look_again="ingest" in stages)
+            check_against_items(config, folder)
             client = None
             for stage in wanted:
                 if _skip(stage, config, folder):
                     continue
                 if stage == "report":
                     cluster.close()
+                    client = None
                 elif client is None:
                     client = cluster.enter_context(_workers(config, folder))
                 _run_stage(stage, config, folder, client, **({"update": update} if stage == "fit" else {}))
-    except KeyboardInterrupt:
-        folder.set_state("interrupted")
-        raise
-    except Exception:
-        folder.set_state("failed")
-        raise
-    folder.set_state("finished")
+        folder.set_state("finished")
     show_line(f"report: {folder.report}" if "report" in wanted else f"results: {folder.path}")
 
 
@@ -121,8 +120,22 @@ def _run_stage(stage: str, config: Config, folder: RunFolder, client: Any, **opt
                 f"{stage} reads what {need} writes, which is not finished with this config: run {need} first"
             )
     start = time.monotonic()
-    summary = import_module(f"jobs.{stage}").run(config, client, **options)
-    folder.finish(stage, settings_of(stage, config, folder), summary, time.monotonic() - start)
+    with in_stage(stage):
+        LOG.info(f"{stage} started")
+        summary = import_module(f"jobs.{stage}").run(config, client, **options)
+        seconds = time.monotonic() - start
+        bytes_read, bytes_written = bytes_of_stage(stage, folder)
+        facts = {"workers": _workers_by_host(client), "bytes_read": bytes_read, "bytes_written": bytes_written}
+        folder.finish(stage, settings_of(stage, config, folder), summary, seconds, **facts)
+        LOG.info(f"{stage} finished", extra={"facts": {"seconds": round(seconds, 3), **facts, "summary": summary}})
+
+
+def _workers_by_host(client: Any) -> dict[str, int]:
+    if client is None:
+        return {}
+    from kmeans_dask.cluster import worker_hosts  # imported already; a job that needs no workers is spared it
+
+    return worker_hosts(client)
 
 
 def _forget(stage: str, folder: RunFolder) -> None:

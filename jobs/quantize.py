@@ -15,6 +15,7 @@ import pyarrow.csv
 from distributed import Client
 
 from jobs.console import progress, say
+from jobs.driving import holding
 from jobs.finished import config_of
 from jobs.tables import show_colours
 from kmeans_dask.cluster import run_tasks
@@ -73,7 +74,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     with progress("quantize", len(missing), "items") as advance:
 
         def count(summary: BatchSummary) -> None:
-            advance(summary.done + summary.failed)
+            advance(summary.done + summary.failed, summary.failed)
 
         run_tasks(client, quantize_tasks(*job, missing, palettes), count)
     table = finish_quantized(folder.path, ks)
@@ -93,7 +94,7 @@ def retry(path: str, cluster: str | None = None) -> None:
     Raises
     ------
     UserError
-        The folder is no run with quantized images.
+        The folder is no run with quantized images, or another driver works on it.
     JobError
         More than ``input.max_failed`` of the items could still not be quantized.
     """
@@ -104,10 +105,12 @@ def retry(path: str, cluster: str | None = None) -> None:
     if journal is None:
         raise UserError(f"{path} has no quantized images; give a run folder, for example runs/photos")
     config = config_of(path, cluster)
-    n_failed = journal.forget_failed()
-    say(f"{config.name}: {n_failed:,} outputs had failed")
+    with holding(folder):
+        n_failed = journal.forget_failed()
+        say(f"{config.name}: {n_failed:,} outputs had failed")
+        if n_failed:
+            folder.forget("quantize")
     if n_failed:
-        folder.forget("quantize")
         run_stages(config, ("quantize", "report"))
 
 

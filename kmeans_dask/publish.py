@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,19 +62,34 @@ def create(path: Path, text: str) -> bool:
     Returns
     -------
     bool
-        Whether this call has made it. A file can be seen empty for a moment. An object whose store's answer was lost on
-        the way is asked for again, and the answer is no: whoever must know compares the content.
+        Whether this call has made it. A reader sees all of it; on a file system without links it can be seen empty for
+        a moment. An object whose store's answer was lost on the way is asked for again, and the answer is no: whoever
+        must know compares the content.
     """
     try:
         if is_local(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
+            _create_file(path, text)
         else:
             put(path, text.encode(), replace=False)  # If-None-Match: *
     except FileExistsError:
         return False
     return True
+
+
+def _create_file(path: Path, text: str) -> None:
+    """Write it under a temporary name and link it to its own: unlike a rename, that replaces nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{uuid4().hex}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    finally:
+        remove(partial)
 
 
 def remove(path: Path) -> None:
@@ -87,11 +102,21 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove what killed writers have left of `publish` below a folder; in an object store they leave nothing."""
+def remove_partials(folder: Path, leave: Sequence[str] = ()) -> None:
+    """Remove what killed writers have left of `publish` below a folder; in an object store they leave nothing.
+
+    Parameters
+    ----------
+    folder
+        Nobody writes below it now.
+    leave
+        Names of folders in it that this is not true of; they are left alone.
+    """
     if not is_local(folder):
         return
     for parent, folders, files in os.walk(folder):
+        if Path(parent) == folder:
+            folders[:] = [name for name in folders if name not in leave]
         for name in [*folders, *files]:
             if re.fullmatch(r"\.[0-9a-f]{32}\.partial", name):
                 remove(Path(parent, name))

@@ -22,6 +22,9 @@ from kmeans_dask.publish import publish, read_json, remove, remove_partials, wri
 
 _PACKAGES = ("kmeans-dask", "dask", "distributed", "dask-ml", "numpy", "pillow", "scikit-learn", "zarr")
 
+_OF_DRIVERS = ("drivers", "logs")
+"""Folders that a driver writes to before there is a run.json, and that a fresh run keeps: through them it is held."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -110,6 +113,20 @@ class RunFolder:
         """One self-contained page."""
         return self.path / "report.html"
 
+    @property
+    def drivers(self) -> Path:
+        """Who works on the run, and who has; `kmeans_dask.lock` says how."""
+        return self.path / "drivers"
+
+    @property
+    def cancel_request(self) -> Path:
+        """Names the driver that is asked to end."""
+        return self.drivers / "cancel.json"
+
+    def log(self, number: int) -> Path:
+        """Log of a driver."""
+        return self.path / "logs" / f"{number}.jsonl"
+
     def model(self, algorithm: str, k: int) -> Path:
         """Folder of one fitted model."""
         return self.path / "models" / algorithm / f"k={k}.zarr"
@@ -148,7 +165,9 @@ class RunFolder:
             if old.get(key) != new.get(key)
         ]
 
-    def finish(self, stage: str, settings: Mapping[str, Any], summary: Mapping[str, Any], seconds: float) -> None:
+    def finish(
+        self, stage: str, settings: Mapping[str, Any], summary: Mapping[str, Any], seconds: float, **facts: Any
+    ) -> None:
         """Record that a stage is finished; called last, when everything it writes is published.
 
         Parameters
@@ -161,9 +180,11 @@ class RunFolder:
             What is told about it later.
         seconds
             Wall time.
+        **facts
+            What else is recorded.
         """
         record = self.read()
-        record["stages"][stage] = {
+        record["stages"][stage] = _plain(facts) | {
             "settings": _plain(settings),
             "summary": _plain(summary),
             "seconds": round(seconds, 3),
@@ -178,7 +199,7 @@ class RunFolder:
             write_json(self.path / "run.json", record)
 
     def set_state(self, state: str, **facts: Any) -> None:
-        """Record the state of the run: running, finished, failed or interrupted."""
+        """Record the state of the run: running, finished, failed, interrupted or cancelled."""
         write_json(self.path / "run.json", {**self.read(), **_plain(facts), "state": state, "changed": _now()})
 
 
@@ -187,15 +208,13 @@ def run_folder(config: Config) -> RunFolder:
     return RunFolder(Path(config.output) / config.name)
 
 
-def open_run(config: Config, *, fresh: bool = False) -> RunFolder:
-    """Create or reopen the run folder of a config.
+def make_run_folder(config: Config) -> RunFolder:
+    """Create the run folder of a config, if there is none; nothing is written into it.
 
     Parameters
     ----------
     config
-        Its output, name and content are used.
-    fresh
-        Remove what an earlier run left.
+        Its output and name are used.
 
     Returns
     -------
@@ -210,32 +229,68 @@ def open_run(config: Config, *, fresh: bool = False) -> RunFolder:
     try:
         _check_ours(run.path)
         run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(run.path, error) from None
+    return run
+
+
+def open_run(config: Config, *, fresh: bool = False, **facts: Any) -> RunFolder:
+    """Create or reopen the run folder of a config.
+
+    Parameters
+    ----------
+    config
+        Its output, name and content are used.
+    fresh
+        Remove what an earlier run left.
+    **facts
+        What else is recorded of this start.
+
+    Returns
+    -------
+    RunFolder
+
+    Raises
+    ------
+    UserError
+        The folder cannot be written, or is not a run folder.
+    """
+    run = make_run_folder(config)
+    try:
         if fresh:
             _empty(run.path)
-        elif run.read().get("state") in ("running", "interrupted"):  # a killed one never says anything else
-            remove_partials(run.path)
+        elif run.read().get("state") in (
+            "running",
+            "interrupted",
+            "cancelled",
+        ):  # a killed one never says anything else
+            remove_partials(run.path, leave=_OF_DRIVERS)
         run.set_state(  # before any other file: run.json is what tells a run folder
             "running",
             seed=config.seed,
             host=platform.node(),
             python=platform.python_version(),
             versions={name: version(name) for name in _PACKAGES},
+            started=_now(),
+            **facts,
         )
         with publish(run.path / "config.yaml") as partial:
             text = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"cannot write the run folder {run.path}: {error.strerror}; set output to a folder you may write to"
-        ) from None
+        raise _unwritable(run.path, error) from None
     return run
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write the run folder {path}: {error.strerror}; set output to a folder you may write to")
 
 
 def _check_ours(path: Path) -> None:
     """Refuse a folder that holds something else: a run would write into it, and a fresh one empty it."""
     if not path.exists() or (path / "run.json").exists():
         return
-    if any(not entry.name.endswith(".partial") for entry in path.iterdir()):
+    if any(not (entry.name in _OF_DRIVERS or entry.name.endswith(".partial")) for entry in path.iterdir()):
         raise UserError(f"{path} is no run folder (it has no run.json); remove it yourself or change name")
 
 
@@ -243,7 +298,7 @@ def _empty(path: Path) -> None:
     """Remove what an earlier run left; first of all its record, so that nothing counts as finished meanwhile."""
     write_json(path / "run.json", {"stages": {}})
     for entry in path.iterdir():
-        if entry.name != "run.json":
+        if entry.name not in ("run.json", *_OF_DRIVERS):
             remove(entry)
 
 

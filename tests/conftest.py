@@ -228,9 +228,12 @@ class Page(HTMLParser):
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of every file below a folder: what was written anew has another one."""
+    """Inode and time of every file below a folder: what was written anew has another one.
+
+    What drivers say about themselves in a run folder is left out: every start says something.
+    """
     return {
         str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.relative_to(folder).parts[0] not in ("drivers", "logs")
     }

@@ -11,7 +11,7 @@ import pytest
 FROM_THE_BOTTOM = """
 config errors object_store publish relisting normalize images kernels moments draws labels colours colour_spaces \
 colour_starts colour_means grey_levels dither sprites painting palettes palette_files outputs extractors transformation
-store runs journal \
+store runs journal lock \
 sources.manifest sources.names sources.locations sources.listed sources.policies sources.folders sources.lists \
 sources.archives sources.arrays sources.tables sources.datasets sources.downloads sources.places \
 sources.items sources.reading sources decoding

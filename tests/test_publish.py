@@ -88,6 +88,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path):
         "a",
         f"deep/{left}/inner/c",
         f"deep/er/{left}",
+        f"in use/{left}",
         "collection.zarr.partial/d",
         ".mine.partial",
         ".hidden",
@@ -95,12 +96,12 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
 
-    remove_partials(tmp_path)
+    remove_partials(tmp_path, leave=["in use"])
 
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
-        ".hidden", ".mine.partial", "a", "collection.zarr.partial/d",
+        ".hidden", ".mine.partial", "a", "collection.zarr.partial/d", f"in use/{left}",
     ]  # fmt: skip
-    assert not list(tmp_path.rglob(left))
+    assert [path.parent.name for path in tmp_path.rglob(left)] == ["in use"]
 
 
 def test_remove_leaves_what_a_link_points_to(tmp_path: Path):

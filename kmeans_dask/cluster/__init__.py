@@ -2,6 +2,6 @@
 
 from kmeans_dask.cluster.connecting import connect
 from kmeans_dask.cluster.tasks import run_tasks, run_tree
-from kmeans_dask.cluster.watching import dashboard_link, recorded, worker_memory
+from kmeans_dask.cluster.watching import dashboard_link, recorded, worker_hosts, worker_memory
 
-__all__ = ["connect", "dashboard_link", "recorded", "run_tasks", "run_tree", "worker_memory"]
+__all__ = ["connect", "dashboard_link", "recorded", "run_tasks", "run_tree", "worker_hosts", "worker_memory"]

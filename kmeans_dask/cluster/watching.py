@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,11 @@ def recorded(path: Path | None) -> Iterator[None]:
         return
     with publish(path) as partial, performance_report(str(partial), mode="inline"):
         yield
+
+
+def worker_hosts(client: Client) -> dict[str, int]:
+    """Return how many workers there are on each host."""
+    return dict(Counter(worker["host"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()))
 
 
 def worker_memory(client: Client) -> int:

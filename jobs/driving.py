@@ -1,0 +1,113 @@
+"""What a driver does beside the work: it holds the run, says how far it is, hears a request to cancel, keeps a log."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs.console import LOG, current_step, say
+from jobs.logs import Log, current_stage, logged
+from jobs.stopping import Stopped, cancelled, interrupted, stop_here, taken_over
+from kmeans_dask.errors import JobError, UserError, without_secrets
+from kmeans_dask.lock import BEAT_SECONDS, Lock, LockLostError, take
+from kmeans_dask.publish import read_json
+from kmeans_dask.runs import RunFolder
+
+
+@contextmanager
+def holding(folder: RunFolder, job: str | None = None, command: str | None = None) -> Iterator[Lock]:
+    """Hold a run: no other driver works on it meanwhile, everybody can see how far it is, and it can be cancelled.
+
+    Parameters
+    ----------
+    folder
+        Run folder; it exists.
+    job
+        Key of the submitted job that this driver belongs to, if it was submitted.
+    command
+        What was asked for; None: the command line of this process.
+
+    Yields
+    ------
+    Lock
+
+    Raises
+    ------
+    UserError
+        Another driver works on the run.
+    """
+    command = command or command_line()
+    lock = take(folder.drivers, command, job)
+    ended = threading.Event()
+    try:
+        with logged(folder.log(lock.number)) as log:
+            facts = {"command": command, "host": platform.node(), "pid": os.getpid()}
+            LOG.info("driver started", extra={"facts": facts})
+            if lock.took_over:
+                say(f"{folder.path.name}: {lock.took_over} is dead; this goes on from where it was")
+            heart = threading.Thread(target=_beat, args=(lock, folder, log, ended), name="heartbeat", daemon=True)
+            heart.start()
+            try:
+                yield lock
+            finally:
+                ended.set()
+                heart.join()
+    finally:
+        lock.release()
+
+
+def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event) -> None:
+    """Say once a second how far the work is, and interrupt it where that is asked for."""
+    stopping = False
+    while True:
+        step = current_step()
+        try:
+            lock.beat({"stage": current_stage(), "step": step.facts() if step else None})
+            log.flush()
+            if not stopping and _is_cancelled(folder.cancel_request, lock):
+                stopping = True
+                stop_here(cancelled())
+        except LockLostError as error:
+            if not stopping:
+                stop_here(taken_over(str(error)))
+            return
+        except OSError as error:  # it may come back; whether it does, the work itself finds out
+            LOG.warning(f"the run folder cannot be reached: {error}")
+        if ended.wait(BEAT_SECONDS):
+            return
+
+
+def _is_cancelled(request: Path, lock: Lock) -> bool:
+    """Whether this driver, or the submitted job that it belongs to, is asked to end."""
+    try:
+        asked = read_json(request)
+    except (FileNotFoundError, ValueError):
+        return False
+    return bool(asked["driver"] == lock.number or (lock.job is not None and asked["job"] == lock.job))
+
+
+@contextmanager
+def recorded_end(folder: RunFolder) -> Iterator[None]:
+    """Record in run.json and in the log how the work in the block ended, unless it did well."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        stop = error if isinstance(error, Stopped) else interrupted()
+        LOG.warning(str(stop))
+        if stop.state:
+            folder.set_state(stop.state)
+        raise
+    except Exception as error:
+        LOG.error(str(error), exc_info=not isinstance(error, (UserError, JobError)))
+        folder.set_state("failed")
+        raise
+
+
+def command_line() -> str:
+    """Return what this process was asked to do, without secrets of URLs."""
+    return without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))

@@ -1,0 +1,224 @@
+"""How a run is doing, from wherever its folder can be seen; ending it; its log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.console import how_far, show_line
+from jobs.logs import show_log
+from kmeans_dask.errors import JobError, UserError
+from kmeans_dask.lock import is_alive, last_driver, told
+from kmeans_dask.publish import write_json
+from kmeans_dask.runs import RunFolder
+
+_END_SECONDS = 60
+"""A driver that is asked to end has this long: it is usually gone in two seconds."""
+
+_FOLLOW_SECONDS = 1.0
+
+_STAGES = ("ingest", "fit", "evaluate", "quantize", "report")
+
+
+def status(run: str) -> None:
+    """Print what a run does, how far it is, how long it will take, what failed, and whether its driver is alive.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+
+    Raises
+    ------
+    UserError
+        The folder is no run.
+    """
+    for line in status_lines(read_facts(run)):
+        show_line(line)
+
+
+def read_facts(run: str) -> dict[str, Any]:
+    """Read how a run is doing.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+
+    Returns
+    -------
+    dict
+        run, name, state, changed, stages (name, seconds and failed of each that is finished), driver (that of
+        `lock.last_driver`, or None), alive (whether it is).
+
+    Raises
+    ------
+    UserError
+        The folder is no run.
+    """
+    folder = RunFolder(Path(run))
+    driver = last_driver(folder.drivers)
+    alive = driver is not None and is_alive(folder.drivers, driver)
+    record, driver = folder.read(), last_driver(folder.drivers)
+    if "state" not in record and not alive:
+        raise UserError(f"{run} has no run.json; give a run folder, for example runs/digits")
+    stages = [
+        {"name": name, "seconds": record["stages"][name]["seconds"], "failed": _failed(record["stages"][name])}
+        for name in _STAGES
+        if name in record["stages"]
+    ]
+    return {
+        "run": run, "name": folder.path.resolve().name, "state": record.get("state", "running"),
+        "changed": record.get("changed"), "stages": stages, "driver": driver, "alive": alive,
+    }  # fmt: skip
+
+
+def _failed(stage: dict[str, Any]) -> int:
+    return int(stage["summary"].get("failed", 0))
+
+
+def status_lines(facts: dict[str, Any]) -> Iterator[str]:
+    """Say how a run is doing, for people: a line on its state, one on what it does, one on what is finished."""
+    driver, running = facts["driver"], facts["state"] == "running"
+    since = f", {facts['changed']}" if facts["changed"] else ""
+    if running and facts["alive"]:
+        yield f"{facts['name']}: running; {told(driver)} is alive"
+        step = driver["progress"].get("step")
+        if step:
+            failed = f", {step['failed']:,} failed" if step["failed"] else ""
+            yield f"{step['title']}: {how_far(step['done'], step['total'], step['unit'], step['seconds'])}{failed}"
+        else:
+            yield f"{driver['progress'].get('stage') or 'listing'}: at work"
+    elif running:
+        who = told(driver) if driver else "its driver"
+        yield f"{facts['name']}: stopped; {who} is dead; the same command again goes on from here"
+    else:
+        yield f"{facts['name']}: {facts['state']}{since}"
+    if facts["stages"]:
+        yield f"finished: {', '.join(map(_told_stage, facts['stages']))}"
+
+
+def _told_stage(stage: dict[str, Any]) -> str:
+    failed = f", {stage['failed']:,} failed" if stage["failed"] else ""
+    return f"{stage['name']} ({stage['seconds']:,.1f} s{failed})"
+
+
+def cancel(run: str) -> None:
+    """Ask the driver of a run to end, and wait until it has.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+
+    Raises
+    ------
+    UserError
+        The folder is no run.
+    JobError
+        The driver has not ended after a minute.
+    """
+    show_line(request_end(run))
+
+
+def request_end(run: str) -> str:
+    """Ask the driver of a run to end, wait until it has, and return what is to be said."""
+    folder = RunFolder(Path(run))
+    name = folder.path.resolve().name
+    driver = last_driver(folder.drivers)
+    if driver is None:
+        raise UserError(f"{run} is no run folder that a driver has worked on; give one, for example runs/digits")
+    if driver["ended"]:
+        return f"{name}: nothing to cancel, no driver is at work; the run is {folder.read().get('state')}"
+    write_json(folder.cancel_request, {"driver": driver["number"], "job": driver["job"]})
+    end = time.monotonic() + _END_SECONDS
+    while is_alive(folder.drivers, driver):
+        if time.monotonic() > end:
+            raise JobError(f"{told(driver)} was asked to end, and has not after {_END_SECONDS} s; kill it")
+        time.sleep(0.1)
+        driver = last_driver(folder.drivers) or driver
+    driver = last_driver(folder.drivers) or driver
+    if not driver["ended"]:
+        again = "; if the cluster starts it again, it ends at once" if driver["job"] else ""
+        return f"{name}: {told(driver)} is dead{again}"
+    return f"{name}: {folder.read().get('state')}"
+
+
+def logs(run: str, follow: bool) -> None:
+    """Print the log of the driver that was started last on a run.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    follow
+        Whether to go on until the driver ends.
+
+    Raises
+    ------
+    UserError
+        The run has no log.
+    """
+    follow_log(lambda position: read_log(run, position), follow)
+
+
+Position = tuple[int, int]
+"""In the logs of a run: number of the driver, and bytes of its log."""
+
+
+def follow_log(read: Callable[[Position], tuple[str, Position, bool]], follow: bool) -> None:
+    """Print the last driver's log from its beginning, as it grows.
+
+    Parameters
+    ----------
+    read
+        As `read_log`, without its first argument.
+    follow
+        Whether to wait for more until the driver has ended.
+    """
+    position, ended = (0, 0), False
+    while not ended:
+        text, position, ended = read(position)
+        show_log(text.splitlines())
+        if not follow:
+            return
+        if not ended:
+            time.sleep(_FOLLOW_SECONDS)
+
+
+def read_log(run: str, position: Position) -> tuple[str, Position, bool]:
+    """Read whole lines of the last driver's log.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    position
+        What has been read before; a newer driver's log is read from its beginning.
+
+    Returns
+    -------
+    str, (int, int), bool
+        The lines, the position after them, and whether the driver has ended, so that none will follow.
+
+    Raises
+    ------
+    UserError
+        The run has no log.
+    """
+    folder = RunFolder(Path(run))
+    driver = last_driver(folder.drivers)
+    if driver is None:
+        raise UserError(f"{run} has no log; give a run folder, for example runs/digits")
+    number, offset = driver["number"], 0
+    if position[0] == number:
+        offset = position[1]
+    ended = not is_alive(folder.drivers, driver)
+    try:
+        whole = folder.log(number).read_bytes()[offset:]
+    except FileNotFoundError:  # it has just been started
+        whole = b""
+    lines = whole[: whole.rfind(b"\n") + 1]
+    return lines.decode("utf-8"), (number, offset + len(lines)), ended
