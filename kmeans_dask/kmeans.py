@@ -27,7 +27,7 @@ from kmeans_dask.reduction import share
 from kmeans_dask.rows import as_rows, as_weights, unit_rows
 from kmeans_dask.sampling import Data, shifted
 from kmeans_dask.seeding import DEFAULT_ROUNDS, Start, choose_starts, is_parallel
-from kmeans_dask.starting import is_large, sample_for, start_on
+from kmeans_dask.starting import sample_for, start_on, starts_on_sample
 
 _GAIN_PER_TOL = 3
 """MNIST, K = 256, tol 1e-4: stopping at gains of 3e-4 takes half the passes of 1e-4, for an inertia 0.1 % higher, which
@@ -344,7 +344,7 @@ def _start_on_sample(data: Data, start: Start, first: Moments) -> Floats:
 
 
 def _may_start_on_sample(data: Data, start: Start, owner: KMeans) -> bool:
-    return owner.algorithm == "accelerated" and isinstance(start.init, str) and is_large(data, start.k)
+    return owner.algorithm == "accelerated" and isinstance(start.init, str) and starts_on_sample(data, start.k)
 
 
 def _run_of(data: Data, centres: Floats, estimator: KMeans, variance: float) -> Run:

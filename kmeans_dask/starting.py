@@ -25,9 +25,14 @@ _LEAST_CENTRES = 80
 % higher."""
 
 
-def is_large(data: Data, k: int) -> bool:
-    """Whether the data has at least twice the rows of a sample for k centres."""
-    return 2 * _ROWS_PER_CENTRE * max(k, _LEAST_CENTRES) <= len(data.X)
+_MOST_BYTES = 512 * 2**20
+"""Of a sample in the driver: 13,000 centres of 784 bytes. Beyond, the start is left to the workers."""
+
+
+def starts_on_sample(data: Data, k: int) -> bool:
+    """Whether the data has at least twice the rows of a sample for k centres, and that fits into the driver."""
+    rows = _ROWS_PER_CENTRE * max(k, _LEAST_CENTRES)
+    return 2 * rows <= len(data.X) and rows * data.X.shape[1] * data.X.dtype.itemsize <= _MOST_BYTES
 
 
 def sample_for(data: Data, k: int, seed: int, first: Moments | None = None) -> Data:

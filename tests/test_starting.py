@@ -9,8 +9,9 @@ from sklearn.datasets import load_digits
 
 from kmeans_dask import KMeans
 from kmeans_dask.lloyd import prepare
+from kmeans_dask.sampling import Data
 from kmeans_dask.seeding import Start
-from kmeans_dask.starting import is_large, sample_for, start_on
+from kmeans_dask.starting import sample_for, start_on, starts_on_sample
 
 DIGITS = np.tile(load_digits().data.astype(np.uint8) * 15, (6, 1))  # 10,782 x 64
 
@@ -76,13 +77,16 @@ def test_refining_lowers_the_inertia_of_the_sample() -> None:
     assert run.history[0] > run.history[-1] >= 0.999 * weights @ distances
 
 
-def test_what_is_large() -> None:
+def test_when_a_sample_is_worth_while() -> None:
     data, _ = prepare(da.zeros((25_600, 2), dtype=np.uint8, chunks=(8192, 2)), None)
 
-    assert is_large(data, 256)
-    assert not is_large(data, 257)
-    assert is_large(data.first(8000), 2)
-    assert not is_large(data.first(7999), 2)
+    assert starts_on_sample(data, 256)
+    assert not starts_on_sample(data, 257)
+    assert starts_on_sample(data.first(8000), 2)
+    assert not starts_on_sample(data.first(7999), 2)
+    wide = Data(da.zeros((2**17, 2**13), dtype=np.float64, chunks=(1024, -1)), None, None, 2.0**17)
+    assert starts_on_sample(wide, 163)
+    assert not starts_on_sample(wide, 164)  # 50 rows of 64 KiB each are more than 512 MiB
 
 
 def test_a_sample_of_few_distinct_rows_raises_no_warning() -> None:
