@@ -10,6 +10,7 @@ from jobs.finished import choose_model, config_of
 from kmeans_dask.comparison import Comparison, compare_clusters
 from kmeans_dask.errors import UserError
 from kmeans_dask.evaluation import column_prefix
+from kmeans_dask.object_store import readable
 from kmeans_dask.runs import run_folder
 
 
@@ -57,5 +58,5 @@ def _clusters_of(run: str, k: int | None, algorithm: str | None) -> tuple[pa.Tab
     folder = run_folder(config)
     model = choose_model(config, folder, k, algorithm)
     column = f"{column_prefix(model)}_cluster"
-    table = pq.read_table(folder.clusters, columns=["path", "split", column])
+    table = pq.read_table(readable(folder.clusters), columns=["path", "split", column])
     return table.rename_columns(["path", "split", "cluster"]), f"{run} ({model.algorithm}, K = {model.k})"

@@ -76,7 +76,8 @@ def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event) -> No
             if not stopping:
                 stop_here(taken_over(str(error)))
             return
-        except OSError as error:  # it may come back; whether it does, the work itself finds out
+        # OSError, or what the package of an object store raises: it may come back; if not, the work itself finds out
+        except Exception as error:
             LOG.warning(f"the run folder cannot be reached: {error}")
         if ended.wait(BEAT_SECONDS):
             return

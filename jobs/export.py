@@ -19,6 +19,7 @@ from kmeans_dask.features import open_features
 from kmeans_dask.image_folders import folder_names, place
 from kmeans_dask.model_files import write_npz, write_onnx, write_skops
 from kmeans_dask.models import Model
+from kmeans_dask.object_store import is_local, location, readable
 from kmeans_dask.publish import publish
 from kmeans_dask.runs import RunFolder, run_folder
 from kmeans_dask.sources.locations import is_remote
@@ -61,7 +62,9 @@ def export(
     """
     config = config_of(run)
     folder = run_folder(config)
-    path = Path(target)
+    path = location(target)
+    if by is not None and not is_local(path):
+        raise UserError(f"{target}: images are copied to a folder of a file system; give one")
     if by is None and path.suffix.lower() not in _ENDINGS:
         raise UserError(f"{target}: give --by cluster or --by label, or a file that ends in {', '.join(_ENDINGS)}")
     model = choose_model(config, folder, k, algorithm)
@@ -86,14 +89,14 @@ def _export_table(folder: RunFolder, model: Model, path: Path) -> None:
     """Write path, split, label, cluster, predicted label and distance of every item in one model."""
     prefix = column_prefix(model)
     names = ["path", "split", "label", f"{prefix}_cluster", f"{prefix}_label", f"{prefix}_distance"]
-    fields = [pq.read_schema(folder.clusters).field(name) for name in names]
+    fields = [pq.read_schema(readable(folder.clusters)).field(name) for name in names]
     told = ["path", "split", "label", "cluster", "predicted", "distance"]
     schema = pa.schema([field.with_name(name) for field, name in zip(fields, told, strict=True)])
     writer_of = pyarrow.csv.CSVWriter if path.suffix.lower() == ".csv" else pq.ParquetWriter
     with (
         publish(path) as partial,
         writer_of(partial, schema) as writer,
-        pq.ParquetFile(folder.clusters) as file,
+        pq.ParquetFile(readable(folder.clusters)) as file,
     ):
         for batch in file.iter_batches(columns=names):
             writer.write_table(pa.table([batch.column(name) for name in names], schema=schema))
@@ -122,10 +125,10 @@ def _items(folder: RunFolder, model: Model, by: str) -> Iterator[tuple[bytes, st
         *names, without = folder_names([*class_names, _NO_LABEL])
         folders = [names[c] if c >= 0 else without for c in model.label_map]
     column = f"{column_prefix(model)}_cluster"
-    items = pq.read_table(folder.collection / "items.parquet", columns=["file", "inside", "path"])
+    items = pq.read_table(readable(folder.collection / "items.parquet"), columns=["file", "inside", "path"])
     if items["inside"].null_count < len(items) or any(map(is_remote, items["file"].to_pylist())):
         raise UserError("images inside archives, arrays and tables, and those of URLs, are no files here to be copied")
-    clusters = pq.read_table(folder.clusters, columns=["path", column])
+    clusters = pq.read_table(readable(folder.clusters), columns=["path", column])
     if not clusters["path"].equals(items["path"]):
         raise UserError(f"{folder.clusters} is of another state of the collection: run fit and evaluate first")
     say(f"export: clusters of model {model.algorithm}, K = {model.k}")

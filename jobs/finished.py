@@ -8,6 +8,7 @@ from pathlib import Path
 from kmeans_dask.config import Config, load_config
 from kmeans_dask.errors import UserError
 from kmeans_dask.models import Model, read_model
+from kmeans_dask.object_store import location, reached
 from kmeans_dask.runs import RunFolder
 
 
@@ -30,8 +31,10 @@ def config_of(path: str | Path, cluster: str | None = None) -> Config:
     UserError
         The folder is no run.
     """
-    whole = Path(path).resolve()
-    if not ((whole / "run.json").exists() and (whole / "config.yaml").exists()):
+    whole = location(path).resolve()
+    with reached(whole):
+        there = (whole / "run.json").exists() and (whole / "config.yaml").exists()
+    if not there:
         raise UserError(f"{path} is no run folder; give one, for example runs/digits")
     where = [f"output={json.dumps(str(whole.parent))}", f"name={json.dumps(whole.name)}"]
     return load_config(whole / "config.yaml", where, cluster)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from jobs.console import say
 from kmeans_dask.config import Config
 from kmeans_dask.errors import UserError
+from kmeans_dask.object_store import is_local
 from kmeans_dask.relisting import REMOVED, update_manifest
 from kmeans_dask.runs import RunFolder
 from kmeans_dask.sources import list_items, read_manifest, write_manifest
@@ -62,7 +63,7 @@ def list_items_of(config: Config, folder: RunFolder, *, look_again: bool) -> Non
 
 def _without_own(items: pa.Table, folder: RunFolder) -> pa.Table:
     """Leave out what the run has written since it was listed, where its folder lies in the input; not the built-in."""
-    own = os.fsencode(os.path.abspath(folder.path)) + b"/"
+    own = os.fsencode(os.path.abspath(folder.path) if is_local(folder.path) else str(folder.path)) + b"/"
     written = pc.starts_with(items["file"], own)
     return items.filter(pc.or_(pc.invert(written), pc.starts_with(items["file"], own + b"input/")))
 

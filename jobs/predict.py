@@ -13,6 +13,7 @@ from kmeans_dask.config import Config, Input
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.features import open_features
 from kmeans_dask.models import Model
+from kmeans_dask.object_store import location
 from kmeans_dask.prediction import Predictor, PredictSummary, farthest_fitted, join_predicted, predict_tasks
 from kmeans_dask.runs import RunFolder, run_folder
 from kmeans_dask.sources import list_items
@@ -80,7 +81,7 @@ def _output_of(output: str | None, folder: RunFolder, source: str, model: Model)
     if output is None:
         name = re.sub(r"[^\w.-]+", "_", Path(source).resolve().name) or "images"
         return folder.path / "predictions" / f"{name}-{model.algorithm}-k{model.k}.parquet"
-    path = Path(output)
+    path = location(output)
     if path.suffix.lower() not in (".parquet", ".csv"):
         raise UserError(f"--output={output}: the name must end in .parquet or .csv")
     return path

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +21,7 @@ from kmeans_dask.cluster import run_tasks
 from kmeans_dask.config import Config, Quantize
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.journal import journal_of
+from kmeans_dask.object_store import is_local, location
 from kmeans_dask.outputs import output_names, renamed
 from kmeans_dask.palette_files import read_palette, write_palette
 from kmeans_dask.publish import publish
@@ -100,7 +100,7 @@ def retry(path: str, cluster: str | None = None) -> None:
     """
     from jobs.pipeline import run_stages
 
-    folder = RunFolder(Path(path))
+    folder = RunFolder(location(path))
     journal = journal_of(folder.path)
     if journal is None:
         raise UserError(f"{path} has no quantized images; give a run folder, for example runs/photos")
@@ -116,13 +116,15 @@ def retry(path: str, cluster: str | None = None) -> None:
 
 def _refuse_own_outputs(config: Config, manifest: pa.Table) -> None:
     """Refuse to read images where this run writes its own, by whatever name: they would be replaced."""
-    own = os.path.join(os.path.realpath(os.fsencode(run_folder(config).path / "quantized")), b"")
+    quantized = run_folder(config).path / "quantized"
     folders = {os.path.dirname(file) for file in manifest["file"].to_pylist()}
-    if any(os.path.join(os.path.realpath(folder), b"").startswith(own) for folder in folders):
-        raise UserError(
-            f"input.path: images lie in {run_folder(config).path / 'quantized'}, which this run "
-            "writes; choose another name or output"
-        )
+    if is_local(quantized):
+        own = os.path.join(os.path.realpath(os.fsencode(quantized)), b"")
+        folders = {os.path.realpath(folder) for folder in folders}
+    else:
+        own = f"{quantized}/".encode()
+    if any(os.path.join(folder, b"").startswith(own) for folder in folders):
+        raise UserError(f"input.path: images lie in {quantized}, which this run writes; choose another name or output")
 
 
 def _given_palette(settings: Quantize) -> Palettes:

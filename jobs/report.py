@@ -27,6 +27,7 @@ from kmeans_dask.gallery import make_gallery
 from kmeans_dask.images import Content, ImageError, open_image
 from kmeans_dask.models import read_model
 from kmeans_dask.normalize import POLICY, to_array
+from kmeans_dask.object_store import content_of, readable
 from kmeans_dask.palette_files import read_palette
 from kmeans_dask.publish import read_json
 from kmeans_dask.relisting import REMOVED
@@ -137,7 +138,7 @@ class _Page:
         metrics = read_json(self.folder.metrics)
         collection = open_collection(self.folder.collection)
         models = [read_model(self.folder.model(row["algorithm"], row["k"])) for row in metrics]
-        facts = pq.read_table(self.folder.cluster_facts)
+        facts = pq.read_table(readable(self.folder.cluster_facts))
         lists = {name: _read_csv(getattr(self.folder, name)) for name in _LISTS}
         features = open_features(self.folder.path)
         gallery = make_gallery(collection, features, models, facts, self.folder.clusters, lists)
@@ -150,7 +151,7 @@ class _Page:
     def add_colours(self) -> None:
         """Show the quantized images."""
         assert self.config.quantize is not None
-        table = pq.read_table(self.folder.quantized)
+        table = pq.read_table(readable(self.folder.quantized))
         palette = self.config.quantize.palette
         ks = list(dict.fromkeys(table["k"].to_pylist()))
         shared = (
@@ -174,7 +175,7 @@ class _Page:
         return read
 
     def _output(self, path: Path) -> NDArray[np.uint8]:
-        return _rgb(path, self.config.input.max_pixels)
+        return _rgb(content_of(path), self.config.input.max_pixels)
 
     def _facts(self, values: dict[str, float | str]) -> None:
         self.data["run"]["facts"] += [
@@ -205,7 +206,7 @@ def _read_csv(path: Path) -> pa.Table:
     """Read a list of items; labels that look like numbers stay text."""
     texts = ("path", "label", "suggested", "of_path", "of_label", "split", "of_split", "reason", "kind", "algorithm")
     options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=True)
-    return pyarrow.csv.read_csv(path, convert_options=options)
+    return pyarrow.csv.read_csv(readable(path), convert_options=options)
 
 
 def _shapes(items: pa.Table) -> list[list[object]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from jobs.console import show_line, show_table
 from kmeans_dask.errors import UserError
+from kmeans_dask.object_store import location, readable
 from kmeans_dask.publish import read_json
 from kmeans_dask.runs import RunFolder
 
@@ -24,7 +24,7 @@ def show(path: str) -> None:
     UserError
         The folder is no run.
     """
-    folder = RunFolder(Path(path))
+    folder = RunFolder(location(path))
     record = folder.read()
     if "state" not in record:
         raise UserError(f"{path} has no run.json; give a run folder, for example runs/digits")
@@ -48,7 +48,7 @@ def show(path: str) -> None:
 
         from jobs.tables import show_colours
 
-        show_colours(name, pq.read_table(folder.quantized))
+        show_colours(name, pq.read_table(readable(folder.quantized)))
     if "report" in stages:
         show_line(f"report: {folder.report}")
 

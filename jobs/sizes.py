@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kmeans_dask.object_store import bytes_below, readable
 from kmeans_dask.relisting import REMOVED
 from kmeans_dask.runs import RunFolder
 from kmeans_dask.sources import read_manifest
@@ -32,7 +33,7 @@ def bytes_of_stage(stage: str, folder: RunFolder) -> tuple[int, int]:
     if stage == "ingest":
         return _bytes_of_images(folder), _bytes([folder.collection])
     if stage == "quantize":
-        written = pc.sum(pq.read_table(folder.quantized, columns=["bytes_out"])["bytes_out"]).as_py() or 0
+        written = pc.sum(pq.read_table(readable(folder.quantized), columns=["bytes_out"])["bytes_out"]).as_py() or 0
         return _bytes_of_images(folder), written
     rows, models = [folder.collection, folder.features], folder.path / "models"
     tables = [folder.clusters, folder.cluster_facts, folder.confusion, folder.suspects, folder.outliers, folder.metrics]
@@ -51,5 +52,4 @@ def _bytes_of_images(folder: RunFolder) -> int:
 
 def _bytes(paths: Iterable[Path]) -> int:
     """Bytes of files, and of all files below folders; nothing where there is none."""
-    files = (file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]))
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(map(bytes_below, paths))

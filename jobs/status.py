@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from jobs.console import how_far, show_line
 from jobs.logs import show_log
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.lock import is_alive, last_driver, told
+from kmeans_dask.object_store import location, reached
 from kmeans_dask.publish import write_json
 from kmeans_dask.runs import RunFolder
 
@@ -58,8 +58,9 @@ def read_facts(run: str) -> dict[str, Any]:
     UserError
         The folder is no run.
     """
-    folder = RunFolder(Path(run))
-    driver = last_driver(folder.drivers)
+    folder = RunFolder(location(run))
+    with reached(folder.path):
+        driver = last_driver(folder.drivers)
     alive = driver is not None and is_alive(folder.drivers, driver)
     record, driver = folder.read(), last_driver(folder.drivers)
     if "state" not in record and not alive:
@@ -125,9 +126,10 @@ def cancel(run: str) -> None:
 
 def request_end(run: str) -> str:
     """Ask the driver of a run to end, wait until it has, and return what is to be said."""
-    folder = RunFolder(Path(run))
+    folder = RunFolder(location(run))
     name = folder.path.resolve().name
-    driver = last_driver(folder.drivers)
+    with reached(folder.path):
+        driver = last_driver(folder.drivers)
     if driver is None:
         raise UserError(f"{run} is no run folder that a driver has worked on; give one, for example runs/digits")
     if driver["ended"]:
@@ -208,8 +210,9 @@ def read_log(run: str, position: Position) -> tuple[str, Position, bool]:
     UserError
         The run has no log.
     """
-    folder = RunFolder(Path(run))
-    driver = last_driver(folder.drivers)
+    folder = RunFolder(location(run))
+    with reached(folder.path):
+        driver = last_driver(folder.drivers)
     if driver is None:
         raise UserError(f"{run} has no log; give a run folder, for example runs/digits")
     number, offset = driver["number"], 0

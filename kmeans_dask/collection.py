@@ -1,4 +1,4 @@
-"""Items become a collection: one task a chunk decodes them, one rename publishes the whole.
+"""Items become a collection: one task a chunk decodes them, one rename (or a marker) publishes the whole.
 
 While it is made, the collection has a temporary name. A task writes its shard, then, as its marker, its part
 of the table of items; an interrupted ingest goes on with the chunks that have no marker.
@@ -36,6 +36,7 @@ from kmeans_dask.decoding import decode_rows, row_shape
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.kernels import slice_rows
 from kmeans_dask.normalize import POLICY
+from kmeans_dask.object_store import is_local, location, make_folder, move, readable
 from kmeans_dask.publish import publish, remove
 from kmeans_dask.relisting import REMOVED
 from kmeans_dask.sources import read_manifest, write_manifest
@@ -248,10 +249,11 @@ def ingest_tasks(manifest_path: Path, folder: Path, config: Ingest, source: Inpu
     task = dask.delayed(ingest_chunk, pure=False, traverse=False)
     plan = _plan_of(partial)
     old = base.folder if base else None
+    written = _starts_written(partial)
     return [
         task(manifest_path.absolute(), partial, start, start + plan.chunk_rows, config, source.max_pixels, old)
         for start in (base.touched(manifest) if base else plan.starts)
-        if not _part_of(partial, start).exists()
+        if start not in written
     ]
 
 
@@ -311,10 +313,10 @@ def _join_parts(manifest_path: Path, folder: Path, base: Base | None) -> None:
     """Write the items table of an unpublished collection, its last file."""
     partial, manifest = _partial_of(folder), read_manifest(manifest_path)
     starts = base.touched(manifest) if base else _plan_of(partial).starts
-    missing = sum(not _part_of(partial, start).exists() for start in starts)
+    missing = len(set(starts) - _starts_written(partial))
     if missing:
         raise JobError(f"{missing} of {len(starts)} chunks of {folder} are not written; run ingest again")
-    parts = {start: pq.read_table(_part_of(partial, start)) for start in starts}
+    parts = {start: pq.read_table(readable(_part_of(partial, start))) for start in starts}
     if base and not is_changed(manifest, base, parts.values()):
         store.set_attrs(partial, {"content": base.content})
     items = join_items(manifest, base, parts) if base else pa.concat_tables(parts.values())
@@ -323,6 +325,10 @@ def _join_parts(manifest_path: Path, folder: Path, base: Base | None) -> None:
 
 def _put_in_place(partial: Path, folder: Path) -> None:
     """Replace what is there; killed in between, the next call does the rest."""
+    if not is_local(folder):
+        remove(partial / "items")
+        move(partial, folder)
+        return
     old = folder.with_name(folder.name + ".old")
     remove(old)
     if folder.exists():
@@ -349,11 +355,11 @@ def open_collection(folder: str | Path) -> Collection:
     UserError
         The folder is no collection, or of another version of the format.
     """
-    folder = Path(folder).absolute()
+    folder = location(folder).absolute()
     attrs = store.read_attrs(folder)
     layout = store.read_layout(folder)
     try:
-        items = pq.read_table(folder / "items.parquet")
+        items = pq.read_table(readable(folder / "items.parquet"))
     except FileNotFoundError:
         raise UserError(f"{folder} has no items.parquet: it is not finished; run the stage ingest") from None
     return Collection(
@@ -465,7 +471,7 @@ def _create(
         "fingerprint": fingerprint,
         "content": fingerprint,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     blocks = base.blocks_kept(manifest) if base else None
     store.create_collection(folder, layout, index.to_numpy().astype(np.int32), attrs, blocks)
 
@@ -484,7 +490,7 @@ def _settings(config: Ingest, source: Input) -> str:
 
 def _fingerprint(manifest_path: Path, config: Ingest, source: Input) -> str:
     """Hash everything that decides about the collection: the items, the settings, the layout."""
-    with open(manifest_path, "rb") as file:
+    with manifest_path.open("rb") as file:
         items = hashlib.file_digest(file, "sha256").hexdigest()
     return hashlib.sha256(f"{items} {_settings(config, source)}".encode()).hexdigest()
 
@@ -508,6 +514,11 @@ def _plan_of(folder: Path) -> ChunkPlan:
 
 def _partial_of(folder: Path) -> Path:
     return folder.with_name(folder.name + ".partial")
+
+
+def _starts_written(folder: Path) -> set[int]:
+    """First rows of the chunks that have their part of the items table, by one look at all."""
+    return {int(path.stem.removeprefix("part-")) for path in (folder / "items").glob("part-*.parquet")}
 
 
 def _part_of(folder: Path, start: int) -> Path:

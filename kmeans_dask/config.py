@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from kmeans_dask.errors import UserError
+from kmeans_dask.object_store import check_location
 
 Init = Literal["k-means||", "k-means++", "random"]
 Algorithm = Literal["kmeans", "minibatch"]
@@ -325,8 +326,8 @@ class Config(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run folder."""
-    output: str = "runs"
-    """Folder that holds the run folders."""
+    output: Annotated[str, AfterValidator(check_location)] = "runs"
+    """Folder that holds the run folders; on a file system, or a URL in an object store."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of every random draw."""
     input: Input
@@ -382,7 +383,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), cluster: str | 
     UserError
         The file cannot be read, or a key or value is not allowed. The message names the first offender.
     """
-    raw = _read_yaml(Path(path))
+    raw = _read_yaml(Path(path) if isinstance(path, str) else path)
     for override in overrides:
         _apply(raw, override)
     if cluster is not None:

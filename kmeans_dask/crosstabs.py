@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kmeans_dask.evaluation import column_prefix
 from kmeans_dask.metrics import contingency_block
 from kmeans_dask.models import Model
+from kmeans_dask.object_store import readable
 
 CELL_ROWS = 8
 """Rows that are kept of each cell, those nearest to their centres."""
@@ -95,7 +96,7 @@ def crosstabs(
     tables = [Crosstab.empty(model.k, len(class_names)) for model in models]
     places = np.full((len(models), len(followed)), -1)
     first_row = 0
-    for batch in pq.ParquetFile(path).iter_batches(columns=columns):
+    for batch in pq.ParquetFile(readable(path)).iter_batches(columns=columns):
         labels = _integers(pc.index_in(batch["label"].cast(pa.string()), value_set=classes))
         here = slice(*np.searchsorted(followed, [first_row, first_row + len(batch)]))
         for m, (name, model, table) in enumerate(zip(names, models, tables, strict=True)):

@@ -21,6 +21,7 @@ from scipy.spatial import KDTree
 
 from kmeans_dask.collection import Collection
 from kmeans_dask.features import Features
+from kmeans_dask.object_store import readable
 from kmeans_dask.reduction import share
 
 NEAR = 0.25
@@ -147,7 +148,7 @@ def search_clusters(
     """
     wanted = [("cluster", ">=", first), ("cluster", "<", first + len(radii))]
     files = sorted(parts.glob("sketch-*.parquet"))
-    table = pa.concat_tables([pq.read_table(file, filters=wanted) for file in files]).combine_chunks()
+    table = pa.concat_tables([pq.read_table(readable(file), filters=wanted) for file in files]).combine_chunks()
     table = table.take(pa.array(np.lexsort((table["row"].to_numpy(), table["cluster"].to_numpy()))))
     clusters, rows = table["cluster"].to_numpy(), table["row"].to_numpy()
     hashes = np.frombuffer(b"".join(table["hash"].to_pylist()), "V16")

@@ -23,6 +23,7 @@ from kmeans_dask.features import Features
 from kmeans_dask.kernels import Block, Floats, NearestTwo, Stack, assign_two
 from kmeans_dask.metrics import contingency_block
 from kmeans_dask.models import Model
+from kmeans_dask.object_store import make_folder, readable
 from kmeans_dask.publish import publish, remove
 from kmeans_dask.reduction import share
 from kmeans_dask.sketches import Sketcher, write_sketches
@@ -128,7 +129,7 @@ def evaluation_tasks(
     """
     parts = parts.absolute()  # workers of a running cluster have other current folders
     remove(parts)
-    parts.mkdir(parents=True)
+    make_folder(parts)
     rivals = [(m, model.rival) for m, model in enumerate(models) if model.rival is not None]
     task = Task(
         features,
@@ -265,7 +266,7 @@ def join_clusters(
     with publish(path) as partial:
         writer = None
         for part in sorted(parts.glob("part-*.parquet")):  # one part at a time: the table may be larger than memory
-            table = pq.read_table(part)
+            table = pq.read_table(readable(part))
             for prefix, mapping in label_maps.items():
                 labels = pa.array([class_names[c] if c >= 0 else None for c in mapping], pa.string())
                 table = table.append_column(f"{prefix}_label", labels.take(table[f"{prefix}_cluster"].combine_chunks()))

@@ -69,19 +69,20 @@ def extraction_tasks(settings: config.Features, collection: Collection, run: Pat
     folder, n_items, step = run.absolute() / "features", len(collection.labels), collection.chunk_rows
     if settings.kind == "pixels":
         if (folder / ROWS).exists():  # of an earlier config
-            remove(folder)
+            _remove(folder)
         return []
     file = match_embeddings(str(settings.path), collection.items) if settings.kind == "file" else None
     fingerprint = _fingerprint_of_rows(settings, collection)
     if _record(folder).get("fingerprint") != fingerprint:
-        remove(folder)
+        _remove(folder)
         width = file.width if file else extract(settings.kind, store.read_block(collection.folder, 0, 1)).shape[1]
         store.create_rows(folder / ROWS, (n_items, width), step)
         write_json(folder / "rows.json", {"fingerprint": fingerprint, "width": width})
+    finished = _starts_finished(folder)
     task = dask.delayed(_file_chunk if file else _extract_chunk, pure=False, traverse=False)
     tasks = []
     for start in range(0, n_items, step):
-        if not _marker(folder, start).exists():
+        if start not in finished:
             stop = min(start + step, n_items)
             source = (file.path, file.positions[start:stop]) if file else (settings.kind, collection.folder)
             tasks.append(task(folder, start, stop, *source))
@@ -115,7 +116,7 @@ def fit_features(settings: config.Features, collection: Collection, run: Path, s
     """
     folder = run.absolute() / "features"
     if settings.raw:
-        remove(folder)
+        _remove(folder)
         return raw_features(collection.images.shape[1:])
     fingerprint = _hash([settings.model_dump(), _fingerprint_of_rows(settings, collection), seed])
     if (folder / TRANSFORMATION).exists() and (old := open_features(run)).fingerprint == fingerprint:
@@ -199,13 +200,24 @@ def _store(folder: Path, start: int, stop: int, make: Callable[[], NDArray[np.fl
 
 def _check_complete(folder: Path, collection: Collection) -> None:
     starts = range(0, len(collection.labels), collection.chunk_rows)
-    missing = sum(not _marker(folder, start).exists() for start in starts)
+    missing = len(set(starts) - _starts_finished(folder))
     if missing:
         raise JobError(f"the features of {missing} of {len(starts)} chunks are not written; run fit again")
 
 
 def _marker(folder: Path, start: int) -> Path:
     return folder / "finished" / f"{start:012d}.json"
+
+
+def _starts_finished(folder: Path) -> set[int]:
+    """First rows of the chunks that have their marker, by one look at all."""
+    return {int(path.stem) for path in (folder / "finished").glob("*.json")}
+
+
+def _remove(folder: Path) -> None:
+    """Remove what was extracted and fitted; first of all the record by which it would be continued."""
+    remove(folder / "rows.json")
+    remove(folder)
 
 
 def _record(folder: Path) -> dict[str, Any]:

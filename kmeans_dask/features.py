@@ -20,6 +20,7 @@ from kmeans_dask.collection import Collection
 from kmeans_dask.errors import UserError
 from kmeans_dask.extractors import extract, extractor_of
 from kmeans_dask.kernels import Block
+from kmeans_dask.object_store import location
 from kmeans_dask.reduction import share
 from kmeans_dask.transformation import Transformation
 
@@ -169,7 +170,7 @@ def open_features(run: str | Path) -> Features:
     UserError
         The folder is no run folder, its features are not finished, or of another version of the format.
     """
-    run = Path(run).absolute()
+    run = location(run).absolute()
     folder = run / "features"
     if not folder.exists():
         store.read_attrs(run / "collection.zarr")

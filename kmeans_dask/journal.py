@@ -1,13 +1,15 @@
 """The record of a quantize stage: one line an image, written when its files are there, and the table made of it.
 
 Each attempt at a batch appends to a file of its own, so that two workers never write to one. A line that was cut off
-by a kill is as good as none: its image is done again.
+by a kill is as good as none: its image is done again. In an object store, where nothing can be appended, an attempt
+writes its lines at its end: a batch that was killed is done again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kmeans_dask.errors import JobError
+from kmeans_dask.object_store import is_local, put
 from kmeans_dask.publish import publish, remove
 
 QUANTIZED_SCHEMA = pa.schema(
@@ -67,9 +70,23 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def new_file(self, start: int) -> Path:
-        """Return the name of a file for one attempt at the batch that starts at this row."""
-        return self.folder / f"{start:012d}-{uuid4().hex}.jsonl"
+    @contextmanager
+    def attempt(self, start: int) -> Iterator[Callable[[Sequence[Outcome]], None]]:
+        """Yield a function that notes outcomes, normally all K of one item; `start` is the first row of the batch."""
+        name = f"{start:012d}-{uuid4().hex}.jsonl"
+        if is_local(self.folder):
+            with open(self.folder / name, "ab", buffering=0) as file:
+
+                def tell(outcomes: Sequence[Outcome]) -> None:
+                    file.write(_line_of(outcomes))
+
+                yield tell
+            return
+        lines: list[bytes] = []
+        try:
+            yield lambda outcomes: lines.append(_line_of(outcomes))
+        finally:
+            put(self.folder, name, b"".join(lines))
 
     def outcomes(self) -> dict[tuple[int, int], Outcome]:
         """Return the outcome of every (row, k) that has one; of several, one that is ok if there is one."""
@@ -89,13 +106,8 @@ class Journal:
             kept = [outcome for outcome in outcomes if outcome.status == "ok"]
             if len(kept) < len(outcomes):
                 with publish(path) as partial:
-                    partial.write_bytes(line_of(kept))
+                    partial.write_bytes(_line_of(kept))
         return len(failed)
-
-
-def line_of(outcomes: Sequence[Outcome]) -> bytes:
-    """Write outcomes, normally all K of one item, as one line."""
-    return json.dumps(outcomes, separators=(",", ":")).encode() + b"\n"
 
 
 def journal_of(run_folder: Path) -> Journal | None:
@@ -121,7 +133,10 @@ def open_journal(run_folder: Path, fingerprint: str) -> Journal:
     if not folder.is_dir():
         for name in ("quantized.parquet", "quantized.journal", "quantized", "palettes"):
             remove(run_folder / name)
-        folder.mkdir(parents=True)
+        if is_local(folder):
+            folder.mkdir(parents=True)
+        else:
+            put(folder, "begun", b"")  # a folder is there when something is in it
     return Journal(folder)
 
 
@@ -161,6 +176,10 @@ def write_table(run_folder: Path, paths: Mapping[int, str], ks: Sequence[int]) -
     with publish(run_folder / "quantized.parquet") as partial:
         pq.write_table(table, partial)
     return table
+
+
+def _line_of(outcomes: Sequence[Outcome]) -> bytes:
+    return json.dumps(outcomes, separators=(",", ":")).encode() + b"\n"
 
 
 def _read(path: Path) -> Iterator[Outcome]:

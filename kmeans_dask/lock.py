@@ -204,7 +204,7 @@ def _file(folder: Path, number: int) -> Path:
 def _numbers(folder: Path) -> list[int]:
     try:
         return [int(path.stem) for path in folder.iterdir() if path.suffix == ".json" and path.stem.isdigit()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the second of an object store
         return []
 
 

@@ -8,8 +8,9 @@ whole or not at all (one PUT, or a multipart upload that is completed last), but
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -42,15 +43,21 @@ def location(text: str | os.PathLike[str]) -> Path:
     Raises
     ------
     UserError
-        The package that reaches the object store is not installed.
+        It is another URL, or the package that reaches the object store is not installed.
     """
     if not isinstance(text, str):
         return cast(Path, text)
+    try:
+        check_location(text)
+    except ValueError as error:
+        raise UserError(f"{text}: a run folder {error}") from None
     if "://" not in text:
         return Path(text)
     from upath import UPath  # 0.1 s that only an object store costs
 
-    path = UPath(text, use_listings_cache=False)
+    # s3fs would ask for the size of each object first, to read large ones in parts at a time
+    options: dict[str, Any] = {"max_concurrency": 1} if text.startswith("s3://") else {}
+    path = UPath(text, use_listings_cache=False, **options)
     try:
         assert path.fs
     except ImportError as error:
@@ -88,13 +95,40 @@ def readable(path: Path) -> Path | BinaryIO:
     return path if is_local(path) else cast(Any, path).open("rb", block_size=_BLOCK)
 
 
-def put(path: Path, data: bytes, *, replace: bool = True) -> None:
+def read(path: Path) -> bytes:
+    """Return the content of a small file; of an object by one request, as it is before or after it is replaced.
+
+    An open object is first looked at and then read, and s3fs refuses to read what has been replaced meanwhile.
+    """
+    if is_local(path):
+        return path.read_bytes()
+    fs, name = _parts(path)
+    return bytes(fs.cat_file(name))
+
+
+def content_of(path: Path) -> Path | BinaryIO:
+    """Return what an image is opened from: a path of this machine, or the whole object."""
+    return path if is_local(path) else BytesIO(read(path))
+
+
+def bytes_below(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder; of an object store by one listing."""
+    if is_local(path):
+        files = path.rglob("*") if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files if file.is_file())
+    fs, name = _parts(path)
+    return sum(int(facts["size"]) for facts in fs.find(name, detail=True).values())
+
+
+def put(folder: Path, name: str, data: bytes, *, replace: bool = True) -> None:
     """Write an object by one request.
 
     Parameters
     ----------
-    path
+    folder
         Of an object store.
+    name
+        Of the object in it, with ``/``; any characters.
     data
         Content.
     replace
@@ -105,8 +139,8 @@ def put(path: Path, data: bytes, *, replace: bool = True) -> None:
     FileExistsError
         There is one, and it is not to be replaced.
     """
-    fs, name = _parts(path)
-    fs.pipe_file(name, data, **({} if replace else {"mode": "create"}))
+    fs, above = _parts(folder)
+    fs.pipe_file(f"{above}/{name}", data, **({} if replace else {"mode": "create"}))
 
 
 def upload(source: Path, target: Path) -> None:
@@ -131,7 +165,7 @@ def upload(source: Path, target: Path) -> None:
             fs.put([str(source / file) for file in some], [f"{name}/{file}" for file in some])
 
 
-def copy(source: Path, target: Path, names: Mapping[str, str]) -> None:
+def copy(source: Path, target: Path, names: Iterable[str]) -> None:
     """Copy objects inside the store, several at a time, without reading them.
 
     Parameters
@@ -139,12 +173,14 @@ def copy(source: Path, target: Path, names: Mapping[str, str]) -> None:
     source, target
         Folders of the same object store.
     names
-        Of the objects in `source` -> in `target`.
+        Of the objects in both folders; those that `source` does not have are left out.
     """
     fs, old = _parts(source)
     _, new = _parts(target)
+    there = set(fs.find(old))
+    names = [name for name in names if f"{old}/{name}" in there]
     if names:
-        fs.copy([f"{old}/{name}" for name in names], [f"{new}/{name}" for name in names.values()])
+        fs.copy([f"{old}/{name}" for name in names], [f"{new}/{name}" for name in names])
 
 
 def move(source: Path, target: Path) -> None:
@@ -152,11 +188,11 @@ def move(source: Path, target: Path) -> None:
 
     Killed in between, there is a complete `source`, or a complete `target`, or both: a second call does the rest.
     """
-    fs, name = _parts(source)
+    fs, old = _parts(source)
     delete(target)
-    names = [key.removeprefix(f"{name}/") for key in fs.find(name)]
-    copy(source, target, {key: key for key in names if key not in _MARKERS})
-    copy(source, target, {key: key for key in names if key in _MARKERS})
+    names = [name.removeprefix(f"{old}/") for name in fs.find(old)]
+    copy(source, target, [name for name in names if name not in _MARKERS])
+    copy(source, target, [name for name in names if name in _MARKERS])
     delete(source)
 
 

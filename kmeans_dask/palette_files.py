@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kmeans_dask.colours import colour_table
 from kmeans_dask.errors import UserError
 from kmeans_dask.images import ImageError, encode_png, open_image
+from kmeans_dask.object_store import content_of, location
 from kmeans_dask.palettes import in_order
 from kmeans_dask.publish import publish
 
@@ -42,7 +43,7 @@ def read_palette(path: str | Path) -> NDArray[np.uint8]:
     UserError
         The file cannot be read, or does not hold 1-65,536 colours.
     """
-    path = Path(path)
+    path = location(path)
     try:
         suffix = path.suffix.lower()
         if suffix == ".gpl":
@@ -50,7 +51,7 @@ def read_palette(path: str | Path) -> NDArray[np.uint8]:
         elif suffix == ".json":
             colours = _parse_json(json.loads(path.read_text(encoding="utf-8")))
         else:
-            image = open_image(path, max_pixels=_IMAGE_PIXELS)
+            image = open_image(content_of(path), max_pixels=_IMAGE_PIXELS)
             colours = in_order(colour_table(np.asarray(image.convert("RGB"))).colours).tolist()
     except (OSError, ImageError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -20,6 +20,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from kmeans_dask.object_store import location
 from kmeans_dask.publish import publish
 
 DPI = 200
@@ -272,7 +273,7 @@ def save(figure: Figure, path: str | Path) -> None:
     path
         File whose suffix says the kind: ``.png``, ``.svg`` or ``.pdf``.
     """
-    path = Path(path)
+    path = location(path)
     with publish(path) as partial:
         partial.write_bytes(render(figure, path.suffix.removeprefix(".").lower()))
 

@@ -27,7 +27,8 @@ from kmeans_dask.evaluation import column_prefix, stack_of
 from kmeans_dask.features import Features
 from kmeans_dask.kernels import assign
 from kmeans_dask.models import Model
-from kmeans_dask.publish import publish, remove
+from kmeans_dask.object_store import readable
+from kmeans_dask.publish import create, publish, remove
 from kmeans_dask.reduction import share
 from kmeans_dask.sources import read_manifest, write_manifest
 
@@ -121,7 +122,7 @@ def farthest_fitted(clusters: Path, model: Model) -> NDArray[np.float32]:
     """
     prefix = column_prefix(model)
     farthest = np.full(model.k, -np.inf, np.float32)
-    with pq.ParquetFile(clusters) as file:
+    with pq.ParquetFile(readable(clusters)) as file:
         for batch in file.iter_batches(columns=["split", f"{prefix}_cluster", f"{prefix}_distance"]):
             fitted = pa.table(batch.columns, ["split", "cluster", "distance"]).filter(
                 (pc.field("split") == "train") & pc.field("cluster").is_valid()
@@ -154,7 +155,7 @@ def predict_tasks(items: pa.Table, parts: Path, predictor: Predictor) -> list[De
     if not (marker.exists() and read_manifest(manifest).equals(items)):
         remove(parts)
         write_manifest(items, manifest)
-        marker.touch()
+        create(marker, "")
     plan = plan_chunks(len(items), predictor.ingest)
     known = share(predictor)
     task = dask.delayed(predict_chunk, pure=False, traverse=False)
@@ -192,7 +193,7 @@ def join_predicted(parts: Path, output: Path) -> PredictSummary:
     total = PredictSummary(0, 0, 0)
     with publish(output) as partial, writer_of(partial, PREDICTED_SCHEMA) as writer:
         for part in sorted(parts.glob("part-*.parquet")):  # one at a time: the table may be larger than memory
-            table = pq.read_table(part)
+            table = pq.read_table(readable(part))
             writer.write_table(table)
             total = PredictSummary(*(a + b for a, b in zip(total, _summary_of(table), strict=True)))
     remove(parts)

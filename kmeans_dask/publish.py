@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
-from kmeans_dask.object_store import delete, is_local, put, upload
+from kmeans_dask.object_store import delete, is_local, put, read, upload
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def create(path: Path, text: str) -> bool:
         if is_local(path):
             _create_file(path, text)
         else:
-            put(path, text.encode(), replace=False)  # If-None-Match: *
+            put(path.parent, path.name, text.encode(), replace=False)  # If-None-Match: *
     except FileExistsError:
         return False
     return True
@@ -138,4 +138,4 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(read(path))

@@ -24,7 +24,8 @@ from kmeans_dask.colours import psnr
 from kmeans_dask.config import Quantize
 from kmeans_dask.errors import JobError
 from kmeans_dask.images import Content, ImageError, open_image
-from kmeans_dask.journal import Journal, Outcome, journal_of, line_of, open_journal, write_table
+from kmeans_dask.journal import Journal, Outcome, journal_of, open_journal, write_table
+from kmeans_dask.object_store import is_local, put
 from kmeans_dask.outputs import output_names, write_file
 from kmeans_dask.painting import PNG_LEVEL, Picture, encode, paint, picture_of
 from kmeans_dask.palette_files import write_palette
@@ -192,7 +193,7 @@ def quantize_batch(
     rows = sorted(todo)
     manifest = read_manifest(job.manifest, start, start + len(names)).take([row - start for row in rows])
     items = manifest.select(["path", "bytes"]).to_pylist()
-    with open(Journal(job.journal).new_file(start), "ab", buffering=0) as journal:
+    with Journal(job.journal).attempt(start) as tell:
         for i, content in read_contents(manifest):
             row, item, ks = rows[i], items[i], todo[rows[i]]
             try:
@@ -200,7 +201,7 @@ def quantize_batch(
             except ImageError as error:
                 outcomes = [_failed(row, k, item, error.status, error) for k in ks]
             failed += any(outcome.status != "ok" for outcome in outcomes)
-            journal.write(line_of(outcomes))
+            tell(outcomes)
     return BatchSummary(start, len(todo) - failed, failed, time.perf_counter() - begun)
 
 
@@ -250,7 +251,7 @@ def _quantize_item(
             image, errors = paint(picture, palette, space=job.settings.space, dither=job.settings.dither)
             data = encode(image, job.settings.format)
             output = f"quantized/{k}/{name}"
-            write_file(f"{job.folder}/{output}", data)
+            _write(job.folder, output, data)
             if palettes is None:
                 for kind in job.settings.palette_files:
                     write_palette(job.folder / "palettes" / str(k) / f"{os.path.splitext(name)[0]}.{kind}", palette)
@@ -272,6 +273,13 @@ def _quantize_item(
             "ok",
             None,
         )
+
+
+def _write(folder: Path, name: str, data: bytes) -> None:
+    if is_local(folder):
+        write_file(f"{folder}/{name}", data)
+    else:
+        put(folder, name, data)
 
 
 def _read(job: _Job, content: Content) -> Picture:
@@ -309,7 +317,7 @@ def _fingerprint(
     given: Mapping[int, NDArray[np.uint8]],
 ) -> str:
     """Hash everything that decides about an output but its K: the items, the settings, the format."""
-    with open(manifest_path, "rb") as file:
+    with manifest_path.open("rb") as file:
         items = hashlib.file_digest(file, "sha256").hexdigest()
     colours = [palette.tolist() for palette in given.values()]
     told = [items, settings.model_dump(exclude={"k"}), colours, seed, max_pixels, PNG_LEVEL, _FORMAT_VERSION]

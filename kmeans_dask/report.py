@@ -20,6 +20,7 @@ import jinja2
 from bokeh.util.paths import bokehjs_path
 from markupsafe import Markup
 
+from kmeans_dask.object_store import location
 from kmeans_dask.publish import publish
 from kmeans_dask.sprites import Sheets, data_uri
 
@@ -72,7 +73,7 @@ def write_report(
         pictures=blocks,
         scripts=[Markup(script) for script in scripts],
     )
-    with publish(Path(path)) as partial:
+    with publish(location(path)) as partial:
         # file names may hold bytes that are no UTF-8; they become readable backslash escapes
         partial.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 

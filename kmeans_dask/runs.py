@@ -18,6 +18,7 @@ import yaml
 
 from kmeans_dask.config import Config
 from kmeans_dask.errors import UserError, without_secrets
+from kmeans_dask.object_store import location, make_folder, reached
 from kmeans_dask.publish import publish, read_json, remove, remove_partials, write_json
 
 _PACKAGES = ("kmeans-dask", "dask", "distributed", "dask-ml", "numpy", "pillow", "scikit-learn", "zarr")
@@ -33,7 +34,7 @@ class RunFolder:
     Attributes
     ----------
     path
-        The folder.
+        The folder, of this machine, a shared file system or an object store: what `location` makes.
     """
 
     path: Path
@@ -137,16 +138,17 @@ class RunFolder:
         Raises
         ------
         UserError
-            The file is not the record of a run.
+            The file is not the record of a run, or the object store cannot be reached.
         """
         path = self.path / "run.json"
-        try:
-            record = read_json(path)
-            return {**record, "stages": dict(record["stages"])}
-        except FileNotFoundError:
-            return {"stages": {}}
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path} is not the record of a run; remove it, or run with --fresh") from None
+        with reached(self.path):
+            try:
+                record = read_json(path)
+                return {**record, "stages": dict(record["stages"])}
+            except FileNotFoundError:
+                return {"stages": {}}
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path} is not the record of a run; remove it, or run with --fresh") from None
 
     def finished(self, stage: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the summary of a stage that was finished with these settings, else None."""
@@ -205,7 +207,7 @@ class RunFolder:
 
 def run_folder(config: Config) -> RunFolder:
     """Return the run folder of a config; it need not exist."""
-    return RunFolder(Path(config.output) / config.name)
+    return RunFolder(location(config.output) / config.name)
 
 
 def make_run_folder(config: Config) -> RunFolder:
@@ -227,8 +229,9 @@ def make_run_folder(config: Config) -> RunFolder:
     """
     run = run_folder(config)
     try:
-        _check_ours(run.path)
-        run.path.mkdir(parents=True, exist_ok=True)
+        with reached(run.path):
+            _check_ours(run.path)
+            make_folder(run.path)
     except OSError as error:
         raise _unwritable(run.path, error) from None
     return run
@@ -257,29 +260,30 @@ def open_run(config: Config, *, fresh: bool = False, **facts: Any) -> RunFolder:
     """
     run = make_run_folder(config)
     try:
-        if fresh:
-            _empty(run.path)
-        elif run.read().get("state") in (
-            "running",
-            "interrupted",
-            "cancelled",
-        ):  # a killed one never says anything else
-            remove_partials(run.path, leave=_OF_DRIVERS)
-        run.set_state(  # before any other file: run.json is what tells a run folder
-            "running",
-            seed=config.seed,
-            host=platform.node(),
-            python=platform.python_version(),
-            versions={name: version(name) for name in _PACKAGES},
-            started=_now(),
-            **facts,
-        )
-        with publish(run.path / "config.yaml") as partial:
-            text = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
-            partial.write_text(text, encoding="utf-8")
+        with reached(run.path):
+            _begin(run, config, fresh, facts)
     except OSError as error:
         raise _unwritable(run.path, error) from None
     return run
+
+
+def _begin(run: RunFolder, config: Config, fresh: bool, facts: Mapping[str, Any]) -> None:
+    if fresh:
+        _empty(run.path)
+    elif run.read().get("state") in ("running", "interrupted", "cancelled"):  # a killed one never says anything else
+        remove_partials(run.path, leave=_OF_DRIVERS)
+    run.set_state(  # before any other file: run.json is what tells a run folder
+        "running",
+        seed=config.seed,
+        host=platform.node(),
+        python=platform.python_version(),
+        versions={name: version(name) for name in _PACKAGES},
+        started=_now(),
+        **facts,
+    )
+    with publish(run.path / "config.yaml") as partial:
+        text = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
+        partial.write_text(text, encoding="utf-8")
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
@@ -297,7 +301,7 @@ def _check_ours(path: Path) -> None:
 def _empty(path: Path) -> None:
     """Remove what an earlier run left; first of all its record, so that nothing counts as finished meanwhile."""
     write_json(path / "run.json", {"stages": {}})
-    for entry in path.iterdir():
+    for entry in list(path.iterdir()):
         if entry.name not in ("run.json", *_OF_DRIVERS):
             remove(entry)
 

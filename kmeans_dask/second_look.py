@@ -19,6 +19,7 @@ from kmeans_dask.collection import Collection
 from kmeans_dask.evaluation import chunk_starts, part_of, read_chunk
 from kmeans_dask.features import Features
 from kmeans_dask.kernels import Stack
+from kmeans_dask.object_store import readable
 from kmeans_dask.reduction import share
 from kmeans_dask.spread import scatter_block
 from kmeans_dask.suspects import (
@@ -126,7 +127,7 @@ def look_at_chunk(
     """
     chunk = read_chunk(folder, features, start, stop)
     columns = [f"{model.name}_{what}" for model in known for what in ("cluster", "distance")]
-    part = pq.read_table(part_of(parts, start), columns=columns)
+    part = pq.read_table(readable(part_of(parts, start)), columns=columns)
     clusters = np.stack([part[f"{model.name}_cluster"].fill_null(-1).to_numpy() for model in known])
     distances = [part[f"{model.name}_distance"].fill_null(0).to_numpy() for model in known]
     rows = np.arange(start, stop)

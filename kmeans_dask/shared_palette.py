@@ -242,7 +242,7 @@ def path_number(path: str) -> int:
 
 def _fingerprint(manifest_path: Path, settings: Quantize, seed: int, max_pixels: int) -> str:
     """Hash what decides about the kept colours: the items, and what a pixel counts."""
-    with open(manifest_path, "rb") as file:
+    with manifest_path.open("rb") as file:
         items = hashlib.file_digest(file, "sha256").hexdigest()
     told = [items, settings.weight, settings.sample, settings.rare, seed if settings.sample < 1 else 0, max_pixels]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -12,14 +12,16 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
+from zarr.storage import FsspecStore
 
 from kmeans_dask.errors import UserError
+from kmeans_dask.object_store import copy, is_local
 from kmeans_dask.publish import publish, remove
 
 Kind = Literal["collection", "model", "colour table"]
@@ -71,12 +73,12 @@ def create_collection(
         group that has them is complete but for its images.
     blocks
         Another collection of the same image size and rows a shard, and the first rows of the shards that are taken
-        over from it; they share its files, which nobody writes to any more.
+        over from it; they share its files, which nobody writes to any more. An object store copies them.
     """
     remove(folder)
     shape, chunk_rows = layout
     with zarr.config.set(_FEW_THREADS):
-        group = zarr.create_group(folder)
+        group = zarr.create_group(_at(folder))
         group.create_array(
             "images",
             shape=shape,
@@ -94,7 +96,7 @@ def create_collection(
 
 def set_attrs(folder: Path, attrs: Mapping[str, Any]) -> None:
     """Replace some attrs of a group that is not published yet."""
-    zarr.open_group(folder, mode="r+").attrs.update(dict(attrs))
+    zarr.open_group(_at(folder), mode="r+").attrs.update(dict(attrs))
 
 
 def write_block(folder: Path, start: int, block: NDArray[np.uint8]) -> None:
@@ -115,7 +117,7 @@ def write_block(folder: Path, start: int, block: NDArray[np.uint8]) -> None:
         The block is not exactly one shard.
     """
     with zarr.config.set(_FEW_THREADS):
-        images = zarr.open_array(folder / "images", mode="r+")
+        images = zarr.open_array(_at(folder / "images"), mode="r+")
         (n, *_), chunk_rows = _layout_of(images)
         if start % chunk_rows or len(block) != min(chunk_rows, n - start):
             raise ValueError(f"rows {start}:{start + len(block)} are not one shard of {chunk_rows} rows")
@@ -125,18 +127,18 @@ def write_block(folder: Path, start: int, block: NDArray[np.uint8]) -> None:
 def read_block(folder: Path, start: int, stop: int) -> NDArray[np.uint8]:
     """Read the images of the rows ``start:stop``, (rows, height, width, channels) uint8."""
     with zarr.config.set(_FEW_THREADS):
-        return np.asarray(zarr.open_array(folder / "images", mode="r")[start:stop])
+        return np.asarray(zarr.open_array(_at(folder / "images"), mode="r")[start:stop])
 
 
 def read_labels(folder: Path) -> NDArray[np.int32]:
     """Read the (n,) int32 class index of every item, -1 = none."""
     with zarr.config.set(_FEW_THREADS):
-        return np.asarray(zarr.open_array(folder / "labels", mode="r")[:])
+        return np.asarray(zarr.open_array(_at(folder / "labels"), mode="r")[:])
 
 
 def read_layout(folder: Path) -> Layout:
     """Read the shape of the images and the rows of a shard."""
-    return _layout_of(zarr.open_array(folder / "images", mode="r"))
+    return _layout_of(zarr.open_array(_at(folder / "images"), mode="r"))
 
 
 def array_names(location: str) -> list[str]:
@@ -291,7 +293,7 @@ def read_colours(
     weights : (rows,) int64 or float64
     """
     with zarr.config.set(_FEW_THREADS):
-        arrays = [zarr.open_array(folder / name, mode="r")[start:stop] for name in ("colours", "weights")]
+        arrays = [zarr.open_array(_at(folder / name), mode="r")[start:stop] for name in ("colours", "weights")]
     return np.asarray(arrays[0]), np.asarray(arrays[1])
 
 
@@ -300,20 +302,20 @@ def create_rows(folder: Path, shape: tuple[int, int], chunk_rows: int) -> None:
     remove(folder)
     with zarr.config.set(_FEW_THREADS):
         zarr.create_array(
-            folder, shape=shape, dtype="float32", chunks=(chunk_rows, shape[1]), compressors=_CODEC, fill_value=0
+            _at(folder), shape=shape, dtype="float32", chunks=(chunk_rows, shape[1]), compressors=_CODEC, fill_value=0
         )
 
 
 def write_rows(folder: Path, start: int, rows: NDArray[np.float32]) -> None:
     """Write the rows of one whole chunk of an array made by `create_rows`; `start` is a multiple of its rows."""
     with zarr.config.set(_FEW_THREADS):
-        zarr.open_array(folder, mode="r+")[start : start + len(rows)] = rows
+        zarr.open_array(_at(folder), mode="r+")[start : start + len(rows)] = rows
 
 
 def read_rows(folder: Path, start: int, stop: int) -> NDArray[Any]:
     """Read the rows ``start:stop`` of any zarr array."""
     with zarr.config.set(_FEW_THREADS):
-        return np.asarray(zarr.open_array(folder, mode="r")[start:stop])
+        return np.asarray(zarr.open_array(_at(folder), mode="r")[start:stop])
 
 
 def shape_of_array(folder: Path) -> tuple[int, ...]:
@@ -325,7 +327,7 @@ def shape_of_array(folder: Path) -> tuple[int, ...]:
         It is no zarr array.
     """
     try:
-        return zarr.open_array(folder, mode="r").shape
+        return zarr.open_array(_at(folder), mode="r").shape
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder} is no zarr array ({' '.join(str(error).split())}); give an array of rows") from None
 
@@ -357,12 +359,12 @@ def _open(folder: Path, kind: Kind) -> zarr.Group:
         "colour table": "colours.zarr of a run",
     }[kind]
     try:
-        group = zarr.open_group(folder, mode="r")
+        group = zarr.open_group(_at(folder), mode="r")
         attrs = group.attrs.asdict()
     except (OSError, ValueError, TypeError, KeyError):  # missing, or its JSON is not zarr's
         attrs = {}
     if attrs.get("format") != _format_name(kind):
-        raise UserError(f"{folder} is no {kind}; give the {article}")
+        raise UserError(f"{folder} is no {kind} that is finished; give the {article}")
     if attrs.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{folder} has format version {attrs.get('format_version')}, allowed is {FORMAT_VERSION}; "
@@ -378,9 +380,20 @@ def _open_any(location: str) -> zarr.Array | zarr.Group:
         raise ValueError("there is no zarr array or group") from error
 
 
+def _at(path: Path) -> Path | FsspecStore:
+    """Return what zarr opens: a path of this machine, or a store of its own kind for an object store."""
+    if is_local(path):
+        return path
+    options = {"asynchronous": True, **cast(Any, path).storage_options}
+    return FsspecStore.from_url(str(path), storage_options=options)
+
+
 def _share_blocks(source: Path, starts: Sequence[int], folder: Path, chunk_rows: int) -> None:
-    for start in starts:
-        name = Path("images", "c", str(start // chunk_rows), "0", "0", "0")
+    names = [f"images/c/{start // chunk_rows}/0/0/0" for start in starts]
+    if not is_local(folder):
+        copy(source, folder, names)
+        return
+    for name in names:
         if not (source / name).exists():  # a black block has no file
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from kmeans_dask import store
 from kmeans_dask.config import Ingest
 from kmeans_dask.decoding import DECODE_SCHEMA, ITEMS_SCHEMA, decode_rows, with_columns
 from kmeans_dask.errors import UserError
+from kmeans_dask.object_store import readable
 from kmeans_dask.relisting import REMOVED, same_files
 from kmeans_dask.sources import MANIFEST_SCHEMA, read_manifest
 
@@ -74,7 +75,7 @@ def base_of(manifest: pa.Table, folder: Path, settings: str) -> Base | None:
     """
     try:
         attrs = store.read_attrs(folder)
-        items = pq.read_table(folder / "items.parquet")
+        items = pq.read_table(readable(folder / "items.parquet"))
     except (UserError, FileNotFoundError):
         return None
     begins = manifest.slice(0, len(items))

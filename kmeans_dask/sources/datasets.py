@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kmeans_dask.publish import publish
+from kmeans_dask.object_store import is_local
+from kmeans_dask.publish import create, publish
 
 
 def write_builtin(name: str, folder: Path) -> Path:
@@ -24,8 +25,8 @@ def write_builtin(name: str, folder: Path) -> Path:
     -------
     Path
     """
-    target = folder.absolute() / name
-    if target.is_dir():
+    target, complete = folder.absolute() / name, folder / f"{name}.complete"
+    if target.is_dir() and (is_local(target) or complete.exists()):  # here a folder appears by a rename, as a whole
         return target
     with publish(target) as partial:
         partial.mkdir()
@@ -33,6 +34,8 @@ def write_builtin(name: str, folder: Path) -> Path:
             _write_digits(partial)
         else:
             _write_photos(partial)
+    if not is_local(target):
+        create(complete, "")
     return target
 
 

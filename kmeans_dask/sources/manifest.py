@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kmeans_dask.object_store import readable
 from kmeans_dask.publish import publish
 
 MANIFEST_SCHEMA = pa.schema(
@@ -51,7 +52,7 @@ def read_manifest(path: Path, start: int = 0, stop: int | None = None) -> pa.Tab
     pyarrow.Table
         `MANIFEST_SCHEMA`.
     """
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(readable(path)) as file:
         stop = file.metadata.num_rows if stop is None else min(stop, file.metadata.num_rows)
         first, last = start // _ROW_GROUP, -(-stop // _ROW_GROUP)
         groups = file.read_row_groups(list(range(first, last)))
