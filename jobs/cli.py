@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from jobs.stopping import Stopped, interrupted, stoppable
 from kmeans_dask import __version__
 from kmeans_dask.errors import JobError, UserError
+
+if TYPE_CHECKING:
+    from kmeans_dask.config import Config
 
 STAGES = ("ingest", "fit", "evaluate", "quantize", "report")
 
@@ -216,11 +220,21 @@ def _run_stages(
     from kmeans_dask.config import check_sources, load_config
 
     checked = load_config(config, overrides, cluster)
-    check_sources(checked.input)
+    with _part_of_allocation(checked):
+        check_sources(checked.input)
 
-    from jobs.pipeline import run_stages  # imports pyarrow, which takes 0.2 s
+        from jobs.pipeline import run_stages  # imports pyarrow, which takes 0.2 s
 
-    run_stages(checked, stages, fresh=fresh, update=update)
+        run_stages(checked, stages, fresh=fresh, update=update)
+
+
+def _part_of_allocation(config: Config) -> AbstractContextManager[None]:
+    """Of the tasks of a Slurm job only one does the job; elsewhere this process does."""
+    if config.cluster.kind != "slurm-runner":
+        return nullcontext()
+    from kmeans_dask.cluster import parts_of
+
+    return parts_of(config.cluster)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

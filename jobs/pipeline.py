@@ -89,6 +89,8 @@ def _workers(config: Config, folder: RunFolder) -> Iterator[Any]:
     """Yield a client of the workers; what is wrong with the input has been said before this second is spent."""
     from kmeans_dask.cluster import connect, dashboard_link, recorded
 
+    if config.cluster.kind in ("slurm", "pbs", "kubernetes"):
+        say(f"workers: asked for, kind {config.cluster.kind}; the job begins with the first")
     report = folder.path / "performance.html" if config.cluster.performance_report else None
     with connect(config.cluster) as client, recorded(report):
         if config.cluster.dashboard:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kmeans_dask.config import Config, check_sources, load_config
+from kmeans_dask.config import Config, Tls, check_sources, load_config
 from kmeans_dask.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -93,6 +93,25 @@ def test_the_cluster_can_be_an_address(whole: Path):
     assert (cluster.kind, cluster.address, cluster.workers) == ("address", "tcp://127.0.0.1:8786", None)
 
 
+def test_the_certificates_stay_with_another_address(whole: Path):
+    tls = "cluster.tls={ca: ca.pem, cert: me.pem}"
+
+    encrypted = load_config(whole, [tls], cluster="tls://127.0.0.1:8786").cluster
+    plain = load_config(whole, [tls], cluster="tcp://127.0.0.1:8786").cluster
+
+    assert encrypted.tls == Tls(ca="ca.pem", cert="me.pem")
+    assert plain.tls is None
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("02:00:00", "02:00:00"), ("10:30:00", "10:30:00"), ("1-12:00:00", "1-12:00:00")]
+)
+def test_a_time_limit_needs_no_quotes(whole: Path, written: str, meant: str):
+    keys = f"{{kind: slurm, host: lo, workers: 1, memory: 1GiB, walltime: {written}}}"
+
+    assert load_config(whole, [f"cluster={keys}"]).cluster.walltime == meant
+
+
 def test_the_cluster_can_be_a_file(whole: Path, tmp_path: Path):
     file = tmp_path / "cluster.yaml"
     file.write_text("{kind: local, workers: 3, memory: 1GiB}")
@@ -164,8 +183,27 @@ def test_a_config_survives_being_written(whole: Path):
         ("seed=-1", ["seed=-1", "greater than or equal to 0"]),
         ("seed=4294967296", ["seed=4294967296", "less than 4294967296"]),
         ("cluster.workers=0", ["cluster.workers=0", "greater than or equal to 1"]),
-        ("cluster.kind=cloud", ["cluster.kind='cloud'", "'local', 'threads' or 'address'"]),
+        ("cluster.kind=cloud", ["cluster.kind='cloud'", "'local', 'threads', 'address', 'slurm'"]),
         ("cluster.kind=address", ["cluster", "address, for example tcp://127.0.0.1:8786"]),
+        ("cluster={kind: threads, hosts: [a, b]}", ["cluster: kind threads has no key hosts; allowed here: workers,"]),
+        ("cluster={kind: address, address: 'tcp://a:1', workers: 2}", ["kind address has no key workers"]),
+        ("cluster={kind: slurm, workers: 2}", ["kind slurm needs the key host, where the scheduler listens"]),
+        ("cluster={kind: slurm, host: ib0, memory: 1GiB}", ["needs workers, or adaptive=[least, largest]"]),
+        ("cluster={kind: pbs, host: ib0, workers: 2}", ["kind pbs needs memory, the limit of a worker"]),
+        ("cluster={kind: slurm-runner}", ["kind slurm-runner needs the key host"]),
+        ("cluster={kind: ssh, hosts: [a, b]}", ["kind ssh needs the key workers, for example hosts=[head,"]),
+        ("cluster={kind: kubernetes, workers: 2}", ["kind kubernetes needs the key image"]),
+        ("cluster.adaptive=[3,2]", ["adaptive=[3, 2] is [least, largest] number of workers"]),
+        ("cluster={adaptive: [1, 2], workers: 2}", ["instead of workers"]),
+        ("cluster.adaptive=[0,2]", ["cluster.adaptive=0: input should be greater than or equal to 1"]),
+        ("cluster.queue='a b'", ["cluster.queue='a b'"]),
+        ("cluster.walltime=soon", ["cluster.walltime='soon'"]),
+        ("cluster={kind: address, address: 'tcp://a:1', tls: {ca: a, cert: b}}", ["tls is for addresses that begin"]),
+        ("cluster.tls.ca=a", ["key cluster.tls.cert is missing"]),
+        (
+            "cluster.tls={ca: a, cert: b, password: c}",
+            ["unknown key cluster.tls.password; allowed here: ca,"],
+        ),
         ("fit.k", ["'fit.k' is not KEY=VALUE", "fit.k=[10,256]"]),
         ("=3", ["'=3' is not KEY=VALUE"]),
         ("fit..k=3", ["'fit..k=3' is not KEY=VALUE"]),

@@ -18,7 +18,7 @@ sources.items sources.reading sources decoding
 updating collection reduction rows sampling seeding lloyd starting kmeans minibatch models metrics \
 embeddings features feature_fit spread sketches evaluation second_look cluster_facts suspects duplicates choice \
 prediction moves comparison model_files image_folders shared_palette quantize
-cluster.connecting cluster.tasks cluster.watching cluster \
+cluster.security cluster.kinds cluster.allocation cluster.connecting cluster.tasks cluster.watching cluster \
 report plots colour_plots crosstabs projection thumbnails gallery colour_gallery
 """
 LAYERS = [line.split() for line in FROM_THE_BOTTOM.strip().splitlines()]
@@ -26,9 +26,9 @@ LAYERS = [line.split() for line in FROM_THE_BOTTOM.strip().splitlines()]
 
 ALLOWED = {
     "zarr": ["store"],
-    "distributed": ["cluster.connecting", "cluster.tasks", "cluster.watching"],
+    "distributed": [name for name in LAYERS[3] if name.startswith("cluster.")],
     "PIL": ["images", "normalize", "painting", "palettes", "plots", "sprites"],
-    "dask": [*LAYERS[2], "cluster.connecting", "cluster.tasks"],
+    "dask": [*LAYERS[2], *(name for name in LAYERS[3] if name.startswith("cluster."))],
     "dask_ml": ["feature_fit", "kmeans"],
     "skimage": ["extractors"],
     "jobs": [],

@@ -69,11 +69,13 @@ def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_config_example_is_allowed(tmp_path: Path):
-    (example,) = blocks("yaml")
+    example, cluster = blocks("yaml")
     path = tmp_path / "mine.yaml"
     path.write_text(example)
 
     assert load_config(path).name == "mine"
+    path.write_text(example + cluster)
+    assert load_config(path).cluster.tls is not None
 
 
 def test_named_files_are_there():
@@ -87,7 +89,7 @@ def test_named_files_are_there():
 def test_cluster_files_are_allowed(cluster: str):
     config = load_config(ROOT / "configs" / "digits.yaml", cluster=str(ROOT / "configs" / cluster))
 
-    assert config.cluster.kind == ("local" if cluster == "cluster-local.yaml" else "address")
+    assert config.cluster.kind == ("address" if cluster == "cluster-docker.yaml" else Path(cluster).stem[8:])
 
 
 def test_compose_starts_what_there_is():

@@ -1,7 +1,10 @@
 """Who runs the tasks: the only package that knows distributed."""
 
+from kmeans_dask.cluster.allocation import parts_of
 from kmeans_dask.cluster.connecting import connect
 from kmeans_dask.cluster.tasks import run_tasks, run_tree
 from kmeans_dask.cluster.watching import dashboard_link, recorded, worker_hosts, worker_memory
 
-__all__ = ["connect", "dashboard_link", "recorded", "run_tasks", "run_tree", "worker_hosts", "worker_memory"]
+__all__ = [
+    "connect", "dashboard_link", "parts_of", "recorded", "run_tasks", "run_tree", "worker_hosts", "worker_memory",
+]  # fmt: skip

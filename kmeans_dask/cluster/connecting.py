@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import dask
-from dask.utils import parse_bytes
-from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from distributed import Client, Worker, WorkerPlugin
 from threadpoolctl import threadpool_limits
 
+from kmeans_dask.cluster.allocation import scheduler_address
+from kmeans_dask.cluster.kinds import kubernetes, local, pbs, slurm, ssh, threads
+from kmeans_dask.cluster.security import check_certificates, tls_settings, warn_if_open
 from kmeans_dask.config import Cluster
 from kmeans_dask.errors import JobError, UserError
 
@@ -24,6 +26,10 @@ _ENVIRON = "distributed.nanny.pre-spawn-environ"
 _TRIM = "MALLOC_TRIM_THRESHOLD_"
 """Dask has worker processes give every freed 64 KiB back to the system, which then clears each page of every new array.
 In 30 colours a photo of 481 x 321 takes 26 ms with it, 16 ms without; a grey one of 250 x 250 2.6 and 2.0 ms."""
+
+
+_START = {"local": local, "threads": threads, "slurm": slurm, "pbs": pbs, "ssh": ssh, "kubernetes": kubernetes}
+"""What starts scheduler and workers of each kind, and ends them."""
 
 
 class _OneBlasThread(WorkerPlugin):
@@ -56,18 +62,20 @@ def connect(config: Cluster) -> Iterator[Client]:
     Yields
     ------
     distributed.Client
+        Of a scheduler that has at least one worker.
 
     Raises
     ------
     UserError
-        The memory limit is no size, or no scheduler answers at the address.
+        The config does not fit this machine, no scheduler answers at the address, or it refuses the certificate.
     JobError
         The scheduler has no workers.
     """
-    started = _client_of(str(config.address)) if config.kind == "address" else _local_client(config)
+    environ = {name: value for name, value in dask.config.get(_ENVIRON).items() if name != _TRIM}
+    settings = {"distributed.admin.large-graph-warning-threshold": _LARGE_GRAPH, _ENVIRON: environ}
     logged = logging.root.manager.disable
     try:
-        with dask.config.set({"distributed.admin.large-graph-warning-threshold": _LARGE_GRAPH}), started as client:
+        with dask.config.set({**settings, **tls_settings(config.tls)}), _client(config) as client:
             try:
                 yield client
             except KeyboardInterrupt:
@@ -77,42 +85,44 @@ def connect(config: Cluster) -> Iterator[Client]:
         logging.disable(logged)
 
 
+def _client(config: Cluster) -> AbstractContextManager[Client]:
+    if config.kind == "address":
+        return _client_of(str(config.address))
+    if config.kind == "slurm-runner":
+        return _client_of(scheduler_address())
+    return _client_of_started(config)
+
+
 @contextmanager
-def _local_client(config: Cluster) -> Iterator[Client]:
-    try:
-        memory = config.memory if config.memory == "auto" else parse_bytes(config.memory)
-    except ValueError:
-        raise UserError(f"cluster.memory={config.memory!r}; allowed are auto or a size such as 2GiB") from None
-    processes = config.kind == "local"
-    environ = {name: value for name, value in dask.config.get(_ENVIRON).items() if name != _TRIM}
-    with (
-        dask.config.set({_ENVIRON: environ}),
-        LocalCluster(
-            n_workers=config.workers,
-            threads_per_worker=config.threads,
-            processes=processes,
-            memory_limit=memory,
-            host="127.0.0.1" if processes else None,  # threads talk in memory, and refuse to be told where to listen
-            dashboard_address="127.0.0.1:0",
-            worker_dashboard_address="127.0.0.1:0",  # else that of a thread is open to the network
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+def _client_of_started(config: Cluster) -> Iterator[Client]:
+    """Start scheduler and workers; those of a queue may have to wait for their turn, however long."""
+    with ExitStack() as started:
+        try:
+            cluster = started.enter_context(_START[config.kind](config))
+            client = started.enter_context(Client(cluster))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"cluster.kind={config.kind} cannot be started here: {_one_line(error)}") from None
+        warn_if_open(client.scheduler.address)
         client.register_plugin(_OneBlasThread())
-        if processes:
+        if config.kind == "local":
             client.register_plugin(_LeaveInterruptToDriver())
+        client.wait_for_workers(1)
         yield client
 
 
 @contextmanager
 def _client_of(address: str) -> Iterator[Client]:
+    check_certificates(address)
     try:
         # a default client that cannot be reached would stay Dask's scheduler until it is collected as garbage
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"no Dask scheduler answers at {address} ({reason}); start one with `dask scheduler`") from None
+        hint = "give certificates of its authority" if address.startswith("tls:") else "start one with `dask scheduler`"
+        raise UserError(f"no Dask scheduler answers at {address} ({_one_line(error)}); {hint}") from None
     with client, client.as_current():
+        warn_if_open(address)
         try:
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
         except TimeoutError:
@@ -122,3 +132,7 @@ def _client_of(address: str) -> Iterator[Client]:
             ) from None
         client.register_plugin(_OneBlasThread())
         yield client
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
