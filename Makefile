@@ -1,9 +1,9 @@
-# make run | test | lint | bench: each sets up what it needs, in a virtual environment of its own.
+# make run | test | lint | test-slurm | ...: each sets up what it needs, in a virtual environment of its own.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint format bench clean
+.PHONY: run test test-slurm test-ssh lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/kmeans-dask run configs/digits.yaml
@@ -11,6 +11,16 @@ run: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# These need root, and install Debian's packages where they are missing.
+test-slurm: $(VENV)/installed
+	which munged slurmctld slurmd srun > /dev/null || apt-get install --yes --no-install-recommends \
+		munge slurm-client slurmctld slurmd
+	$(BIN)/python -m pytest tests/slurm
+
+test-ssh: $(VENV)/installed
+	which sshd > /dev/null || apt-get install --yes --no-install-recommends openssh-server
+	$(BIN)/python -m pytest tests/ssh
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

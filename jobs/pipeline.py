@@ -87,12 +87,14 @@ def run_stages(config: Config, stages: Sequence[str], *, fresh: bool = False, up
 @contextmanager
 def _workers(config: Config, folder: RunFolder) -> Iterator[Any]:
     """Yield a client of the workers; what is wrong with the input has been said before this second is spent."""
-    from kmeans_dask.cluster import connect, dashboard_link, recorded
+    from kmeans_dask.cluster import connect, dashboard_link, open_to_others, recorded
 
     if config.cluster.kind in ("slurm", "pbs", "kubernetes"):
         say(f"workers: asked for, kind {config.cluster.kind}; the job begins with the first")
     report = folder.path / "performance.html" if config.cluster.performance_report else None
     with connect(config.cluster) as client, recorded(report):
+        if risk := open_to_others(client):
+            say(f"warning: {risk}")
         if config.cluster.dashboard:
             say(f"dashboard: {dashboard_link(client)}")
         yield client

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.console import progress, say, show_line
 from jobs.finished import choose_model, config_of
-from kmeans_dask.cluster import connect, run_tasks
+from kmeans_dask.cluster import connect, open_to_others, run_tasks
 from kmeans_dask.collection import read_names_and_settings
 from kmeans_dask.config import Config, Input
 from kmeans_dask.errors import JobError, UserError
@@ -69,8 +69,11 @@ def predict(
     tasks = predict_tasks(items, parts, predictor)
     say(f"predict: {len(items):,} images in model {model.algorithm}, K = {model.k}; {len(tasks)} tasks to do")
     if tasks:
-        with connect(config.cluster) as client, progress("predict", len(items), "images") as advance:
-            run_tasks(client, tasks, lambda summary: advance(summary.items))
+        with connect(config.cluster) as client:
+            if risk := open_to_others(client):
+                say(f"warning: {risk}")
+            with progress("predict", len(items), "images") as advance:
+                run_tasks(client, tasks, lambda summary: advance(summary.items))
     total = join_predicted(parts, path)
     show_line(f"predicted: {path}")
     _judge(config, total, path)

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from certificates import Authority
 
 from kmeans_dask.cluster import connect
-from kmeans_dask.cluster.security import listening, of_workers, warn_if_open
+from kmeans_dask.cluster.security import listening, of_workers, open_to_others
 from kmeans_dask.config import Cluster, Tls
 from kmeans_dask.errors import UserError
 
@@ -33,23 +33,28 @@ def test_where_scheduler_and_workers_listen(host: str | None, scheduler: dict[st
     assert of_workers(scheduler) == workers
 
 
-@pytest.mark.parametrize("address", ["tcp://10.1.2.3:8786", "tcp://0.0.0.0:8786", "tcp://no-such-host.invalid:8786"])
-def test_an_open_scheduler_is_one_warning(address: str, caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.WARNING):
-        warn_if_open(address)
+class Reached:
+    """What a client knows of its scheduler."""
 
-    (said,) = caplog.messages
+    def __init__(self, address: str) -> None:
+        self.scheduler = SimpleNamespace(address=address)
+
+
+@pytest.mark.parametrize("address", ["tcp://10.1.2.3:8786", "tcp://0.0.0.0:8786", "tcp://no-such-host.invalid:8786"])
+def test_an_open_scheduler_is_one_line(address: str):
+    said = open_to_others(Reached(address))
+
+    assert said is not None
     assert said.startswith(f"whoever reaches {address} can run any code on the workers")
     assert "cluster.tls" in said
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize(
     "address", ["tcp://127.0.0.1:1", "tcp://[::1]:1", "tls://10.1.2.3:8786", "inproc://10.1.2.3/1"]
 )
-def test_others_are_none(address: str, caplog: pytest.LogCaptureFixture):
-    warn_if_open(address)
-
-    assert caplog.messages == []
+def test_others_are_none(address: str):
+    assert open_to_others(Reached(address)) is None
 
 
 def test_local_workers_listen_where_they_are_told_and_ask_for_certificates(ours: Authority):

@@ -51,17 +51,21 @@ def parts_of(config: Cluster) -> Iterator[None]:
         from dask_jobqueue.slurm import SLURMRunner
 
     file = _scheduler_file()
-    if int(os.environ["SLURM_NTASKS"]) < _LEAST:
+    n_tasks = int(os.environ["SLURM_NTASKS"])
+    is_job = int(os.environ["SLURM_PROCID"]) == min(1, n_tasks - 1)
+    if not is_job:  # nothing is lost with them, and the job's exit status is to be that of all
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # by which the runner ends them
+    if n_tasks < _LEAST:
+        if not is_job:
+            raise SystemExit(0)
         raise UserError(f"kind slurm-runner needs {_LEAST} tasks or more, scheduler, job and workers: srun --ntasks=3")
     logging.getLogger("distributed").setLevel(logging.WARNING)  # they share one output
-    is_job = os.environ["SLURM_PROCID"] == "1"
     where = listening(config.host)
     protocol = "tls" if config.tls else "tcp"
     with dask.config.set(tls_settings(config.tls)):
         if is_job:
             json_load_robust(file)  # waits until it is whole, which the runner does not
-        else:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # by which the runner ends the other tasks
         try:
             runner = SLURMRunner(
                 scheduler_file=str(file),

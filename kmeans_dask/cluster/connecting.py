@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from kmeans_dask.cluster.allocation import scheduler_address
 from kmeans_dask.cluster.kinds import kubernetes, local, pbs, slurm, ssh, threads
-from kmeans_dask.cluster.security import check_certificates, tls_settings, warn_if_open
+from kmeans_dask.cluster.security import check_certificates, tls_settings
 from kmeans_dask.config import Cluster
 from kmeans_dask.errors import JobError, UserError
 
@@ -104,7 +104,6 @@ def _client_of_started(config: Cluster) -> Iterator[Client]:
             raise
         except Exception as error:
             raise UserError(f"cluster.kind={config.kind} cannot be started here: {_one_line(error)}") from None
-        warn_if_open(client.scheduler.address)
         client.register_plugin(_OneBlasThread())
         if config.kind == "local":
             client.register_plugin(_LeaveInterruptToDriver())
@@ -122,7 +121,6 @@ def _client_of(address: str) -> Iterator[Client]:
         hint = "give certificates of its authority" if address.startswith("tls:") else "start one with `dask scheduler`"
         raise UserError(f"no Dask scheduler answers at {address} ({_one_line(error)}); {hint}") from None
     with client, client.as_current():
-        warn_if_open(address)
         try:
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
         except TimeoutError:

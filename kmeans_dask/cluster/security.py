@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import socket
 import ssl
 from typing import Any
 
 import dask
+from distributed import Client
 from distributed.comm import get_address_host
 
 from kmeans_dask.config import Tls
 from kmeans_dask.errors import UserError
-
-_LOG = logging.getLogger(__name__)
 
 
 def tls_settings(tls: Tls | None) -> dict[str, Any]:
@@ -89,10 +87,12 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(each).is_loopback for each in found)
 
 
-def warn_if_open(address: str) -> None:
-    """Log one warning if others can reach an address that asks for no certificate."""
-    if address.startswith("tcp://") and not is_loopback(get_address_host(address)):
-        _LOG.warning(
-            f"whoever reaches {address} can run any code on the workers, as their user, and read and change all that "
-            "they can: keep it on a private network, or give scheduler, workers and job certificates (cluster.tls)"
-        )
+def open_to_others(client: Client) -> str | None:
+    """Return what people must know if others can reach a client's scheduler and are asked for no certificate."""
+    address = str(client.scheduler.address)
+    if not address.startswith("tcp://") or is_loopback(get_address_host(address)):
+        return None
+    return (
+        f"whoever reaches {address} can run any code on the workers, as their user, and read and change all that they "
+        "can: keep it on a private network, or give scheduler, workers and job certificates (cluster.tls)"
+    )
