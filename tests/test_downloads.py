@@ -198,6 +198,7 @@ def test_without_a_network_it_is_said_in_one_line(
     monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "home"))
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("time.sleep", lambda _: None)  # scikit-learn tries four times, a second apart
 
     assert cli.main(["fetch", name, str(tmp_path / "out")]) == 1
 

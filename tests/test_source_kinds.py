@@ -140,6 +140,8 @@ SOURCES: dict[str, dict[str, Any]] = {
     "glob": {"path": "images/*/*.png"},
     "deep glob": {"path": "images/**/*.png"},
     "braces": {"path": "images/{bar,disc,ring}/*.png", "labels": "json:label"},
+    "several folders": {"path": [f"images/{label}" for label in LABELS]},
+    "several archives": {"path": [f"shard-{i:03d}.tar" for i in range(3)]},
     "folder, JSON beside": {"path": "images", "labels": "json:label"},
     "folder, pattern": {"path": "flat", "labels": r"pattern:_(?P<label>\w+)\."},
     "folder, table": {"path": "flat", "labels": "column:kind", "table": "labels.csv"},

@@ -67,8 +67,8 @@ def rows_of(run: Path) -> set[tuple[object, ...]]:
 
 
 def assert_like_fresh(command: Command, config: Path, run: Path, removed: Sequence[str]) -> None:
-    """Ingest the same folder from nothing, and compare."""
-    assert command("ingest", config, "name=fresh").status == 0
+    """Ingest the same folder from nothing, by threads, and compare."""
+    assert command("ingest", config, "name=fresh", "cluster.kind=threads").status == 0
     assert rows_of(run) == rows_of(run_of(config, "fresh"))
     collection = open_collection(run / "collection.zarr")
     items = collection.items.to_pydict()
@@ -199,16 +199,16 @@ def test_killed_while_the_new_collection_takes_the_place_of_the_old_one(
 
 
 def test_killed_in_the_middle_of_an_update(command: Command, start: Callable[..., Process], tmp_path: Path):
-    draw_images(tmp_path / "images", count=96, side=300)
+    draw_images(tmp_path / "images", count=96, side=160)
     config = write_config(
         tmp_path, tmp_path / "images", **NO_QUANTIZE | {"cluster": {"workers": 1}, "fit": None, "evaluate": None}
     )
     run = run_of(config)
-    assert command("ingest", config).status == 0
+    assert command("ingest", config, "cluster.kind=threads").status == 0
     before, fingerprint = rows_of(run), open_collection(run / "collection.zarr").fingerprint
     removed = sorted((tmp_path / "images").rglob("*.png"))[2]
     removed.unlink()
-    draw_images(tmp_path / "images" / "more", count=160, side=300)
+    draw_images(tmp_path / "images" / "more", count=160, side=160)
 
     process = start("kmeans-dask", "ingest", config)
     process.wait_until(lambda: list(run.glob("collection.zarr.partial/items/part-*.parquet")))
@@ -220,7 +220,7 @@ def test_killed_in_the_middle_of_an_update(command: Command, start: Callable[...
     assert open_collection(run / "collection.zarr").fingerprint == fingerprint
     done = files_of(run / "collection.zarr.partial" / "items")
     assert 0 < len(done) < 6
-    said = command("ingest", config)
+    said = command("ingest", config, "cluster.kind=threads")
     assert f"ingest: 257 items in 8 chunks of 32 items (0.8 MiB); {6 - len(done)} to do" in said.err.replace(
         "256", "257"
     )
