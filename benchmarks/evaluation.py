@@ -15,6 +15,10 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from scipy.optimize import linear_sum_assignment
+from sklearn import metrics as reference
 
 from kmeans_dask.evaluation import Chunk, Counts, Task, add_counts, count_block
 from kmeans_dask.features import raw_features
@@ -22,6 +26,7 @@ from kmeans_dask.kernels import NearestTwo, Stack, assign, assign_two
 from kmeans_dask.labels import label_map
 from kmeans_dask.metrics import contingency_block, scores
 from kmeans_dask.models import Model, read_model
+from kmeans_dask.publish import read_json
 from kmeans_dask.reduction import map_chunks, share, tree_reduce
 from kmeans_dask.sketches import Sketcher
 from kmeans_dask.spread import means_of, scatter_block, spread_scores
@@ -51,6 +56,35 @@ def mistakes(data: Mnist, run: Path, seeds: int = 5) -> Rows:
         right = np.isin(found.rows, changed)
         n = len(changed)
         yield seed, n, len(right), right.sum(), right[: 3 * n].sum(), right[:n].sum()
+
+
+def truth(data: Mnist, run: Path) -> Rows:
+    """Compare the figures of a run with scikit-learn on its fitted images: the largest difference of all models."""
+    table = pq.read_table(run / "clusters.parquet")
+    table = table.filter(pc.equal(table["split"], "train"))
+    labels = np.unique(table["label"].to_numpy(zero_copy_only=False), return_inverse=True)[1]
+    pixels = data.train.astype(np.float64)
+    worst: dict[str, float] = {}
+    for row in read_json(run / "metrics.json"):
+        clusters = table[f"{row['algorithm']}_k{row['k']}_cluster"].to_numpy()
+        counts = reference.cluster.contingency_matrix(labels, clusters)
+        voted, matched = counts.argmax(axis=0), linear_sum_assignment(counts, maximize=True)
+        theirs = {
+            "homogeneity": reference.homogeneity_score(labels, clusters),
+            "completeness": reference.completeness_score(labels, clusters),
+            "v_measure": reference.v_measure_score(labels, clusters),
+            "adjusted_rand": reference.adjusted_rand_score(labels, clusters),
+            "mutual_information": reference.mutual_info_score(labels, clusters),
+            "normalized_mutual_information": reference.normalized_mutual_info_score(labels, clusters),
+            "adjusted_mutual_information": reference.adjusted_mutual_info_score(labels, clusters),
+            "accuracy_train": reference.accuracy_score(labels, voted[np.unique(clusters, return_inverse=True)[1]]),
+            "accuracy_one_to_one": counts[matched].sum() / len(labels),
+            "davies_bouldin": reference.davies_bouldin_score(pixels, clusters),
+            "calinski_harabasz": reference.calinski_harabasz_score(pixels, clusters),
+        }
+        for name, value in theirs.items():
+            worst[name] = max(worst.get(name, 0.0), abs(row[name] - value) / max(1.0, abs(value)))
+    yield from ((name, f"{difference:.1e}") for name, difference in worst.items())
 
 
 def speed(data: Mnist, run: Path) -> Rows:
@@ -111,6 +145,7 @@ def _add(parts: list[np.ndarray]) -> np.ndarray:
 
 SECTIONS: dict[str, tuple[Callable[[Mnist, Path], Rows], tuple[str, ...]]] = {
     "mistakes": (mistakes, ("seed", "changed", "listed", "found", "in the first 3 x changed", "in the first changed")),
+    "truth": (truth, ("figure", "largest difference, relative above 1")),
     "speed": (speed, ("what", "seconds", "x one assignment pass")),
 }
 

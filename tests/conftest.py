@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from threading import Thread
@@ -120,6 +120,23 @@ class Said(NamedTuple):
     def lines(self) -> list[str]:
         """Lines of standard error."""
         return self.err.splitlines()
+
+
+class Run(NamedTuple):
+    """A finished run, and what its command answered."""
+
+    folder: Path
+    said: Said
+
+
+@pytest.fixture(scope="session")
+def whole_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """All stages of `write_config` on the images; tests must not write here, but may copy it."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = write_config(folder, images)
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        status = cli.main(["run", str(config)])
+    return Run(folder / "runs" / "small", Said(status, out.getvalue(), err.getvalue()))
 
 
 @pytest.fixture

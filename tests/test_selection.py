@@ -98,6 +98,39 @@ def test_a_column_of_a_parquet_table_of_images_holds_out(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("path,other\na/1.png,u\n", "has no column kind; it has path, other"),
+        ("name,kind\na/1.png,u\n", "has no column path; it has name, kind"),
+        ("path,kind\na/1.png,u\na/1.png,v\n", "has a path twice"),
+        ("path,kind\nelsewhere/1.png,u\n", "has no path of the items, such as 'a/1.png'"),
+        ("path,kind\na/1.png\n", "line 2 has 1 values, the first line 2"),
+        ('path,kind\n"a/1.png,u\n', "unexpected end of data"),
+        ("", "has no column path"),
+        (None, "No such file"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_told(folder: Path, tmp_path: Path, content: str | None, told: str):
+    if content is not None:
+        (tmp_path / "t.csv").write_text(content)
+
+    with pytest.raises(UserError, match=told):
+        listed(folder, labels="column:kind", table=str(tmp_path / "t.csv"))
+
+
+def test_json_beside_that_says_nothing_is_no_label(folder: Path):
+    for name, text in (("a/1", '{"kind": "u"}'), ("a/2", "{broken"), ("b/1", "[" * 10**5), ("b/4", "[1]")):
+        (folder / f"{name}.json").write_text(text)
+    (folder / "b" / "deep" / "3.json").mkdir()
+
+    table = list_items(Input(path=str(folder), labels="json:kind"), 0, folder)
+
+    assert dict(zip(table["path"].to_pylist(), table["label"].to_pylist(), strict=True)) == {
+        "a/1.png": "u", "a/2.png": None, "b/1.png": None, "b/4.jpeg": None, "b/deep/3.PNG": None, "c.gif": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("holdout", "told"),
     [
         ("pattern:nothing", "input.holdout=pattern:nothing holds out no item"),

@@ -14,6 +14,7 @@ from typing import Any
 import dask
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import zarr
@@ -80,6 +81,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "list.csv").write_text("file,kind\n" + "".join(rows))
     rows = [f"{row}_{LABELS[NUMBERS[row]]}.png,{LABELS[NUMBERS[row]]}\n" for row in shuffled]
     (folder / "labels.csv").write_text("path,kind\n" + "".join(rows))
+    pq.write_table(pyarrow.csv.read_csv(folder / "labels.csv"), folder / "labels.parquet")
     write_tar(folder / "a.tar", "w", shuffled)
     write_tar(folder / "a.tar.gz", "w:gz", shuffled)
     for i in range(3):
@@ -140,11 +142,12 @@ SOURCES: dict[str, dict[str, Any]] = {
     "glob": {"path": "images/*/*.png"},
     "deep glob": {"path": "images/**/*.png"},
     "braces": {"path": "images/{bar,disc,ring}/*.png", "labels": "json:label"},
-    "several folders": {"path": [f"images/{label}" for label in LABELS]},
+    "several folders": {"path": [f"images/{label}" for label in LABELS], "labels": "json:label"},
     "several archives": {"path": [f"shard-{i:03d}.tar" for i in range(3)]},
     "folder, JSON beside": {"path": "images", "labels": "json:label"},
     "folder, pattern": {"path": "flat", "labels": r"pattern:_(?P<label>\w+)\."},
     "folder, table": {"path": "flat", "labels": "column:kind", "table": "labels.csv"},
+    "folder, Parquet table": {"path": "flat", "labels": "column:kind", "table": "labels.parquet"},
     "text list": {"path": "list.txt"},
     "CSV list": {"path": "list.csv", "column": "file", "labels": "column:kind"},
     "tar": {"path": "a.tar"},

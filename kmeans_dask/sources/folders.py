@@ -88,7 +88,7 @@ def json_value(text: str | bytes, key: str) -> Any:
     """Return the value of a key of a JSON text; None if it is no mapping with that key."""
     try:
         return json.loads(text).get(key)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 

@@ -197,7 +197,7 @@ def test_items_that_are_all_the_same(command: Command, tmp_path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 77).save(path)
 
-    config = write_config(tmp_path, tmp_path / "images", input={"path": str(tmp_path / "images")})
+    config = write_config(tmp_path, tmp_path / "images", input={"path": str(tmp_path / "images")}, report=None)
     with pytest.warns(ConvergenceWarning, match="only 1 distinct rows, fewer than the . clusters asked for"):
         said = command("run", config)
 

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-from conftest import Process, Said, draw_images, write_config
+from conftest import Process, Run, Said, draw_images, write_config
 
 from jobs import evaluate, fit, ingest, quantize, report
 from jobs.cli import STAGES
@@ -166,8 +166,8 @@ def test_a_stage_does_not_read_what_another_config_wrote(command: Command, image
     assert not (tmp_path / "runs" / "small" / "models").exists()
 
 
-def test_what_is_said_on_the_way(command: Command, images: Path, tmp_path: Path):
-    said = command("run", write_config(tmp_path, images))
+def test_what_is_said_on_the_way(whole_run: Run):
+    said = whole_run.said
 
     assert said.status == 0
     assert said.lines[0] == "small: 60 items"
@@ -178,7 +178,7 @@ def test_what_is_said_on_the_way(command: Command, images: Path, tmp_path: Path)
     assert "small: 4 models" in said.out
     for column in ("inertia", "homogeneity", "accuracy, held-out", "minibatch", "mean PSNR, dB"):
         assert column in said.out
-    assert said.out.splitlines()[-1] == f"report: {tmp_path / 'runs' / 'small' / 'report.html'}"
+    assert said.out.splitlines()[-1] == f"report: {whole_run.folder / 'report.html'}"
     assert max(map(len, said.out.splitlines()[:-1])) <= 140
 
 
@@ -201,11 +201,10 @@ def test_interrupted_by_the_keyboard_and_continued(command: Command, start: Call
     assert "ingest: 160 items in 10 chunks of 16 items (0.6 MiB); 10 to do" not in said.lines
 
 
-def test_show_tells_again_what_a_run_has_written(command: Command, images: Path, tmp_path: Path):
-    config = write_config(tmp_path, images, cluster={"kind": "threads", "workers": 2}, fit={"k": [3, 5]})
-    ran = command("run", config)
+def test_show_tells_again_what_a_run_has_written(command: Command, whole_run: Run):
+    ran = whole_run.said
 
-    said = command("show", tmp_path / "runs" / "small")
+    said = command("show", whole_run.folder)
 
     assert said.status == 0
     assert said.out.startswith("small: finished, ")
