@@ -15,6 +15,7 @@ from jobs.logs import Log, current_stage, logged
 from jobs.stopping import Stopped, cancelled, interrupted, stop_here, taken_over
 from kmeans_dask.errors import JobError, UserError, without_secrets
 from kmeans_dask.lock import BEAT_SECONDS, Lock, LockLostError, take
+from kmeans_dask.object_store import reached
 from kmeans_dask.publish import read_json
 from kmeans_dask.runs import RunFolder
 
@@ -42,7 +43,8 @@ def holding(folder: RunFolder, job: str | None = None, command: str | None = Non
         Another driver works on the run.
     """
     command = command or command_line()
-    lock = take(folder.drivers, command, job)
+    with reached(folder.path):
+        lock = take(folder.drivers, command, job)
     ended = threading.Event()
     try:
         with logged(folder.log(lock.number)) as log:

@@ -21,7 +21,7 @@ from kmeans_dask.cluster import run_tasks
 from kmeans_dask.config import Config, Quantize
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.journal import journal_of
-from kmeans_dask.object_store import is_local, location
+from kmeans_dask.object_store import is_local, location, reached
 from kmeans_dask.outputs import output_names, renamed
 from kmeans_dask.palette_files import read_palette, write_palette
 from kmeans_dask.publish import publish
@@ -101,7 +101,8 @@ def retry(path: str, cluster: str | None = None) -> None:
     from jobs.pipeline import run_stages
 
     folder = RunFolder(location(path))
-    journal = journal_of(folder.path)
+    with reached(folder.path):
+        journal = journal_of(folder.path)
     if journal is None:
         raise UserError(f"{path} has no quantized images; give a run folder, for example runs/photos")
     config = config_of(path, cluster)

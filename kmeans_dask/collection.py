@@ -213,7 +213,7 @@ def plan_chunks(n_items: int, config: Ingest) -> ChunkPlan:
 def plan_of(folder: Path) -> ChunkPlan:
     """Return how the items of the collection that `ingest_tasks` began, or found finished, are cut into chunks."""
     partial = _partial_of(folder)
-    return _plan_of(partial if partial.exists() else folder)
+    return _plan_of(partial if _fingerprint_of(partial) else folder)
 
 
 def ingest_tasks(manifest_path: Path, folder: Path, config: Ingest, source: Input) -> list[Delayed]:
@@ -501,10 +501,14 @@ def _is_joined(fingerprint: str, partial: Path) -> bool:
 
 
 def _is_made_from(fingerprint: str, folder: Path) -> bool:
+    return _fingerprint_of(folder) == fingerprint
+
+
+def _fingerprint_of(folder: Path) -> str | None:
     try:
-        return store.read_attrs(folder).get("fingerprint") == fingerprint
-    except UserError:  # nothing there, or its creation was interrupted
-        return False
+        return str(store.read_attrs(folder)["fingerprint"])
+    except UserError:  # nothing there, or its creation or removal was interrupted
+        return None
 
 
 def _plan_of(folder: Path) -> ChunkPlan:

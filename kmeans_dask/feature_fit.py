@@ -119,7 +119,8 @@ def fit_features(settings: config.Features, collection: Collection, run: Path, s
         _remove(folder)
         return raw_features(collection.images.shape[1:])
     fingerprint = _hash([settings.model_dump(), _fingerprint_of_rows(settings, collection), seed])
-    if (folder / TRANSFORMATION).exists() and (old := open_features(run)).fingerprint == fingerprint:
+    old = _fitted(run)
+    if old is not None and old.fingerprint == fingerprint:
         return old
     features = replace(raw_features(collection.images.shape[1:]), settings=settings, fingerprint=fingerprint)
     if settings.kind != "pixels":
@@ -196,6 +197,13 @@ def _store(folder: Path, start: int, stop: int, make: Callable[[], NDArray[np.fl
     store.write_rows(folder / ROWS, start, rows)
     write_json(_marker(folder, start), {})
     return Extracted(stop - start, None)
+
+
+def _fitted(run: Path) -> Features | None:
+    try:
+        return open_features(run)
+    except UserError:  # there are none, or their writing was interrupted
+        return None
 
 
 def _check_complete(folder: Path, collection: Collection) -> None:

@@ -24,6 +24,7 @@ from kmeans_dask.colour_means import coarse_centres
 from kmeans_dask.colour_spaces import Space, from_space, to_space
 from kmeans_dask.colours import ColourTable, merge
 from kmeans_dask.config import Quantize
+from kmeans_dask.errors import UserError
 from kmeans_dask.images import ImageError, open_image
 from kmeans_dask.kernels import slice_rows
 from kmeans_dask.kmeans import KMeans, fit_together
@@ -84,7 +85,7 @@ def count_tasks(
     """
     fingerprint = _fingerprint(manifest_path, settings, seed, max_pixels)
     folder = _folder(run_folder)
-    if folder.exists() and store.read_attrs(folder, "colour table")["fingerprint"] == fingerprint:
+    if _is_kept(folder, fingerprint):
         return []
     job = _Count(manifest_path.absolute(), settings, seed, max_pixels)
     count = dask.delayed(_count_batch, pure=False, traverse=False)
@@ -165,6 +166,13 @@ def kept_colours(run_folder: Path, space: Space) -> tuple[da.Array, da.Array]:
 
 def _folder(run_folder: Path) -> Path:
     return run_folder.absolute() / "colours.zarr"
+
+
+def _is_kept(folder: Path, fingerprint: str) -> bool:
+    try:
+        return bool(store.read_attrs(folder, "colour table")["fingerprint"] == fingerprint)
+    except UserError:  # there is none, or its writing was interrupted
+        return False
 
 
 def _count_batch(job: _Count, start: int, stop: int) -> ColourTable | None:

@@ -64,11 +64,10 @@ class S3Server(NamedTuple):
     """Lines of its log, one a request."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
-    """An empty S3 server, a process of its own; everything else finds it in the environment."""
+    """An S3 server, a process of its own; everything else finds it in the environment. Take buckets of your own."""
     import boto3
-    import fsspec
 
     with subprocess.Popen(
         [sys.executable, "-c", "from moto.server import main; main(['-H', '127.0.0.1', '-p', '0'])"],
@@ -77,14 +76,13 @@ def s3() -> Iterator[S3Server]:
         try:
             assert server.stderr is not None
             url = next(line.split(" on ")[1].split()[0] for line in server.stderr if " on http://" in line)
-            requests: deque[str] = deque()  # safe between threads
+            requests: deque[str] = deque(maxlen=10_000)  # safe between threads
             Thread(target=requests.extend, args=[server.stderr], daemon=True).start()
             for name, value in {
-                "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "hidden",
+                "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "not-to-be-told",
                 "AWS_DEFAULT_REGION": "us-east-1",
             }.items():  # fmt: skip
                 patch.setenv(name, value)
-            fsspec.filesystem("s3").clear_instance_cache()
             yield S3Server(boto3.client("s3"), requests)
         finally:
             server.terminate()

@@ -8,17 +8,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import S3Server
 
+from kmeans_dask import store
+from kmeans_dask.errors import UserError
+from kmeans_dask.journal import Outcome, open_journal
 from kmeans_dask.object_store import is_local, location
 from kmeans_dask.publish import create, publish, read_json, remove, write_json
 
 
 @pytest.fixture(scope="module")
 def bucket(s3: S3Server) -> str:
-    s3.client.create_bucket(Bucket="bucket")
-    return "s3://bucket"
+    s3.client.create_bucket(Bucket="objects")
+    return "s3://objects"
 
 
 @pytest.fixture
@@ -93,5 +97,42 @@ def test_the_marker_of_a_folder_is_removed_first_and_written_last(folder: Path, 
     logged = re.findall(r"(DELETE|POST|PUT) /(\S+)", "".join(s3.requests))
     changes = [(verb, name.rpartition("/")[2]) for verb, name in logged]
     assert changes[0] == ("DELETE", "zarr.json")
-    assert ("POST", "bucket?delete") in changes  # the rest
+    assert ("POST", "objects?delete") in changes  # the rest
     assert changes[-2:] == [("PUT", "c"), ("PUT", "zarr.json")]
+
+
+def test_arrays_come_back_and_are_not_there_without_their_marker(folder: Path):
+    rng = np.random.default_rng(0)
+    rows = rng.random((5, 3), np.float32)
+    store.create_rows(folder / "rows.zarr", rows.shape, 2)
+    for start in (0, 2, 4):
+        store.write_rows(folder / "rows.zarr", start, rows[start : start + 2])
+    colours, weights = rng.integers(0, 256, (4, 3), np.uint8), np.arange(4)
+    store.write_colours(folder / "colours.zarr", colours, weights, 3, {"fingerprint": "a"})
+    store.write_model(folder / "model.zarr", {"centres": rows}, {"k": 5})
+
+    assert np.array_equal(store.read_rows(folder / "rows.zarr", 1, 4), rows[1:4])
+    read = store.read_colours(folder / "colours.zarr", 1, 4)
+    assert np.array_equal(read[0], colours[1:])
+    assert np.array_equal(read[1], weights[1:])
+    assert np.array_equal(store.read_model(folder / "model.zarr")[0]["centres"], rows)
+    (folder / "model.zarr" / "zarr.json").unlink()
+    with pytest.raises(UserError, match="is no model that is finished"):
+        store.read_model(folder / "model.zarr")
+
+
+def test_the_lines_of_an_attempt_appear_at_its_end(folder: Path):
+    journal = open_journal(folder, "settings")
+    outcomes = [
+        Outcome(row, 2, None, None, None, None, None, 1, None, None, "missing", "no such file") for row in (0, 1)
+    ]
+
+    with journal.attempt(0) as tell:
+        tell(outcomes[:1])
+        assert journal.outcomes() == {}
+        tell(outcomes[1:])
+
+    assert list(open_journal(folder, "settings").outcomes().values()) == outcomes
+    assert journal.forget_failed() == 2
+    assert open_journal(folder, "others").outcomes() == {}
+    assert names(folder) == ["quantized.journal/others/begun"]
