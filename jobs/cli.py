@@ -131,43 +131,66 @@ def show(run_folder: str) -> None:
     show(run_folder)
 
 
+_SEEN_BY = click.option("--cluster", metavar="FILE|tcp://...", help="Ask a worker of this cluster, which sees RUN.")
+
+
 @kmeans.command()
-@click.argument("run_folder", metavar="RUN")
-def status(run_folder: str) -> None:
-    """Tell how far a run is, how long it will take, what failed, and whether its driver is alive."""
+@_SEEN_BY
+@click.argument("run_folder", metavar="[RUN]", required=False)
+def status(run_folder: str | None, cluster: str | None) -> None:
+    """Tell how far a run is, how long it will take, what failed, and whether its driver is alive.
+
+    Without RUN: of all jobs that were submitted to the cluster.
+    """
     from jobs.status import status
 
-    status(run_folder)
+    status(run_folder, cluster)
 
 
 @kmeans.command()
 @click.option("--follow", is_flag=True, help="Go on until the driver ends.")
+@_SEEN_BY
 @click.argument("run_folder", metavar="RUN")
-def logs(run_folder: str, follow: bool) -> None:
+def logs(run_folder: str, follow: bool, cluster: str | None) -> None:
     """Show the log of the driver that was started last on a run."""
     from jobs.status import logs
 
-    logs(run_folder, follow)
+    logs(run_folder, follow, cluster)
 
 
 @kmeans.command()
+@_SEEN_BY
 @click.argument("run_folder", metavar="RUN")
-def cancel(run_folder: str) -> None:
-    """End the driver of a run cleanly, and wait until it has ended; the run can be gone on with."""
+def cancel(run_folder: str, cluster: str | None) -> None:
+    """End the driver of a run cleanly, and wait until it has ended; the same command later goes on."""
     from jobs.status import cancel
 
-    cancel(run_folder)
+    cancel(run_folder, cluster)
 
 
 @kmeans.command()
-@_model_options
-@click.argument("first", metavar="RUN")
-@click.argument("second", metavar="RUN")
-def compare(first: str, second: str, k: int | None, algorithm: str | None) -> None:
-    """Tell how well the clusters of two finished runs agree, on the items that both have."""
-    from jobs.compare import compare
+@_options
+@_UPDATE
+def submit(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, update: bool) -> None:
+    """Run all stages of a config from a driver on the cluster, and return at once.
 
-    compare(first, second, k, algorithm)
+    Relative paths are taken from the current folder; all paths must be there on the cluster.
+    """
+    from kmeans_dask.config import load_config
+
+    checked = load_config(config, overrides, cluster)
+
+    from jobs.submit import submit
+
+    submit(checked, fresh=fresh, update=update)
+
+
+@kmeans.command(hidden=True)
+def drive() -> None:
+    """Be the driver of a submitted job, which standard input names."""
+    from jobs.submit import drive
+
+    drive()
 
 
 @kmeans.command()
@@ -191,7 +214,17 @@ def export(run_folder: str, target: str, by: str | None, k: int | None, algorith
 @_CLUSTER
 @click.argument("run_folder", metavar="RUN")
 def retry(run_folder: str, cluster: str | None) -> None:
-    """Quantize again the images of a run that failed, and no other."""
+    """Quantize again the images of a run that failed, and no other.
+
+    A RUN that only the cluster sees is retried by a driver there, as by submit.
+    """
+    from kmeans_dask.runs import is_run
+
+    if cluster is not None and not is_run(run_folder):
+        from jobs.submit import submit_retry
+
+        submit_retry(run_folder, cluster)
+        return
     from jobs.quantize import retry
 
     retry(run_folder, cluster)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs.console import LOG, current_step, say
 from jobs.logs import Log, current_stage, logged
-from jobs.stopping import Stopped, cancelled, interrupted, stop_here, taken_over
+from jobs.stopping import Stopped, cancelled, interrupted, lost, stop_here
 from kmeans_dask.errors import JobError, UserError, without_secrets
 from kmeans_dask.lock import BEAT_SECONDS, Lock, LockLostError, take
 from kmeans_dask.object_store import reached
@@ -21,17 +21,17 @@ from kmeans_dask.runs import RunFolder
 
 
 @contextmanager
-def holding(folder: RunFolder, job: str | None = None, command: str | None = None) -> Iterator[Lock]:
+def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator[Lock]:
     """Hold a run: no other driver works on it meanwhile, everybody can see how far it is, and it can be cancelled.
 
     Parameters
     ----------
     folder
         Run folder; it exists.
+    command
+        What was asked for, for people.
     job
         Key of the submitted job that this driver belongs to, if it was submitted.
-    command
-        What was asked for; None: the command line of this process.
 
     Yields
     ------
@@ -42,7 +42,6 @@ def holding(folder: RunFolder, job: str | None = None, command: str | None = Non
     UserError
         Another driver works on the run.
     """
-    command = command or command_line()
     with reached(folder.path):
         lock = take(folder.drivers, command, job)
     ended = threading.Event()
@@ -76,7 +75,7 @@ def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event) -> No
                 stop_here(cancelled())
         except LockLostError as error:
             if not stopping:
-                stop_here(taken_over(str(error)))
+                stop_here(lost(str(error)))
             return
         # OSError, or what the package of an object store raises: it may come back; if not, the work itself finds out
         except Exception as error:

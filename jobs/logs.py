@@ -75,13 +75,11 @@ _stage: str | None = None
 
 @contextmanager
 def in_stage(name: str) -> Iterator[None]:
-    """Log whatever happens in the block under the name of a stage."""
+    """Log whatever happens in the block under the name of a stage, and also what is said of the error that ends it."""
     global _stage
     _stage = name
-    try:
-        yield
-    finally:
-        _stage = None
+    yield
+    _stage = None
 
 
 def current_stage() -> str | None:
@@ -105,6 +103,8 @@ def logged(path: Path) -> Iterator[Log]:
     make_folder(path.parent)
     handler = Log(path)
     loggers = [logging.getLogger(name) for name in _OURS_AND_DASKS]
+    global _stage
+    _stage = None
     level, show = LOG.level, warnings.showwarning
     LOG.setLevel(logging.INFO)
     for logger in loggers:

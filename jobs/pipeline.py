@@ -40,7 +40,15 @@ _CONTENT = "collection content"
 """Key of the settings of what is made from the collection: the hash of its content."""
 
 
-def run_stages(config: Config, stages: Sequence[str], *, fresh: bool = False, update: bool = False) -> None:
+def run_stages(
+    config: Config,
+    stages: Sequence[str],
+    *,
+    fresh: bool = False,
+    update: bool = False,
+    job: str | None = None,
+    command: str | None = None,
+) -> None:
     """Run the stages that the config has, on the cluster that it names.
 
     Parameters
@@ -53,6 +61,10 @@ def run_stages(config: Config, stages: Sequence[str], *, fresh: bool = False, up
         Remove what an earlier run left.
     update
         Whether models go on from their old centres when the collection has changed.
+    job
+        Key of the submitted job that this is the driver of; it is fresh once, however often its driver is started.
+    command
+        What was asked for; None: the command line of this process.
 
     Raises
     ------
@@ -65,8 +77,10 @@ def run_stages(config: Config, stages: Sequence[str], *, fresh: bool = False, up
     if not wanted:
         raise UserError(f"the config has no section {stages[0]}, so there is nothing to do; add it, or use run")
     folder = make_run_folder(config)
-    with holding(folder) as lock:
-        open_run(config, fresh=fresh, command=command_line(), driver_starts=lock.number)
+    command = command or command_line()
+    with holding(folder, command, job) as lock:
+        again = job is not None and lock.before is not None and lock.before["job"] == job
+        open_run(config, fresh=fresh and not again, command=command, driver_starts=lock.number)
         with ExitStack() as cluster, recorded_end(folder):  # the end is recorded before the workers are ended
             list_items_of(config, folder, look_again="ingest" in stages)
             check_against_items(config, folder)

@@ -14,7 +14,7 @@ import pyarrow.csv
 from distributed import Client
 
 from jobs.console import progress, say
-from jobs.driving import holding
+from jobs.driving import command_line, holding
 from jobs.finished import config_of
 from jobs.tables import show_colours
 from kmeans_dask.cluster import run_tasks
@@ -27,7 +27,7 @@ from kmeans_dask.palette_files import read_palette, write_palette
 from kmeans_dask.publish import publish
 from kmeans_dask.quantize import BatchSummary, finish_quantized, missing_outputs, plan_batches, quantize_tasks
 from kmeans_dask.relisting import REMOVED
-from kmeans_dask.runs import RunFolder, run_folder
+from kmeans_dask.runs import run_folder
 from kmeans_dask.shared_palette import Palettes, count_tasks, fit_shared, kept_number
 from kmeans_dask.sources import read_manifest
 
@@ -98,21 +98,42 @@ def retry(path: str, cluster: str | None = None) -> None:
     JobError
         More than ``input.max_failed`` of the items could still not be quantized.
     """
-    from jobs.pipeline import run_stages
-
-    folder = RunFolder(location(path))
-    with reached(folder.path):
-        journal = journal_of(folder.path)
+    folder = location(path)
+    with reached(folder):
+        journal = journal_of(folder)
     if journal is None:
         raise UserError(f"{path} has no quantized images; give a run folder, for example runs/photos")
-    config = config_of(path, cluster)
-    with holding(folder):
-        n_failed = journal.forget_failed()
+    retry_failed(config_of(path, cluster))
+
+
+def retry_failed(config: Config, *, job: str | None = None, command: str | None = None) -> None:
+    """Quantize again what failed of a run that has a journal.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    job, command
+        As for `pipeline.run_stages`.
+
+    Raises
+    ------
+    UserError
+        Another driver works on the run.
+    JobError
+        More than ``input.max_failed`` of the items could still not be quantized.
+    """
+    from jobs.pipeline import run_stages
+
+    folder = run_folder(config)
+    with holding(folder, command or command_line(), job):
+        journal = journal_of(folder.path)
+        n_failed = journal.forget_failed() if journal else 0
         say(f"{config.name}: {n_failed:,} outputs had failed")
         if n_failed:
             folder.forget("quantize")
-    if n_failed:
-        run_stages(config, ("quantize", "report"))
+    if n_failed or "quantize" not in folder.read()["stages"]:  # the second after a retry that was killed
+        run_stages(config, ("quantize", "report"), job=job, command=command)
 
 
 def _refuse_own_outputs(config: Config, manifest: pa.Table) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from jobs.console import how_far, show_line
 from jobs.logs import show_log
+from kmeans_dask.config import load_cluster
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.lock import is_alive, last_driver, told
 from kmeans_dask.object_store import location, reached
@@ -22,21 +26,76 @@ _FOLLOW_SECONDS = 1.0
 _STAGES = ("ingest", "fit", "evaluate", "quantize", "report")
 
 
-def status(run: str) -> None:
+@contextmanager
+def _asking(cluster: str | None) -> Iterator[Callable[..., Any]]:
+    """Yield what calls a function where the run folder is seen: here, or on a worker of a cluster."""
+    if cluster is None:
+        yield lambda function, *arguments: function(*arguments)
+        return
+    from kmeans_dask.cluster import ask_worker, connect  # a second that only this needs
+
+    with connect(load_cluster(cluster)) as client:
+        yield partial(ask_worker, client)
+
+
+def status(run: str | None, cluster: str | None = None) -> None:
     """Print what a run does, how far it is, how long it will take, what failed, and whether its driver is alive.
 
     Parameters
     ----------
     run
-        Run folder.
+        Run folder; None: all jobs that were submitted to the cluster.
+    cluster
+        As for `config.load_config`: one whose workers see the folder; None: it is seen here.
 
     Raises
     ------
     UserError
-        The folder is no run.
+        The folder is no run, or neither run nor cluster is given.
     """
-    for line in status_lines(read_facts(run)):
-        show_line(line)
+    if run is None:
+        if cluster is None:
+            raise UserError("give a run folder, for example runs/digits, or --cluster tcp://HOST:PORT")
+        _status_of_all(cluster)
+        return
+    with _asking(cluster) as ask:
+        for line in status_lines(ask(read_facts, run)):
+            show_line(line)
+
+
+def _status_of_all(cluster: str) -> None:
+    from kmeans_dask.cluster import ask_worker, connect, submitted_jobs
+
+    with connect(load_cluster(cluster)) as client:
+        jobs = submitted_jobs(client)
+        show_line(f"{len(jobs)} jobs were submitted to {client.scheduler.address}")
+        answers = ask_worker(client, _facts_of_all, [job["run"] for job in jobs])
+    for job, facts in zip(jobs, answers, strict=True):
+        show_line(f"{job['run']} ({job['job']}): {_told_job(job)}")
+        for line in status_lines(facts) if facts else ():
+            show_line(f"  {line}")
+
+
+def _told_job(job: dict[str, Any]) -> str:
+    """Say what has become of the driver of a submitted job."""
+    if job["event"] == "submitted":
+        return "submitted, waits for a worker"
+    if job["event"] == "started":
+        return f"started beside {job['worker']}"
+    return f"ended with status {job['status']}{': ' + job['said'] if job['status'] else ''}"
+
+
+def _facts_of_all(runs: Sequence[str]) -> list[dict[str, Any] | None]:
+    """Read how runs are doing, at the same time: one whose driver is dead takes ten seconds. None: it is no run yet."""
+
+    def facts(run: str) -> dict[str, Any] | None:
+        try:
+            return read_facts(run)
+        except UserError:
+            return None
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(facts, runs))
 
 
 def read_facts(run: str) -> dict[str, Any]:
@@ -106,13 +165,15 @@ def _told_stage(stage: dict[str, Any]) -> str:
     return f"{stage['name']} ({stage['seconds']:,.1f} s{failed})"
 
 
-def cancel(run: str) -> None:
+def cancel(run: str, cluster: str | None = None) -> None:
     """Ask the driver of a run to end, and wait until it has.
 
     Parameters
     ----------
     run
         Run folder.
+    cluster
+        As for `status`.
 
     Raises
     ------
@@ -121,7 +182,8 @@ def cancel(run: str) -> None:
     JobError
         The driver has not ended after a minute.
     """
-    show_line(request_end(run))
+    with _asking(cluster) as ask:
+        show_line(ask(request_end, run))
 
 
 def request_end(run: str) -> str:
@@ -148,46 +210,36 @@ def request_end(run: str) -> str:
     return f"{name}: {folder.read().get('state')}"
 
 
-def logs(run: str, follow: bool) -> None:
-    """Print the log of the driver that was started last on a run.
+def logs(run: str, follow: bool, cluster: str | None = None) -> None:
+    """Print the log of the driver that was started last on a run, from its beginning.
 
     Parameters
     ----------
     run
         Run folder.
     follow
-        Whether to go on until the driver ends.
+        Whether to go on as it grows, until the driver has ended.
+    cluster
+        As for `status`.
 
     Raises
     ------
     UserError
         The run has no log.
     """
-    follow_log(lambda position: read_log(run, position), follow)
+    position, ended = (0, 0), False
+    with _asking(cluster) as ask:
+        while not ended:
+            text, position, ended = ask(read_log, run, position)
+            show_log(text.splitlines())
+            if not follow:
+                return
+            if not ended:
+                time.sleep(_FOLLOW_SECONDS)
 
 
 Position = tuple[int, int]
 """In the logs of a run: number of the driver, and bytes of its log."""
-
-
-def follow_log(read: Callable[[Position], tuple[str, Position, bool]], follow: bool) -> None:
-    """Print the last driver's log from its beginning, as it grows.
-
-    Parameters
-    ----------
-    read
-        As `read_log`, without its first argument.
-    follow
-        Whether to wait for more until the driver has ended.
-    """
-    position, ended = (0, 0), False
-    while not ended:
-        text, position, ended = read(position)
-        show_log(text.splitlines())
-        if not follow:
-            return
-        if not ended:
-            time.sleep(_FOLLOW_SECONDS)
 
 
 def read_log(run: str, position: Position) -> tuple[str, Position, bool]:

@@ -44,9 +44,9 @@ def cancelled() -> Stopped:
     return Stopped(f"cancelled; {_AGAIN}", "cancelled", 130)
 
 
-def taken_over(by: str) -> Stopped:
-    """Return what a driver does whose run belongs to another one: nothing more."""
-    return Stopped(f"another driver works on this run, so this one ends: {by}", None, 1)
+def lost(why: str) -> Stopped:
+    """Return what a driver does whose run belongs to another one, or has gone: nothing more."""
+    return Stopped(f"this driver has lost its run: {why}", None, 1)
 
 
 _asked: list[Stopped] = []

@@ -479,18 +479,43 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), cluster: str | 
     for override in overrides:
         _apply(raw, override)
     if cluster is not None:
-        raw["cluster"] = _at_address(raw, cluster) if "://" in cluster else _read_yaml(Path(cluster))
+        raw["cluster"] = _raw_cluster(cluster, raw)
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         raise UserError(f"{path}: {_first_message(error)}") from None
 
 
-def _at_address(raw: dict[str, Any], address: str) -> dict[str, Any]:
-    """Section ``cluster`` of a running cluster; the certificates of the config stay."""
+def load_cluster(cluster: str) -> Cluster:
+    """Read and check what ``--cluster`` names.
+
+    Parameters
+    ----------
+    cluster
+        An address, or a YAML file that holds the section ``cluster``; certificates stand in such a file.
+
+    Returns
+    -------
+    Cluster
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, or a key or value is not allowed.
+    """
+    try:
+        return Cluster.model_validate(_raw_cluster(cluster, {}))
+    except ValidationError as error:
+        raise UserError(f"{cluster}: {_first_message(error)}") from None
+
+
+def _raw_cluster(cluster: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """Section ``cluster`` of a file, or of an address, with which the certificates of the raw config stay."""
+    if "://" not in cluster:
+        return _read_yaml(Path(cluster))
     section = raw.get("cluster")
-    tls = section.get("tls") if isinstance(section, dict) and address.startswith("tls://") else None
-    return {"kind": "address", "address": address, "tls": tls}
+    tls = section.get("tls") if isinstance(section, dict) and cluster.startswith("tls://") else None
+    return {"kind": "address", "address": cluster, "tls": tls}
 
 
 def check_sources(source: Input) -> None:

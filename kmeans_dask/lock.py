@@ -74,7 +74,7 @@ class Lock:
         """
         last = last_driver(self._folder)
         if last is None or last["token"] != self._record["token"]:
-            raise LockLostError(told(last) if last else "the run folder has gone")
+            raise LockLostError(f"{told(last)} works on it now" if last else "the run folder has gone")
         self._record.update(progress=dict(progress), beats=self._record["beats"] + 1)
         self._write()
 
@@ -111,12 +111,7 @@ def take(folder: Path, command: str, job: str | None = None) -> Lock:
         Another driver works on the run.
     """
     while True:
-        last = last_driver(folder)
-        if last is not None and is_alive(folder, last):
-            run = folder.parent
-            raise UserError(
-                f"{run} is being worked on by {told(last)}; wait for its end, or end it with: kmeans-dask cancel {run}"
-            )
+        last = refuse_if_held(folder)
         number = 1 if last is None else last["number"] + 1
         record: dict[str, Any] = {
             "number": number, "token": uuid4().hex, "host": platform.node(), "machine": _machine(), "pid": os.getpid(),
@@ -132,6 +127,33 @@ def take(folder: Path, command: str, job: str | None = None) -> Lock:
             if older < number:
                 remove(_file(folder, older))
         return Lock(folder, record, last)
+
+
+def refuse_if_held(folder: Path) -> dict[str, Any] | None:
+    """Refuse a run that a driver works on; return the record of its last driver, which does not.
+
+    Parameters
+    ----------
+    folder
+        ``drivers`` in the run folder.
+
+    Returns
+    -------
+    dict
+        As of `last_driver`.
+
+    Raises
+    ------
+    UserError
+        A driver works on the run.
+    """
+    last = last_driver(folder)
+    if last is not None and is_alive(folder, last):
+        run = folder.parent
+        raise UserError(
+            f"{run} is being worked on by {told(last)}; wait for its end, or end it with: kmeans-dask cancel {run}"
+        )
+    return last
 
 
 def last_driver(folder: Path) -> dict[str, Any] | None:
@@ -179,7 +201,7 @@ def is_alive(folder: Path, seen: Mapping[str, Any]) -> bool:
     """
     if seen["ended"]:
         return False
-    if seen["machine"] and seen["machine"] == _machine():
+    if seen["machine"] and seen["machine"] == _machine() and not _is_hidden(seen["pid"]):
         return bool(_start_of(seen["pid"]) == seen["process_started"])
     end = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < end:
@@ -224,3 +246,14 @@ def _start_of(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else fields[19]  # of a process that was killed and not yet collected: Z
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether it is a process of somebody else, whom the system tells nothing about."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}/stat").exists()
+    except OSError:
+        pass
+    return False

@@ -205,6 +205,13 @@ class RunFolder:
         write_json(self.path / "run.json", {**self.read(), **_plain(facts), "state": state, "changed": _now()})
 
 
+def is_run(path: str) -> bool:
+    """Whether a run folder is to be seen here."""
+    folder = location(path)
+    with reached(folder):
+        return (folder / "run.json").exists()
+
+
 def run_folder(config: Config) -> RunFolder:
     """Return the run folder of a config; it need not exist."""
     return RunFolder(location(config.output) / config.name)

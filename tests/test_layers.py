@@ -18,7 +18,8 @@ sources.items sources.reading sources decoding
 updating collection reduction rows sampling seeding lloyd starting kmeans minibatch models metrics \
 embeddings features feature_fit spread sketches evaluation second_look cluster_facts suspects duplicates choice \
 prediction moves comparison model_files image_folders shared_palette quantize
-cluster.security cluster.kinds cluster.allocation cluster.connecting cluster.tasks cluster.watching cluster \
+cluster.security cluster.kinds cluster.allocation cluster.connecting cluster.detached cluster.tasks cluster.watching \
+cluster \
 report plots colour_plots crosstabs projection thumbnails gallery colour_gallery
 """
 LAYERS = [line.split() for line in FROM_THE_BOTTOM.strip().splitlines()]

@@ -2,11 +2,12 @@
 
 from kmeans_dask.cluster.allocation import parts_of
 from kmeans_dask.cluster.connecting import connect
+from kmeans_dask.cluster.detached import ask_worker, start_driver, submitted_jobs
 from kmeans_dask.cluster.security import open_to_others
 from kmeans_dask.cluster.tasks import run_tasks, run_tree
 from kmeans_dask.cluster.watching import dashboard_link, recorded, worker_hosts, worker_memory
 
 __all__ = [
-    "connect", "dashboard_link", "open_to_others", "parts_of", "recorded", "run_tasks", "run_tree", "worker_hosts",
-    "worker_memory",
+    "ask_worker", "connect", "dashboard_link", "open_to_others", "parts_of", "recorded", "run_tasks", "run_tree",
+    "start_driver", "submitted_jobs", "worker_hosts", "worker_memory",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +64,18 @@ def test_a_job_through_encrypted_connections(encrypted: Encrypted, command: Comm
     assert encrypted.address.startswith("tls://127.0.0.1:")
     assert said.status == 0, said.err
     assert read_json(tmp_path / "runs" / "small" / "run.json")["state"] == "finished"
+
+
+def test_a_submitted_job_has_the_certificates_too(encrypted: Encrypted, command: Command, images: Path, tmp_path: Path):
+    config = write_config(tmp_path, images, report=None, evaluate=None, fit=None, quantize=None)
+    file = cluster_file(tmp_path, address=encrypted.address, tls=encrypted.tls)
+
+    assert command("submit", config, "--cluster", file).status == 0
+
+    limit = time.monotonic() + 60
+    while "small: finished" not in command("status", tmp_path / "runs" / "small", "--cluster", file).out:
+        assert time.monotonic() < limit
+        time.sleep(0.2)
 
 
 def test_who_has_no_certificate_of_the_authority_is_refused(

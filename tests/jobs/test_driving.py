@@ -14,11 +14,14 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import COMMANDS, Process, Said, draw_images, write_config
+from conftest import COMMANDS, Process, Said, draw_images, files_of, write_config
 
+from jobs.pipeline import run_stages
 from jobs.status import status_lines
+from jobs.submit import with_absolute_paths
+from kmeans_dask.config import Config, load_config
 from kmeans_dask.lock import last_driver
-from kmeans_dask.publish import read_json
+from kmeans_dask.publish import create, read_json
 
 Command = Callable[..., Said]
 LONG = {"k": list(range(150, 250)), "init": "k-means||"}
@@ -125,6 +128,22 @@ def test_a_driver_that_was_killed_is_recognised(
     assert re.match(rf"killed: {who} .+ is dead; this goes on from where it was", said.lines[0])
 
 
+def test_a_driver_whose_run_was_taken_over_ends(at_work: Callable[..., tuple[Process, Path]]):
+    process, run = at_work("lost", "cluster.kind=threads")
+    last = last_driver(run / "drivers")
+    assert last is not None
+
+    newer = {**last, "number": 2, "token": "another", "host": "elsewhere"}
+    assert create(run / "drivers" / "2.json", json.dumps(newer))
+
+    assert process.wait(20) == 1
+    told = rf"kmeans-dask: this driver has lost its run: process {last['pid']} on elsewhere .+ works on it now"
+    assert re.fullmatch(told, process.output.splitlines()[-1])
+    assert "Traceback" not in process.output
+    assert read_json(run / "run.json")["state"] == "running"  # which the other one says
+    assert read_json(run / "drivers" / "2.json") == newer
+
+
 def test_sigterm_is_a_clean_end(at_work: Callable[..., tuple[Process, Path]]):
     """As Slurm and Kubernetes send it: to every process of the job."""
     process, run = at_work("terminated")
@@ -213,6 +232,49 @@ def test_what_is_recorded_of_a_run(command: Command, images: Path, tmp_path: Pat
     assert [entry["level"] for entry in entries] == ["info"] * len(entries)
 
 
+def test_a_submitted_job_is_fresh_once_however_often_its_driver_is_started(images: Path, tmp_path: Path):
+    stages: dict[str, Any] = {"fit": None, "evaluate": None, "quantize": None, "report": None}
+    config = load_config(write_config(tmp_path, images, **stages))
+    run_stages(config, ["ingest"])
+    before = files_of(tmp_path / "runs" / "small" / "collection.zarr")
+
+    run_stages(config, ["ingest"], fresh=True, job="a", command="kmeans-dask submit --fresh")
+    first = files_of(tmp_path / "runs" / "small" / "collection.zarr")
+    run_stages(config, ["ingest"], fresh=True, job="a", command="kmeans-dask submit --fresh")
+
+    assert not first.items() & before.items()
+    assert files_of(tmp_path / "runs" / "small" / "collection.zarr") == first
+
+
+def test_a_submitted_config_means_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    values = {
+        "name": "a",
+        "output": "runs",
+        "input": {
+            "path": ["x/*.jpg", "s3://bucket/y", "/z"],
+            "holdout": "../held",
+            "table": "~/t.csv",
+            "labels": "column:a",
+        },
+        "ingest": {"size": [8, 8]},
+        "fit": {"k": 2},
+        "quantize": {"k": 2, "palette": "shared"},
+    }
+
+    config = with_absolute_paths(Config.model_validate(values))
+
+    assert config.output == str(tmp_path / "runs")
+    assert config.input.path == [str(tmp_path / "x" / "*.jpg"), "s3://bucket/y", "/z"]
+    assert (config.input.holdout, config.input.table) == (str(tmp_path.parent / "held"), "/home/me/t.csv")
+    assert config.quantize is not None
+    assert config.quantize.palette == "shared"
+    for holdout in ("column:split=test", "pattern:^test/", 0.25, None):
+        same = {**values, "input": {"path": "x", "holdout": holdout}}
+        assert with_absolute_paths(Config.model_validate(same)).input.holdout == holdout
+
+
 def test_errors_are_logged(command: Command, images: Path, tmp_path: Path):
     config = write_config(tmp_path, tmp_path / "images", input={"path": "x", "max_failed": 0}, fit=None, evaluate=None)
     (tmp_path / "images").mkdir()
@@ -226,7 +288,7 @@ def test_errors_are_logged(command: Command, images: Path, tmp_path: Path):
     assert last["level"] == "error"
     assert "1 of 2 items could not be read" in last["message"]
     assert "traceback" not in last
-    assert last["stage"] is None or last["stage"] == "ingest"
+    assert last["stage"] == "ingest"
 
 
 @pytest.mark.parametrize("name", ["status", "logs", "cancel"])
