@@ -25,10 +25,13 @@ class Processes:
         For their logs, and the local files of the workers.
     memory
         Limit a worker.
+    preload
+        File that every worker runs when it starts.
     """
 
-    def __init__(self, folder: Path, memory: str = "2GiB") -> None:
+    def __init__(self, folder: Path, memory: str = "2GiB", preload: Path | None = None) -> None:
         self._folder, self._memory = folder, memory
+        self._preload = ["--preload", str(preload)] if preload else []
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
@@ -41,7 +44,7 @@ class Processes:
         command = ["scheduler", *listen, "--port", str(self._port), "--dashboard-address", "127.0.0.1:0"]
         self.scheduler = psutil.Process(self._start(command).pid)
         options = ["--nthreads", "1", "--memory-limit", self._memory, "--local-directory", str(self._folder)]
-        worker = ["worker", self.address, *listen, *options, "--dashboard-address", "127.0.0.1:0"]
+        worker = ["worker", self.address, *listen, *options, "--dashboard-address", "127.0.0.1:0", *self._preload]
         for _ in range(WORKERS):
             self._start(worker)
         with Client(self.address, timeout=60, set_as_default=False) as client:

@@ -64,6 +64,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     """Arguments that all commands share."""
     for decorate in (
         click.option("--fresh/--resume", default=False, help="Start over, or go on where the run stopped (default)."),
+        click.option("--dry-run", is_flag=True, help="Print the plan: tasks, memory, rough time and disk; do nothing."),
         _CLUSTER,
         click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1),
         click.argument("config"),
@@ -75,24 +76,24 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @kmeans.command()
 @_options
 @_UPDATE
-def run(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, update: bool) -> None:
+def run(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, update: bool, dry_run: bool) -> None:
     """Run all stages of a config, in order."""
-    _run_stages(STAGES, config, overrides, cluster, fresh, update)
+    _run_stages(STAGES, config, overrides, cluster, fresh, update, dry_run)
 
 
 @kmeans.command()
 @_options
 @_UPDATE
-def fit(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, update: bool) -> None:
+def fit(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, update: bool, dry_run: bool) -> None:
     """Fit the models that are missing."""
-    _run_stages(("fit",), config, overrides, cluster, fresh, update)
+    _run_stages(("fit",), config, overrides, cluster, fresh, update, dry_run)
 
 
 def _add_stage(stage: str, help_text: str) -> None:
     @kmeans.command(stage, help=help_text)
     @_options
-    def command(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool) -> None:
-        _run_stages((stage,), config, overrides, cluster, fresh)
+    def command(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, dry_run: bool) -> None:
+        _run_stages((stage,), config, overrides, cluster, fresh, dry_run=dry_run)
 
 
 _add_stage("ingest", "Read the images into a collection.")
@@ -249,6 +250,7 @@ def _run_stages(
     cluster: str | None,
     fresh: bool,
     update: bool = False,
+    dry_run: bool = False,
 ) -> None:
     from kmeans_dask.config import check_sources, load_config
 
@@ -256,6 +258,11 @@ def _run_stages(
     with _part_of_allocation(checked):
         check_sources(checked.input)
 
+        if dry_run:
+            from jobs.dry_run import dry_run as tell_plan
+
+            tell_plan(checked, stages)
+            return
         from jobs.pipeline import run_stages  # imports pyarrow, which takes 0.2 s
 
         run_stages(checked, stages, fresh=fresh, update=update)

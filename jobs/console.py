@@ -142,7 +142,7 @@ def how_far(done: int, total: int | None, unit: str, seconds: float) -> str:
     rate = f"{_rate(done / seconds)}"
     if total is None or done == 0:
         return f"{done:,} {unit}, {rate}" if total is None else f"{done:,} of {total:,} {unit}"
-    return f"{done:,} of {total:,} {unit}, {rate}, {_duration((total - done) * seconds / done)} left"
+    return f"{done:,} of {total:,} {unit}, {rate}, {duration((total - done) * seconds / done)} left"
 
 
 def _rate(per_second: float) -> str:
@@ -152,7 +152,7 @@ def _rate(per_second: float) -> str:
     return f"{per_second:,.0f} a second" if per_second >= 100 else f"{per_second:.1f} a second"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds, or minutes and seconds, or hours and minutes."""
     whole = round(seconds)
     if whole < 60:

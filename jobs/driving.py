@@ -7,7 +7,7 @@ import platform
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jobs.console import LOG, current_step, say
@@ -106,7 +106,8 @@ def recorded_end(folder: RunFolder) -> Iterator[None]:
         raise
     except Exception as error:
         LOG.error(str(error), exc_info=not isinstance(error, (UserError, JobError)))
-        folder.set_state("failed")
+        with suppress(OSError):  # the disk may be what failed
+            folder.set_state("failed")
         raise
 
 

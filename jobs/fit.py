@@ -20,13 +20,11 @@ from kmeans_dask.config import Config, Fit
 from kmeans_dask.errors import UserError
 from kmeans_dask.kernels import Floats
 from kmeans_dask.kmeans import KMeans, fit_together
+from kmeans_dask.memory_plan import KEPT_SHARE
 from kmeans_dask.minibatch import MiniBatchKMeans
 from kmeans_dask.models import Model, read_model, write_model
 from kmeans_dask.moves import Moves, measure_moves, write_moves
 from kmeans_dask.runs import RunFolder, run_folder
-
-_SHARE_OF_MEMORY = 0.4
-"""Pixels are kept in the workers' memory if they take at most this share of it; Dask spills at 0.6."""
 
 
 def run(config: Config, client: Client, *, update: bool = False) -> dict[str, Any]:
@@ -66,7 +64,7 @@ def run(config: Config, client: Client, *, update: bool = False) -> dict[str, An
         if not _is_fitted(folder, algorithm, k, settings)
     ]  # fmt: skip
     what = "pixels" if features.settings.raw else "features"
-    in_memory = X.nbytes <= _SHARE_OF_MEMORY * worker_memory(client) or worker_memory(client) == 0
+    in_memory = X.nbytes <= KEPT_SHARE * worker_memory(client) or worker_memory(client) == 0
     say(
         f"fit: {len(missing)} models of {X.shape[0]:,} rows x {X.shape[1]:,} numbers, "
         f"{X.numblocks[0]} tasks a pass, {X.nbytes / 2**20:,.0f} MiB of {what} "

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow.compute as pc
 from distributed import Client
 
 from jobs.console import progress, say
-from kmeans_dask.cluster import run_tasks
+from kmeans_dask.cluster import run_tasks, workers_of
 from kmeans_dask.collection import (
     ChunkSummary,
     finish_collection,
@@ -19,7 +20,9 @@ from kmeans_dask.collection import (
 )
 from kmeans_dask.config import Config
 from kmeans_dask.errors import JobError
+from kmeans_dask.memory_plan import chunk_limit
 from kmeans_dask.runs import run_folder
+from kmeans_dask.sources import read_manifest
 
 
 def run(config: Config, client: Client) -> dict[str, Any]:
@@ -44,7 +47,9 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     """
     assert config.ingest is not None
     folder = run_folder(config)
-    tasks = ingest_tasks(folder.manifest, folder.collection, config.ingest, config.input)
+    largest = int(pc.max(read_manifest(folder.manifest)["bytes"]).as_py() or 0)
+    chunk_bytes = chunk_limit(config, workers_of(client), largest)
+    tasks = ingest_tasks(folder.manifest, folder.collection, config.ingest, config.input, chunk_bytes)
     plan = plan_of(folder.collection)
     row_bytes = config.ingest.size[0] * config.ingest.size[1] * (1 if config.ingest.mode == "L" else 3)
     say(

@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs.console import LOG, say, show_line
 from jobs.driving import command_line, holding, recorded_end
+from jobs.failures import explained
 from jobs.listing import check_against_items, list_items_of
 from jobs.logs import in_stage
 from jobs.sizes import bytes_of_stage
@@ -78,7 +79,7 @@ def run_stages(
         raise UserError(f"the config has no section {stages[0]}, so there is nothing to do; add it, or use run")
     folder = make_run_folder(config)
     command = command or command_line()
-    with holding(folder, command, job) as lock:
+    with explained(folder.path), holding(folder, command, job) as lock:
         again = job is not None and lock.before is not None and lock.before["job"] == job
         open_run(config, fresh=fresh and not again, command=command, driver_starts=lock.number)
         with ExitStack() as cluster, recorded_end(folder):  # the end is recorded before the workers are ended
@@ -101,14 +102,16 @@ def run_stages(
 @contextmanager
 def _workers(config: Config, folder: RunFolder) -> Iterator[Any]:
     """Yield a client of the workers; what is wrong with the input has been said before this second is spent."""
-    from kmeans_dask.cluster import connect, dashboard_link, open_to_others, recorded
+    from jobs.memory import check_memory
+    from kmeans_dask.cluster import connect, dashboard_link, open_to_others, recorded, workers_of
 
     if config.cluster.kind in ("slurm", "pbs", "kubernetes"):
         say(f"workers: asked for, kind {config.cluster.kind}; the job begins with the first")
     report = folder.path / "performance.html" if config.cluster.performance_report else None
-    with connect(config.cluster) as client, recorded(report):
+    with connect(config.cluster, say) as client, explained(folder.path, client), recorded(report):
         if risk := open_to_others(client):
             say(f"warning: {risk}")
+        check_memory(config, folder, workers_of(client))
         if config.cluster.dashboard:
             say(f"dashboard: {dashboard_link(client)}")
         yield client
@@ -138,7 +141,7 @@ def _run_stage(stage: str, config: Config, folder: RunFolder, client: Any, **opt
                 f"{stage} reads what {need} writes, which is not finished with this config: run {need} first"
             )
     start = time.monotonic()
-    with in_stage(stage):
+    with in_stage(stage), explained(folder.path, client):
         LOG.info(f"{stage} started")
         summary = import_module(f"jobs.{stage}").run(config, client, **options)
         seconds = time.monotonic() - start

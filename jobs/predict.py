@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from jobs.console import progress, say, show_line
+from jobs.failures import explained
 from jobs.finished import choose_model, config_of
 from kmeans_dask.cluster import connect, open_to_others, run_tasks
 from kmeans_dask.collection import read_names_and_settings
@@ -69,7 +70,7 @@ def predict(
     tasks = predict_tasks(items, parts, predictor)
     say(f"predict: {len(items):,} images in model {model.algorithm}, K = {model.k}; {len(tasks)} tasks to do")
     if tasks:
-        with connect(config.cluster) as client:
+        with connect(config.cluster, say) as client, explained(folder.path, client):
             if risk := open_to_others(client):
                 say(f"warning: {risk}")
             with progress("predict", len(items), "images") as advance:

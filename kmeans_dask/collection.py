@@ -31,6 +31,7 @@ from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import DTypeLike, NDArray
 
 from kmeans_dask import store
+from kmeans_dask.careful import attempt
 from kmeans_dask.config import Ingest, Input
 from kmeans_dask.decoding import decode_rows, row_shape
 from kmeans_dask.errors import JobError, UserError
@@ -38,6 +39,7 @@ from kmeans_dask.kernels import slice_rows
 from kmeans_dask.normalize import POLICY
 from kmeans_dask.object_store import is_local, location, make_folder, move, readable
 from kmeans_dask.publish import publish, remove
+from kmeans_dask.reduction import task_key
 from kmeans_dask.relisting import REMOVED
 from kmeans_dask.sources import read_manifest, write_manifest
 from kmeans_dask.updating import Base, base_of, is_changed, join_items, mark_changed, update_rows
@@ -57,6 +59,11 @@ class ChunkPlan(NamedTuple):
     def starts(self) -> range:
         """First row of each chunk."""
         return range(0, self.n_items, self.chunk_rows)
+
+    @property
+    def stops(self) -> list[int]:
+        """Row after the last one of each chunk."""
+        return [min(start + self.chunk_rows, self.n_items) for start in self.starts]
 
 
 class ChunkSummary(NamedTuple):
@@ -204,10 +211,10 @@ def chunk_rows(n_items: int, row_bytes: int, chunk_bytes: float, n_features: int
     return rows
 
 
-def plan_chunks(n_items: int, config: Ingest) -> ChunkPlan:
-    """Cut `n_items` items into chunks for a config."""
+def plan_chunks(n_items: int, config: Ingest, chunk_bytes: float | None = None) -> ChunkPlan:
+    """Cut `n_items` items into chunks for a config, or into smaller ones of at most `chunk_bytes`."""
     row_bytes = int(np.prod(row_shape(config)))
-    return ChunkPlan(n_items, chunk_rows(n_items, row_bytes, config.chunk_mib * 2**20, row_bytes))
+    return ChunkPlan(n_items, chunk_rows(n_items, row_bytes, chunk_bytes or config.chunk_mib * 2**20, row_bytes))
 
 
 def plan_of(folder: Path) -> ChunkPlan:
@@ -216,7 +223,9 @@ def plan_of(folder: Path) -> ChunkPlan:
     return _plan_of(partial if _fingerprint_of(partial) else folder)
 
 
-def ingest_tasks(manifest_path: Path, folder: Path, config: Ingest, source: Input) -> list[Delayed]:
+def ingest_tasks(
+    manifest_path: Path, folder: Path, config: Ingest, source: Input, chunk_bytes: float | None = None
+) -> list[Delayed]:
     """Make the tasks that are still needed to ingest a manifest, one a chunk.
 
     What an earlier call began is continued if it has the same manifest and settings, else it is removed.
@@ -231,6 +240,8 @@ def ingest_tasks(manifest_path: Path, folder: Path, config: Ingest, source: Inpu
         Size, mode and chunks.
     source
         Its `max_pixels` is the limit of one image.
+    chunk_bytes
+        Of a chunk at most, in a collection that is begun; None: as the config says.
 
     Returns
     -------
@@ -245,15 +256,16 @@ def ingest_tasks(manifest_path: Path, folder: Path, config: Ingest, source: Inpu
     manifest = read_manifest(manifest_path)
     base = base_of(manifest, folder, _settings(config, source))
     if not _is_made_from(fingerprint, partial):
-        _create(partial, manifest, config, source, fingerprint, base)
+        _create(partial, manifest, config, source, fingerprint, base, chunk_bytes)
     task = dask.delayed(ingest_chunk, pure=False, traverse=False)
     plan = _plan_of(partial)
     old = base.folder if base else None
-    written = _starts_written(partial)
+    todo = set(base.touched(manifest) if base else plan.starts) - set(_starts_written(partial))
+    job = (config, source.max_pixels, old)
     return [
-        task(manifest_path.absolute(), partial, start, start + plan.chunk_rows, config, source.max_pixels, old)
-        for start in (base.touched(manifest) if base else plan.starts)
-        if start not in written
+        task(manifest_path.absolute(), partial, start, stop, *job, dask_key_name=task_key("ingest_chunk", start, stop))
+        for start, stop in zip(plan.starts, plan.stops, strict=True)
+        if start in todo
     ]
 
 
@@ -267,14 +279,16 @@ def ingest_chunk(
     """
     begun = time.perf_counter()
     manifest = read_manifest(manifest_path, start, stop)
-    if base is None:
-        block, items = decode_rows(manifest, config, max_pixels)
-        changed = True
-    else:
-        block, items, changed = update_rows(manifest, base, start, config, max_pixels)
-    store.write_block(folder, start, block)
-    with publish(_part_of(folder, start)) as unfinished:
-        pq.write_table(mark_changed(items, changed), unfinished)
+    part = _part_of(folder, start)
+    with attempt(part.with_suffix(".begun")) as careful:
+        if base is None:
+            block, items = decode_rows(manifest, config, max_pixels, careful=careful)
+            changed = True
+        else:
+            block, items, changed = update_rows(manifest, base, start, config, max_pixels, careful=careful)
+        store.write_block(folder, start, block)
+        with publish(part) as unfinished:
+            pq.write_table(mark_changed(items, changed), unfinished)
     failed = len(items) - pc.count(items["error"], mode="only_null").as_py()
     n_bytes = int(pc.sum(manifest["bytes"]).as_py())
     return ChunkSummary(start, len(manifest), failed, n_bytes, time.perf_counter() - begun)
@@ -454,13 +468,19 @@ def _read_flat(folder: Path, start: int, stop: int) -> NDArray[np.uint8]:
 
 
 def _create(
-    folder: Path, manifest: pa.Table, config: Ingest, source: Input, fingerprint: str, base: Base | None
+    folder: Path,
+    manifest: pa.Table,
+    config: Ingest,
+    source: Input,
+    fingerprint: str,
+    base: Base | None,
+    chunk_bytes: float | None,
 ) -> None:
     """Make the empty collection, or what an update leaves as it is; labels and attrs are known beforehand."""
     labels = pc.if_else(pc.equal(manifest["split"], REMOVED), None, manifest["label"])
     class_names = list(source.classes) or sorted(pc.unique(labels.drop_null()).to_pylist(), key=_natural)
     index = pc.fill_null(pc.index_in(labels, pa.array(class_names, pa.string())), -1)
-    rows = base.chunk_rows if base else plan_chunks(len(manifest), config).chunk_rows
+    rows = base.chunk_rows if base else plan_chunks(len(manifest), config, chunk_bytes).chunk_rows
     layout = store.Layout((len(manifest), *row_shape(config)), rows)
     attrs = {
         "class_names": class_names,

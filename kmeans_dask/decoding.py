@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from kmeans_dask.config import Ingest
 from kmeans_dask.images import ImageError, decode
-from kmeans_dask.sources import MANIFEST_SCHEMA, read_contents
+from kmeans_dask.sources import MANIFEST_SCHEMA, read_contents, unreadable
 
 DECODE_SCHEMA = pa.schema(
     [
@@ -28,7 +29,9 @@ ITEMS_SCHEMA = pa.schema([*MANIFEST_SCHEMA, *DECODE_SCHEMA])
 """The manifest's columns, and what decoding told. Row i is row i of the images."""
 
 
-def decode_rows(manifest: pa.Table, config: Ingest, max_pixels: int) -> tuple[NDArray[np.uint8], pa.Table]:
+def decode_rows(
+    manifest: pa.Table, config: Ingest, max_pixels: int, *, careful: bool = False
+) -> tuple[NDArray[np.uint8], pa.Table]:
     """Read and decode some items.
 
     Parameters
@@ -39,6 +42,8 @@ def decode_rows(manifest: pa.Table, config: Ingest, max_pixels: int) -> tuple[ND
         Size and mode.
     max_pixels
         Pixels of one image above which it is not decoded.
+    careful
+        Whether another process tries the items first, because one of them may end its process.
 
     Returns
     -------
@@ -47,19 +52,20 @@ def decode_rows(manifest: pa.Table, config: Ingest, max_pixels: int) -> tuple[ND
     items : (n) pyarrow.Table
         `ITEMS_SCHEMA`; a bad image has its status and reason.
     """
+    read = partial(
+        decode,
+        size=config.size,
+        mode=config.mode,
+        max_pixels=max_pixels,
+        fit=config.fit,
+        resampling=config.filter,
+        background=config.background,
+    )
     block = np.zeros((len(manifest), *row_shape(config)), np.uint8)
     told: list[tuple[Any, ...]] = [()] * len(manifest)
-    for row, content in read_contents(manifest):
+    for row, content in read_contents(manifest, unreadable(manifest, read) if careful else None):
         try:
-            decoded = decode(
-                content,
-                size=config.size,
-                mode=config.mode,
-                max_pixels=max_pixels,
-                fit=config.fit,
-                resampling=config.filter,
-                background=config.background,
-            )
+            decoded = read(content)
         except ImageError as error:
             told[row] = (None, None, None, None, error.status, str(error))
         else:

@@ -1,6 +1,21 @@
 """The two ways a job ends badly: the user's input is wrong, or the work failed."""
 
+import errno
 import re
+
+STORAGE_ERRORS = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only now",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.ESTALE: "the file system went away",
+    errno.ENOTCONN: "the file system went away",
+    errno.EHOSTDOWN: "the file system went away",
+    errno.ETIMEDOUT: "the file system does not answer",
+    errno.EIO: "the disk or the file system fails",
+}
+"""Errors of the place that is written to, not of what is written: the job ends, and can go on."""
 
 _LONGEST = 1500
 """Characters of a message; a path can have 4,096."""

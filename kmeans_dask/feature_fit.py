@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from dask_ml.decomposition import PCA
 from numpy.typing import NDArray
 
 from kmeans_dask import config, store
+from kmeans_dask.careful import attempt, ended_by
 from kmeans_dask.collection import Collection
 from kmeans_dask.embeddings import file_stamp, match_embeddings, read_embeddings
 from kmeans_dask.errors import JobError, UserError
@@ -24,7 +26,7 @@ from kmeans_dask.extractors import extract
 from kmeans_dask.features import ROWS, TRANSFORMATION, Features, open_features, raw_features
 from kmeans_dask.moments import Moments, combine_moments, moments
 from kmeans_dask.publish import read_json, remove, write_json
-from kmeans_dask.reduction import map_chunks, tree_reduce
+from kmeans_dask.reduction import map_chunks, task_key, tree_reduce
 from kmeans_dask.sampling import Data, sample_rows
 from kmeans_dask.transformation import Transformation
 
@@ -85,7 +87,7 @@ def extraction_tasks(settings: config.Features, collection: Collection, run: Pat
         if start not in finished:
             stop = min(start + step, n_items)
             source = (file.path, file.positions[start:stop]) if file else (settings.kind, collection.folder)
-            tasks.append(task(folder, start, stop, *source))
+            tasks.append(task(folder, start, stop, *source, dask_key_name=task_key("extract", start, stop)))
     return tasks
 
 
@@ -179,7 +181,17 @@ def _components(transformation: Transformation, X: da.Array, n: int, seed: int) 
 
 
 def _extract_chunk(folder: Path, start: int, stop: int, kind: str, collection: Path) -> Extracted:
-    return _store(folder, start, stop, lambda: extract(kind, store.read_block(collection, start, stop)))
+    with attempt(_marker(folder, start).with_suffix(".begun")) as careful:
+        if careful:  # a user's function may end its process
+            bad = ended_by(partial(_read_images, collection, start), stop - start, partial(extract, kind))
+            for row, error in bad.items():
+                return Extracted(stop - start, f"item {start + row:,}: features.kind={kind} {error}; leave it out")
+        return _store(folder, start, stop, lambda: extract(kind, store.read_block(collection, start, stop)))
+
+
+def _read_images(collection: Path, start: int, rows: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    for row in rows:
+        yield row, store.read_block(collection, start + row, start + row + 1)
 
 
 def _file_chunk(folder: Path, start: int, stop: int, file: Path, positions: NDArray[np.int64]) -> Extracted:

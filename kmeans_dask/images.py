@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from kmeans_dask.normalize import Filter, Fit, Mode, normalize, to_bytes
 
-Status = Literal["missing", "unreadable", "too large"]
+Status = Literal["missing", "unreadable", "too large", "crashed", "hung"]
 
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -65,7 +65,8 @@ class ImageError(ValueError):
     Attributes
     ----------
     status : str
-        ``missing``, ``unreadable`` or ``too large``. ``str(error)`` is the reason, one line for people.
+        ``missing``, ``unreadable`` or ``too large``; ``crashed`` or ``hung`` of one that ended its process.
+        ``str(error)`` is the reason, one line for people.
     """
 
     def __init__(self, status: Status, reason: str) -> None:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
+from kmeans_dask.careful import attempt
 from kmeans_dask.collection import plan_chunks
 from kmeans_dask.config import Ingest
 from kmeans_dask.decoding import decode_rows
@@ -29,7 +30,7 @@ from kmeans_dask.kernels import assign
 from kmeans_dask.models import Model
 from kmeans_dask.object_store import readable
 from kmeans_dask.publish import create, publish, remove
-from kmeans_dask.reduction import share
+from kmeans_dask.reduction import share, task_key
 from kmeans_dask.sources import read_manifest, write_manifest
 
 PREDICTED_SCHEMA = pa.schema(
@@ -73,10 +74,13 @@ class Predictor:
     max_pixels: int
     features: Features
 
-    def table(self, manifest: pa.Table) -> pa.Table:
-        """Decode the images of some manifest rows and say where they belong: `PREDICTED_SCHEMA`."""
+    def table(self, manifest: pa.Table, *, careful: bool = False) -> pa.Table:
+        """Decode the images of some manifest rows and say where they belong: `PREDICTED_SCHEMA`.
+
+        `careful` is that of `decoding.decode_rows`.
+        """
         assert self.model.label_map is not None
-        block, items = decode_rows(manifest, self.ingest, self.max_pixels)
+        block, items = decode_rows(manifest, self.ingest, self.max_pixels, careful=careful)
         (clusters,), (squared,) = assign(self.features.transform_block(block), stack_of([self.model], self.features))
         distances = np.sqrt(squared).astype(np.float32)
         failed = items["status"].to_numpy() != "ok"
@@ -160,17 +164,18 @@ def predict_tasks(items: pa.Table, parts: Path, predictor: Predictor) -> list[De
     known = share(predictor)
     task = dask.delayed(predict_chunk, pure=False, traverse=False)
     return [
-        task(manifest, start, start + plan.chunk_rows, known, _part_of(parts, start))
-        for start in plan.starts
+        task(manifest, start, stop, known, _part_of(parts, start), dask_key_name=task_key("predict_chunk", start, stop))
+        for start, stop in zip(plan.starts, plan.stops, strict=True)
         if not _part_of(parts, start).exists()
     ]
 
 
 def predict_chunk(manifest: Path, start: int, stop: int, predictor: Predictor, part: Path) -> PredictSummary:
     """Label the images of the manifest rows ``start:stop`` and publish their rows of the table."""
-    table = predictor.table(read_manifest(manifest, start, stop))
-    with publish(part) as partial:
-        pq.write_table(table, partial)
+    with attempt(part.with_suffix(".begun")) as careful:
+        table = predictor.table(read_manifest(manifest, start, stop), careful=careful)
+        with publish(part) as partial:
+            pq.write_table(table, partial)
     return _summary_of(table)
 
 

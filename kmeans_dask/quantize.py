@@ -11,6 +11,8 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +22,10 @@ import pyarrow as pa
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
+from kmeans_dask.careful import attempt
 from kmeans_dask.colours import psnr
 from kmeans_dask.config import Quantize
-from kmeans_dask.errors import JobError
+from kmeans_dask.errors import STORAGE_ERRORS, JobError
 from kmeans_dask.images import Content, ImageError, open_image
 from kmeans_dask.journal import Journal, Outcome, journal_of, open_journal, write_table
 from kmeans_dask.object_store import is_local, put
@@ -30,9 +33,10 @@ from kmeans_dask.outputs import output_names, write_file
 from kmeans_dask.painting import PNG_LEVEL, Picture, encode, paint, picture_of
 from kmeans_dask.palette_files import write_palette
 from kmeans_dask.palettes import fit_palette, room_for
+from kmeans_dask.reduction import task_key
 from kmeans_dask.relisting import REMOVED
 from kmeans_dask.shared_palette import Palettes, path_number
-from kmeans_dask.sources import read_contents, read_manifest
+from kmeans_dask.sources import read_contents, read_manifest, unreadable
 
 _BATCH_ITEMS, _BATCH_BYTES = 64, 2**20
 """Limits of a batch: 64 photos of 250 x 250 take 0.1-0.3 s; 1 MiB of JPEG are about 6 megapixels, 0.5 s."""
@@ -177,7 +181,8 @@ def quantize_tasks(
     for start, stop in plan_batches(manifest):
         todo = {row: list(missing[row]) for row in range(start, stop) if row in missing}
         if todo:
-            tasks.append(task(job, start, names[start:stop], todo, shared))
+            key = task_key("quantize_batch", start, stop)
+            tasks.append(task(job, start, names[start:stop], todo, shared, dask_key_name=key))
     return tasks
 
 
@@ -188,13 +193,21 @@ def quantize_batch(
 
     A bad image is an outcome with its reason for every K.
     """
+    with attempt(job.journal / f"{start:012d}.begun") as careful:
+        return _quantize_rows(job, start, names, todo, palettes, careful)
+
+
+def _quantize_rows(
+    job: _Job, start: int, names: list[str], todo: dict[int, list[int]], palettes: Palettes | None, careful: bool
+) -> BatchSummary:
     begun = time.perf_counter()
     failed = 0
     rows = sorted(todo)
     manifest = read_manifest(job.manifest, start, start + len(names)).take([row - start for row in rows])
     items = manifest.select(["path", "bytes"]).to_pylist()
+    bad = unreadable(manifest, partial(_rehearse, job, sorted({*chain(*todo.values())}), palettes)) if careful else None
     with Journal(job.journal).attempt(start) as tell:
-        for i, content in read_contents(manifest):
+        for i, content in read_contents(manifest, bad):
             row, item, ks = rows[i], items[i], todo[rows[i]]
             try:
                 outcomes = list(_quantize_item(job, row, item, content, names[row - start], ks, palettes))
@@ -255,8 +268,10 @@ def _quantize_item(
             if palettes is None:
                 for kind in job.settings.palette_files:
                     write_palette(job.folder / "palettes" / str(k) / f"{os.path.splitext(name)[0]}.{kind}", palette)
-        # a full disk, a name too long with the new suffix, an image too wide for the format: struct.error
+        # a name too long with the new suffix, an image too wide for the format: struct.error
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+                raise  # a full disk is no fault of the image
             yield _failed(row, k, item, "not written", error)
             continue
         yield Outcome(
@@ -280,6 +295,15 @@ def _write(folder: Path, name: str, data: bytes) -> None:
         write_file(f"{folder}/{name}", data)
     else:
         put(folder, name, data)
+
+
+def _rehearse(job: _Job, ks: Sequence[int], palettes: Palettes | None, content: Content) -> None:
+    """Do everything with an image but write it."""
+    picture = _read(job, content)
+    for k in ks:
+        palette = palettes[k] if palettes is not None else _fit(job, picture, k, "")
+        image, _ = paint(picture, palette, space=job.settings.space, dither=job.settings.dither)
+        encode(image, job.settings.format)
 
 
 def _read(job: _Job, content: Content) -> Picture:

@@ -112,6 +112,11 @@ def reduce_tasks(tasks: Sequence[Delayed], combine: Callable[[list[Any]], Any]) 
     return level[0]
 
 
+def task_key(name: str, start: int, stop: int) -> str:
+    """Name a task by the items that it does, for messages; no two are the same."""
+    return f"{name}-{start}-{stop}-{uuid.uuid4().hex}"
+
+
 def share(value: Any) -> Delayed:
     """Put a value into the graph once, for all tasks that take it."""
     return dask.delayed(value, pure=False, traverse=False)

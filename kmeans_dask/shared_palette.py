@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,18 +21,21 @@ from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from kmeans_dask import store
+from kmeans_dask.careful import attempt
 from kmeans_dask.colour_means import coarse_centres
 from kmeans_dask.colour_spaces import Space, from_space, to_space
 from kmeans_dask.colours import ColourTable, merge
 from kmeans_dask.config import Quantize
 from kmeans_dask.errors import UserError
-from kmeans_dask.images import ImageError, open_image
+from kmeans_dask.images import Content, ImageError, open_image
 from kmeans_dask.kernels import slice_rows
 from kmeans_dask.kmeans import KMeans, fit_together
 from kmeans_dask.painting import picture_of
 from kmeans_dask.palettes import complete, fit_palette, in_order, protect_rare, thin
+from kmeans_dask.publish import remove
+from kmeans_dask.reduction import task_key
 from kmeans_dask.relisting import REMOVED
-from kmeans_dask.sources import read_contents, read_manifest
+from kmeans_dask.sources import read_contents, read_manifest, unreadable
 
 Palettes = dict[int, NDArray[np.uint8]]
 
@@ -48,6 +52,8 @@ class _Count(NamedTuple):
     """What the tasks that count colours share."""
 
     manifest: Path
+    begun: Path
+    """Folder of the marks of tasks that run."""
     settings: Quantize
     seed: int
     max_pixels: int
@@ -87,10 +93,10 @@ def count_tasks(
     folder = _folder(run_folder)
     if _is_kept(folder, fingerprint):
         return []
-    job = _Count(manifest_path.absolute(), settings, seed, max_pixels)
+    job = _Count(manifest_path.absolute(), _begun(folder), settings, seed, max_pixels)
     count = dask.delayed(_count_batch, pure=False, traverse=False)
     add = dask.delayed(_merge_counted, pure=False)
-    tables = [count(job, start, stop) for start, stop in batches]
+    tables = [count(job, *rows, dask_key_name=task_key("count_colours", *rows)) for rows in batches]
     say = dask.delayed(_items_counted, pure=False)
     counted = [say(table, stop - start) for table, (start, stop) in zip(tables, batches, strict=True)]
     while len(tables) > 1:
@@ -175,15 +181,25 @@ def _is_kept(folder: Path, fingerprint: str) -> bool:
         return False
 
 
+def _begun(folder: Path) -> Path:
+    return folder.with_suffix(".begun")
+
+
 def _count_batch(job: _Count, start: int, stop: int) -> ColourTable | None:
     """Colours of the images of a batch; None if none could be read or has a pixel that can be seen."""
+    with attempt(job.begun / f"{start:012d}") as careful:
+        return _count_items(job, start, stop, careful)
+
+
+def _count_items(job: _Count, start: int, stop: int, careful: bool) -> ColourTable | None:
     tables = []
     items = read_manifest(job.manifest, start, stop)
     items = items.filter(pc.not_equal(items["split"], REMOVED))
     paths = items["path"].to_pylist()
-    for row, content in read_contents(items):
+    read = partial(_read_colours, max_pixels=job.max_pixels)
+    for row, content in read_contents(items, unreadable(items, read) if careful else None):
         try:
-            table = picture_of(open_image(content, max_pixels=job.max_pixels)).table
+            table = read(content)
         except ImageError:  # it becomes a row when it is to be painted
             continue
         if len(table) == 0:
@@ -194,6 +210,10 @@ def _count_batch(job: _Count, start: int, stop: int) -> ColourTable | None:
             table = ColourTable(table.colours, table.counts / table.counts.sum())
         tables.append(table)
     return merge(tables) if tables else None
+
+
+def _read_colours(content: Content, *, max_pixels: int) -> ColourTable:
+    return picture_of(open_image(content, max_pixels=max_pixels)).table
 
 
 def _merge_counted(tables: Sequence[ColourTable | None]) -> ColourTable | None:
@@ -211,6 +231,7 @@ def _keep(folder: Path, fingerprint: str, table: ColourTable | None, rare: float
     store.write_colours(
         folder, table.colours, weights, _BLOCK_ROWS, {"fingerprint": fingerprint, "colours": len(table)}
     )
+    remove(_begun(folder))
     return 0
 
 

@@ -86,7 +86,7 @@ def base_of(manifest: pa.Table, folder: Path, settings: str) -> Base | None:
 
 
 def update_rows(
-    manifest: pa.Table, base: Path, start: int, config: Ingest, max_pixels: int
+    manifest: pa.Table, base: Path, start: int, config: Ingest, max_pixels: int, *, careful: bool = False
 ) -> tuple[NDArray[np.uint8], pa.Table, bool]:
     """Decode the new and changed items of a chunk; the others are read from the finished collection.
 
@@ -98,7 +98,7 @@ def update_rows(
         Folder of the finished collection.
     start
         First row of the chunk.
-    config, max_pixels
+    config, max_pixels, careful
         As for `decoding.decode_rows`.
 
     Returns
@@ -115,7 +115,7 @@ def update_rows(
     kept[: len(old)] = _kept(manifest.slice(0, len(old)), old)
     gone = pc.equal(manifest["split"], REMOVED).to_numpy()
     (todo,) = np.nonzero(~kept & ~gone)
-    decoded, told = decode_rows(manifest.take(todo), config, max_pixels)
+    decoded, told = decode_rows(manifest.take(todo), config, max_pixels, careful=careful)
     block = np.zeros((len(manifest), *decoded.shape[1:]), np.uint8)
     if len(old):
         block[: len(old)] = store.read_block(base, start, start + len(old))

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
+from asyncio import CancelledError
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import dask
 from distributed import Client, Worker, WorkerPlugin
 from threadpoolctl import threadpool_limits
 
+from kmeans_dask import careful
 from kmeans_dask.cluster.allocation import scheduler_address
 from kmeans_dask.cluster.kinds import kubernetes, local, pbs, slurm, ssh, threads
 from kmeans_dask.cluster.security import check_certificates, tls_settings
+from kmeans_dask.cluster.watchdog import watched
 from kmeans_dask.config import Cluster
 from kmeans_dask.errors import JobError, UserError
+
+LOG = logging.getLogger("kmeans_dask")
 
 _CONNECT_SECONDS = 15
 
@@ -41,6 +46,15 @@ class _OneBlasThread(WorkerPlugin):
         self._limit = threadpool_limits(1, user_api="blas")
 
 
+class _KnowMemoryLimit(WorkerPlugin):
+    """Tell the process how much memory its nanny lets it take."""
+
+    name = "kmeans-dask-know-memory-limit"
+
+    def setup(self, worker: Worker) -> None:
+        careful.memory_limit = worker.memory_manager.memory_limit or 0 if worker.nanny else 0
+
+
 class _LeaveInterruptToDriver(WorkerPlugin):
     """Ctrl-C reaches all processes of a terminal: the driver ends the workers, which alone would print tracebacks."""
 
@@ -51,13 +65,15 @@ class _LeaveInterruptToDriver(WorkerPlugin):
 
 
 @contextmanager
-def connect(config: Cluster) -> Iterator[Client]:
+def connect(config: Cluster, tell: Callable[[str], None] = LOG.warning) -> Iterator[Client]:
     """Yield a client of the workers that the config asks for, and end what was started for it.
 
     Parameters
     ----------
     config
         Section ``cluster`` of a job's config.
+    tell
+        Called with a line for people when workers are lost or hang.
 
     Yields
     ------
@@ -77,8 +93,9 @@ def connect(config: Cluster) -> Iterator[Client]:
     try:
         with dask.config.set({**settings, **tls_settings(config.tls)}), _client(config) as client:
             try:
-                yield client
-            except KeyboardInterrupt:
+                with watched(client, tell, queued=config.kind in ("slurm", "pbs", "kubernetes")):
+                    yield client
+            except (KeyboardInterrupt, JobError):
                 logging.disable(logging.CRITICAL)  # Dask, ended amid its work, would log tracebacks
                 raise
     finally:
@@ -105,6 +122,7 @@ def _client_of_started(config: Cluster) -> Iterator[Client]:
         except Exception as error:
             raise UserError(f"cluster.kind={config.kind} cannot be started here: {_one_line(error)}") from None
         client.register_plugin(_OneBlasThread())
+        client.register_plugin(_KnowMemoryLimit())
         if config.kind == "local":
             client.register_plugin(_LeaveInterruptToDriver())
         client.wait_for_workers(1)
@@ -123,12 +141,15 @@ def _client_of(address: str) -> Iterator[Client]:
     with client, client.as_current():
         try:
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+            client.register_plugin(_OneBlasThread())
+            client.register_plugin(_KnowMemoryLimit())
         except TimeoutError:
             raise JobError(
                 f"the scheduler at {address} has no workers after {_CONNECT_SECONDS} s; "
                 f"start one with `dask worker {address}`"
             ) from None
-        client.register_plugin(_OneBlasThread())
+        except (OSError, CancelledError):
+            raise JobError(f"the scheduler at {address} went away; the same command goes on from here") from None
         yield client
 
 

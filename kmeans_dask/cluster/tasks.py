@@ -26,9 +26,11 @@ def run_tasks(client: Client, tasks: Sequence[Delayed], on_result: Callable[[Any
     Raises
     ------
     Exception
-        What a task raised. Tasks that are finished keep what they wrote.
+        What a task raised; `watchdog.lost` knows those of a lost cluster. Tasks that are finished keep what they wrote.
     """
     for future, result in as_completed(client.compute(list(tasks)), with_results=True):
+        if future.cancelled():  # by a lost scheduler, or the watchdog
+            raise result
         on_result(result)
         future.release()
 

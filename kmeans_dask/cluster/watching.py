@@ -9,6 +9,7 @@ from pathlib import Path
 
 from distributed import Client, performance_report
 
+from kmeans_dask.memory_plan import Workers
 from kmeans_dask.publish import publish
 
 
@@ -40,6 +41,15 @@ def recorded(path: Path | None) -> Iterator[None]:
 def worker_hosts(client: Client) -> dict[str, int]:
     """Return how many workers there are on each host."""
     return dict(Counter(worker["host"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()))
+
+
+def workers_of(client: Client) -> Workers:
+    """Return how many workers there are, and the threads and the memory limit of the one with the least."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    limits = [worker["memory_limit"] or 0 for worker in workers]
+    # threads of one process share its limit, which nobody enforces
+    least = min(limits, default=0) if all(worker["nanny"] for worker in workers) else 0
+    return Workers(len(limits), min((worker["nthreads"] for worker in workers), default=1), least)
 
 
 def worker_memory(client: Client) -> int:

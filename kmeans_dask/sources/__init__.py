@@ -2,6 +2,6 @@
 
 from kmeans_dask.sources.items import list_items
 from kmeans_dask.sources.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
-from kmeans_dask.sources.reading import read_contents
+from kmeans_dask.sources.reading import read_contents, unreadable
 
-__all__ = ["MANIFEST_SCHEMA", "list_items", "read_contents", "read_manifest", "write_manifest"]
+__all__ = ["MANIFEST_SCHEMA", "list_items", "read_contents", "read_manifest", "unreadable", "write_manifest"]

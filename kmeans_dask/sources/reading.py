@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
+from typing import Any
 
 import pyarrow as pa
 
+from kmeans_dask.careful import ended_by
 from kmeans_dask.images import Content, ImageError
 from kmeans_dask.sources.archives import member_reader
 from kmeans_dask.sources.arrays import open_array
@@ -21,13 +24,15 @@ _MOST_BYTES = 2**30
 """A remote file above 1 GiB is not read: it would be in memory as a whole."""
 
 
-def read_contents(rows: pa.Table) -> Iterator[tuple[int, Content]]:
+def read_contents(rows: pa.Table, errors: Mapping[int, ImageError] | None = None) -> Iterator[tuple[int, Content]]:
     """Yield the content of each row of a part of a manifest.
 
     Parameters
     ----------
     rows
         `manifest.MANIFEST_SCHEMA`; a slice, such as the rows of a chunk.
+    errors
+        Number in `rows` -> its error, of items that are known to be bad: they are not read.
 
     Yields
     ------
@@ -37,10 +42,14 @@ def read_contents(rows: pa.Table) -> Iterator[tuple[int, Content]]:
     content
         What `images.open_image` and `images.decode` take. They raise what is an `images.ImageError`.
     """
+    known = errors or {}
+    yield from known.items()
     plain, remote = [], []
     containers: dict[tuple[str, bytes, str | None], list[tuple[int, int, int]]] = {}
     columns = (rows[name].to_pylist() for name in ("file", "inside", "member", "position", "bytes"))
     for row, (file, inside, member, position, size) in enumerate(zip(*columns, strict=True)):
+        if row in known:
+            continue
         if inside is not None:
             containers.setdefault((inside, file, member), []).append((position, row, size))
         elif is_remote(file):
@@ -51,6 +60,16 @@ def read_contents(rows: pa.Table) -> Iterator[tuple[int, Content]]:
     yield from _fetched(remote)
     for (inside, file, member), places in containers.items():
         yield from _contained(inside, file, member, sorted(places))
+
+
+def unreadable(rows: pa.Table, work: Callable[[Content], Any]) -> dict[int, ImageError]:
+    """Do some work on every row in another process: `careful.ended_by`; returns what `read_contents` takes."""
+    return ended_by(partial(_some_contents, rows), len(rows), work)
+
+
+def _some_contents(rows: pa.Table, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
+    for position, content in read_contents(rows.take(wanted)):
+        yield wanted[position], content
 
 
 def _contained(

@@ -1,0 +1,205 @@
+"""``kill -9`` at random moments of a whole run: does it end, with the same outputs, and what is done twice.
+
+``python -m benchmarks.faults kill FOLDER KILLS``: so many kills each of a worker, the driver and the scheduler of a
+cluster of separate processes; FOLDER has images.
+``python -m benchmarks.faults disk FOLDER``: the run folder on a small file system that is full at five moments (root).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+
+from benchmarks.common import machine, table
+from benchmarks.processes import COMMANDS, Processes
+from kmeans_dask.models import read_model
+from kmeans_dask.publish import read_json
+
+CONFIG = """
+name: run
+output: {output}
+input: {{path: {folder}, holdout: 0.2}}
+ingest: {{size: [28, 28], mode: L, chunk_mib: 0.5}}
+fit: {{k: [10, 16], algorithm: [kmeans, minibatch]}}
+evaluate: {{}}
+quantize: {{k: [4]}}
+report: {{}}
+"""
+VICTIMS = ("worker", "driver", "scheduler")
+MOST_SECONDS = 420
+"""A run that takes longer counts as hung: undisturbed it takes 20 s on two quiet cores, 150 s beside other work."""
+
+
+class Run:
+    """One run folder and the command that is given as often as needed."""
+
+    def __init__(self, scratch: Path, folder: Path, output: Path, cluster: str | None) -> None:
+        self.folder = output / "run"
+        self._config = scratch / "job.yaml"
+        self._config.write_text(CONFIG.format(folder=folder, output=output))
+        self._cluster = ["--cluster", cluster] if cluster else []
+        self.log = scratch / "driver.log"
+
+    def start(self) -> psutil.Popen:
+        """Give the command."""
+        with open(self.log, "ab") as log:
+            command = [COMMANDS / "kmeans-dask", "run", self._config, *self._cluster]
+            return psutil.Popen(list(map(str, command)), stdout=log, stderr=log)
+
+    def moment(self) -> str:
+        """Name the stage that the driver is in, by the last line that begins with one."""
+        stages = re.findall(r"^(ingest|fit|evaluate|quantize|report)\b", self.log.read_text(), re.MULTILINE)
+        return stages[-1] if stages else "start"
+
+    def last_line(self) -> str:
+        """Return the last line that the driver has said."""
+        return (self.log.read_text().splitlines() or [""])[-1]
+
+    def done_twice(self, log: Path) -> list[str]:
+        """Count the chunks of ingest that began twice, and the images that were written twice."""
+        chunks = Counter(re.findall(r"^ingest_chunk-(\d+)", log.read_text(), re.MULTILINE))
+        images: Counter[tuple[int, int]] = Counter()
+        for path in self.folder.glob("quantized.journal/*/*.jsonl"):
+            for line in path.read_bytes().split(b"\n")[:-1]:
+                with suppress(ValueError):  # cut off by the kill
+                    images.update((row, k) for row, k, *_ in json.loads(line))
+        return [str(counts.total() - len(counts)) for counts in (chunks, images)]
+
+    def hashes(self) -> dict[str, str]:
+        """Hash of everything that the run is for; times are left out."""
+        told: dict[str, bytes] = {}
+        for path in sorted(self.folder.rglob("quantized/**/*.png")):
+            told[str(path.relative_to(self.folder))] = path.read_bytes()
+        for path in sorted(self.folder.glob("models/*/*.zarr")):
+            model = read_model(path)
+            arrays = (model.centres, model.label_map, model.counts)
+            told[str(path.relative_to(self.folder))] = b"".join(a.tobytes() for a in arrays if a is not None)
+        for name in ("items.csv", "suspects.csv", "outliers.csv", "duplicates.csv"):
+            told[name] = (self.folder / name).read_bytes()
+        for name in ("clusters", "quantized", "confusion", "cluster_facts"):
+            rows = pq.read_table(self.folder / f"{name}.parquet")
+            told[name] = repr([rows[c].to_pylist() for c in rows.column_names if c != "seconds"]).encode()
+        # the last digits of an inertia depend on how many models a pass has served
+        metrics = [
+            {key: float(f"{value:.12g}") if isinstance(value, float) else value for key, value in row.items()}
+            for row in read_json(self.folder / "metrics.json")
+        ]
+        told["metrics"] = json.dumps([{**row, "seconds": 0} for row in metrics]).encode()
+        return {name: hashlib.sha256(content).hexdigest() for name, content in told.items()}
+
+
+def one(
+    scratch: Path, images: Path, victim: str | None, share: float, usual: float
+) -> tuple[dict[str, str], list[str]]:
+    """Run once, with a kill after a share of the usual seconds: hashes of the outputs, and the cells of a line."""
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
+        own = Path(name)
+        os.environ["TASK_LOG"] = str(own / "tasks.log")
+        cluster = Processes(own, preload=Path(__file__).with_name("task_log.py"))
+        try:
+            cluster.start()
+            run = Run(own, images, own / "runs", cluster.address)
+            begun = time.monotonic()
+            driver, commands, moment = run.start(), 1, ""
+            if victim:
+                with suppress(psutil.TimeoutExpired):
+                    driver.wait(share * usual)
+                moment = run.moment()
+                victims = {"worker": cluster.workers()[:1], "driver": [driver], "scheduler": [cluster.scheduler]}
+                for process in victims[victim]:
+                    process.kill()
+            killed = time.monotonic()
+            while driver.wait(MOST_SECONDS) != 0:
+                said = f"{time.monotonic() - killed:.0f} s: {run.last_line()}"
+                moment += f" ({said})" if victim == "scheduler" else ""
+                if victim == "worker" or commands == 2:
+                    raise RuntimeError(f"{victim} killed in {moment}:\n{run.log.read_text()}")
+                if victim == "scheduler":
+                    cluster.end()
+                    cluster.start()
+                driver, commands = run.start(), commands + 1
+            assert "Traceback" not in run.log.read_text(), run.log.read_text()
+            cells = [moment, str(commands), f"{time.monotonic() - begun:.0f}", *run.done_twice(own / "tasks.log")]
+            return run.hashes(), cells
+        finally:
+            cluster.end()
+
+
+def kill(scratch: Path, images: Path, kills: int) -> None:
+    """Print a line a kill and what they come to."""
+    whole, cells = one(scratch, images, None, 0, 0)
+    usual = float(cells[2])
+    rng = np.random.default_rng(0)
+    lines = []
+
+    def told() -> Iterator[list[str]]:
+        yield ["-", *cells, "-"]
+        for number in range(kills):
+            for victim in VICTIMS:
+                share = (number + rng.random()) / kills  # one in each part of the run
+                hashes, said = one(scratch, images, victim, share, usual)
+                differ = [name for name in whole if hashes.get(name) != whole[name]]
+                same = "all the same" if not differ and len(hashes) == len(whole) else f"DIFFER: {differ[:5]}"
+                lines.append((victim, same, said))
+                yield [victim, *said, same]
+
+    columns = ["killed", "in", "commands", "seconds", "chunks of ingest begun twice", "images written twice", "outputs"]
+    table(f"{len(whole):,} outputs compared", columns, told())
+    print(f"\n{sum(same == 'all the same' for _, same, _ in lines)} of {len(lines)} runs ended with the same outputs")
+    for victim in VICTIMS:
+        worst = [max(int(said[i]) for name, _, said in lines if name == victim) for i in (3, 4)]
+        print(f"{victim}: at most {worst[0]} chunks begun twice, {worst[1]} images written twice")
+
+
+def disk(scratch: Path, images: Path) -> None:
+    """Fill a small file system at five moments, free it, and go on."""
+    small = scratch / "small"
+    small.mkdir()
+    whole = {}
+
+    def told() -> Iterator[list[str]]:
+        for mib in (None, 1, 4, 9, 13, 16):
+            size = f"{mib or 400}m"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], check=True)
+            try:
+                run = Run(scratch, images, small, None)
+                status = run.start().wait(MOST_SECONDS)
+                said, moment = run.last_line(), run.moment()
+                if mib is None:
+                    assert status == 0, run.log.read_text()
+                    whole.update(run.hashes())
+                    used = sum(file.stat().st_blocks * 512 for file in small.rglob("*")) / 2**20
+                    yield ["400", "-", f"uses {used:.1f} MiB", "0", ""]
+                    continue
+                subprocess.run(["mount", "-o", "remount,size=400m", small], check=True)
+                again = run.start().wait(MOST_SECONDS)
+                same = "all the same" if run.hashes() == whole else "DIFFER"
+                traceback = "" if "Traceback" not in run.log.read_text() else " (with a traceback)"
+                yield [str(mib), moment, said + traceback, f"{status}, then {again}", same]
+            finally:
+                subprocess.run(["umount", small], check=True)
+
+    table("A full disk", ["MiB", "in", "last line", "exit status", "outputs"], told())
+
+
+if __name__ == "__main__":
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        if sys.argv[1] == "kill":
+            kill(Path(folder), Path(sys.argv[2]), int(sys.argv[3]))
+        else:
+            disk(Path(folder), Path(sys.argv[2]))

@@ -1,0 +1,87 @@
+"""Lost schedulers, lost and hanging workers: seen on processes that are really killed or stopped."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dask
+import psutil
+import pytest
+from conftest import Process
+
+from jobs.failures import explained
+from kmeans_dask.cluster import connect, run_tasks, watchdog
+from kmeans_dask.config import Cluster
+from kmeans_dask.errors import JobError
+from kmeans_dask.reduction import task_key
+
+
+def hang_once(marker: Path) -> str:
+    if not marker.exists():
+        marker.touch()
+        time.sleep(120)
+    return "done"
+
+
+def test_a_task_that_hangs_is_done_again_by_a_new_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(watchdog, "HANGS_SECONDS", 1.0)
+    monkeypatch.setattr(watchdog, "WATCH_SECONDS", 0.3)
+    said: list[str] = []
+    results: list[str] = []
+    task = dask.delayed(hang_once, pure=False)
+    (tmp_path / "quick").touch()
+    quick = [task(tmp_path / "quick", dask_key_name=task_key("hang_once", i, i + 1)) for i in range(4)]
+    slow = task(tmp_path / "slow", dask_key_name=task_key("hang_once", 1000, 2000))
+
+    with connect(Cluster(kind="local", workers=1), said.append) as client:
+        run_tasks(client, quick, results.append)
+        run_tasks(client, [slow], results.append)
+
+    assert results == ["done"] * 5
+    assert said[0].startswith("the task hang_once of items 1,000 to 1,999 runs for ")
+    assert said[0].endswith("this worker is started anew")
+
+
+def test_a_scheduler_that_is_killed_is_one_line(start: Callable[..., Process], tmp_path: Path):
+    scheduler = start("dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0")
+    scheduler.wait_until(lambda: "Scheduler at:" in scheduler.output)
+    address = next(word for word in scheduler.output.split() if word.startswith("tcp://"))
+    listen = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--local-directory", tmp_path]
+    worker = start("dask", "worker", address, *listen)
+
+    def work_until_it_is_killed() -> None:
+        with connect(Cluster(kind="address", address=address)) as client, explained(tmp_path, client):
+            future = client.submit(time.sleep, 120)
+            scheduler.wait_until(lambda: any(client.processing().values()))
+            scheduler.signal_all(signal.SIGKILL)
+            future.result()
+
+    begun_at = time.monotonic()
+    with pytest.raises(JobError) as said:
+        work_until_it_is_killed()
+
+    assert str(said.value) == f"the scheduler at {address} went away; the same command goes on from here"
+    assert time.monotonic() - begun_at < 100  # not the two minutes that the task takes
+    worker.end()
+
+
+def test_workers_that_are_all_gone_are_waited_for_and_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(watchdog, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(watchdog, "_TOLD_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "NO_WORKERS_SECONDS", 1.5)
+    said: list[str] = []
+
+    def work_without_workers() -> None:
+        with connect(Cluster(kind="local", workers=1), said.append) as client, explained(tmp_path, client):
+            client.cluster.scale(0)
+            client.submit(int, "2").result()
+
+    with pytest.raises(JobError, match=r"all workers of .* went away, and none has come for"):
+        work_without_workers()
+
+    assert len(said) == 1
+    assert "went away; waiting up to 2 s for new ones" in said[0]
+    assert not [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
