@@ -167,13 +167,13 @@ class Process:
     def wait(self, seconds: float = 120) -> int:
         return self._process.wait(seconds)
 
-    def wait_until(self, condition: Callable[[], object], seconds: float = 60) -> None:
+    def wait_until(self, condition: Callable[[], object], seconds: float = 60, pause: float = 0.002) -> None:
         """Wait for something that the running command brings about."""
         limit = time.monotonic() + seconds
         while not condition():
             assert self._process.poll() is None, f"ended too early:\n{self.output}"
             assert time.monotonic() < limit, f"waited in vain:\n{self.output}"
-            time.sleep(0.002)
+            time.sleep(pause)
 
     def signal_all(self, number: signal.Signals) -> None:
         """Send a signal to it and to all that it started."""

@@ -70,7 +70,7 @@ def test_killed_and_run_again_it_gives_what_a_run_on_disk_gives(
 
     def kill_when(condition: Callable[[], object], *changes: str) -> Process:
         process = start("kmeans-dask", "run", job, *changes)
-        process.wait_until(condition)
+        process.wait_until(condition, pause=0.05)  # each look is a request
         process.signal_all(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         return process
