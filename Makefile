@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slurm test-ssh test-docker lint format clean
+.PHONY: run test test-slurm test-ssh test-hosts test-docker lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/kmeans-dask run configs/digits.yaml
@@ -21,6 +21,10 @@ test-slurm: $(VENV)/installed
 test-ssh: $(VENV)/installed
 	which sshd > /dev/null || apt-get install --yes --no-install-recommends openssh-server
 	$(BIN)/python -m pytest tests/ssh
+
+test-hosts: $(VENV)/installed
+	which ip > /dev/null || apt-get install --yes --no-install-recommends iproute2
+	$(BIN)/python -m pytest tests/hosts
 
 test-docker: $(VENV)/installed
 	which debootstrap ip > /dev/null || apt-get install --yes --no-install-recommends debootstrap iproute2
