@@ -172,13 +172,18 @@ def cancel(run_folder: str, cluster: str | None) -> None:
 @kmeans.command()
 @_options
 @_UPDATE
-def submit(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, update: bool) -> None:
+def submit(
+    config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, update: bool, dry_run: bool
+) -> None:
     """Run all stages of a config from a driver on the cluster, and return at once.
 
     Relative paths are taken from the current folder; all paths must be there on the cluster.
     """
     from kmeans_dask.config import load_config
 
+    if dry_run:
+        _run_stages(STAGES, config, overrides, cluster, fresh, dry_run=True)
+        return
     checked = load_config(config, overrides, cluster)
 
     from jobs.submit import submit
