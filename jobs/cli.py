@@ -201,6 +201,17 @@ def drive() -> None:
 
 @kmeans.command()
 @_model_options
+@click.argument("first", metavar="RUN")
+@click.argument("second", metavar="RUN")
+def compare(first: str, second: str, k: int | None, algorithm: str | None) -> None:
+    """Tell how well the clusters of two finished runs agree, on the items that both have."""
+    from jobs.compare import compare
+
+    compare(first, second, k, algorithm)
+
+
+@kmeans.command()
+@_model_options
 @click.option("--by", type=click.Choice(["cluster", "label"]), help="Copy the images into a folder each.")
 @click.option("--link", is_flag=True, help="With --by: symbolic links, not copies.")
 @click.argument("run_folder", metavar="RUN")
