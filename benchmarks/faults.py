@@ -172,14 +172,15 @@ def disk(scratch: Path, images: Path) -> None:
     whole = {}
 
     def told() -> Iterator[list[str]]:
-        for mib in (None, 1, 4, 9, 13, 16):
-            size = f"{mib or 400}m"
+        used = 0.0
+        for share in (None, 0.1, 0.3, 0.5, 0.7, 0.9):
+            size = f"{round(1024 * used * share)}k" if share else "400m"
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], check=True)
             try:
                 run = Run(scratch, images, small, None)
                 status = run.start().wait(MOST_SECONDS)
                 said, moment = run.last_line(), run.moment()
-                if mib is None:
+                if share is None:
                     assert status == 0, run.log.read_text()
                     whole.update(run.hashes())
                     used = sum(file.stat().st_blocks * 512 for file in small.rglob("*")) / 2**20
@@ -189,7 +190,7 @@ def disk(scratch: Path, images: Path) -> None:
                 again = run.start().wait(MOST_SECONDS)
                 same = "all the same" if run.hashes() == whole else "DIFFER"
                 traceback = "" if "Traceback" not in run.log.read_text() else " (with a traceback)"
-                yield [str(mib), moment, said + traceback, f"{status}, then {again}", same]
+                yield [f"{used * share:.1f}", moment, said + traceback, f"{status}, then {again}", same]
             finally:
                 subprocess.run(["umount", small], check=True)
 
