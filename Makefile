@@ -10,7 +10,7 @@ run: $(VENV)/installed
 	$(BIN)/kmeans-dask run configs/photos.yaml
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # These need root, and install Debian's packages where they are missing.
 test-slurm: $(VENV)/installed
