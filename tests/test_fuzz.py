@@ -11,6 +11,6 @@ from benchmarks.fuzz import CHECKS, OUTCOMES, run
 @pytest.mark.parametrize("name", CHECKS)
 def test_only_documented_errors(name: str) -> None:
     OUTCOMES.clear()
-    run(name, {"config": 150, "image": 400}[name], same=True)
+    run(name, {"config": 400, "image": 400}[name], same=True)
     good = {"config": "config: accepted", "image": "image: ok"}[name]
     assert 10 < OUTCOMES[good] < OUTCOMES.total() - 10  # neither all nor none are refused
