@@ -50,6 +50,16 @@ def test_workers_are_processes_with_one_blas_thread():
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)  # they end with the client
 
 
+def test_what_a_task_raises_is_left_to_the_driver(capfd: pytest.CaptureFixture[str]):
+    with connect(Cluster(kind="local", workers=1)) as client, pytest.raises(OSError, match="disk"):
+        client.submit(fill_the_disk).result()
+    assert capfd.readouterr().err == ""
+
+
+def fill_the_disk() -> None:
+    raise OSError(28, "the disk is full")
+
+
 def test_worker_processes_keep_freed_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
     with connect(Cluster(kind="local", workers=1)) as client:

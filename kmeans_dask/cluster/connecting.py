@@ -64,6 +64,18 @@ class _LeaveInterruptToDriver(WorkerPlugin):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+class _LeaveErrorsToDriver(WorkerPlugin):
+    """The driver says in one line what a task has raised: Dask's lines about it would come before, with a traceback."""
+
+    name = "kmeans-dask-leave-errors-to-driver"
+
+    def setup(self, worker: Worker) -> None:
+        for logger, begins in (("worker", "Compute Failed"), ("worker.state_machine", "Async instruction for")):
+            logging.getLogger(f"distributed.{logger}").addFilter(
+                lambda record, begins=begins: not record.getMessage().startswith(begins)
+            )
+
+
 @contextmanager
 def connect(config: Cluster, tell: Callable[[str], None] = LOG.warning) -> Iterator[Client]:
     """Yield a client of the workers that the config asks for, and end what was started for it.
@@ -125,6 +137,7 @@ def _client_of_started(config: Cluster) -> Iterator[Client]:
         client.register_plugin(_KnowMemoryLimit())
         if config.kind == "local":
             client.register_plugin(_LeaveInterruptToDriver())
+            client.register_plugin(_LeaveErrorsToDriver())
         client.wait_for_workers(1)
         yield client
 
