@@ -70,10 +70,12 @@ class _LeaveErrorsToDriver(WorkerPlugin):
     name = "kmeans-dask-leave-errors-to-driver"
 
     def setup(self, worker: Worker) -> None:
-        for logger, begins in (("worker", "Compute Failed"), ("worker.state_machine", "Async instruction for")):
-            logging.getLogger(f"distributed.{logger}").addFilter(
-                lambda record, begins=begins: not record.getMessage().startswith(begins)
-            )
+        logging.getLogger("distributed.worker").addFilter(_is_no_error_of_a_task)
+        logging.getLogger("distributed.worker.state_machine").addFilter(_is_no_error_of_a_task)
+
+
+def _is_no_error_of_a_task(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("Compute Failed", "Async instruction for"))
 
 
 @contextmanager
