@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import BaseModel
 
-from kmeans_dask.config import Config, check_sources, load_config
+from kmeans_dask.config import Config
+from kmeans_dask.config_files import check_sources, load_config
 from kmeans_dask.errors import UserError
 from kmeans_dask.images import ImageError, decode
 from kmeans_dask.normalize import POLICY

@@ -17,8 +17,8 @@ from PIL import Image
 
 from benchmarks.common import machine, seconds, table, workers
 from kmeans_dask.cluster import run_tasks
-from kmeans_dask.collection import finish_collection, ingest_tasks
 from kmeans_dask.config import Ingest, Input
+from kmeans_dask.ingesting import finish_collection, ingest_tasks
 from kmeans_dask.sources import list_items, read_manifest, write_manifest
 
 RUNS = 3

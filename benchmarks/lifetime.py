@@ -18,9 +18,9 @@ import pyarrow as pa
 from benchmarks.common import machine, seconds, table, workers
 from benchmarks.ingest import decode
 from kmeans_dask.cluster import run_tasks
-from kmeans_dask.collection import finish_collection, ingest_tasks
 from kmeans_dask.config import Ingest, Input
 from kmeans_dask.features import raw_features
+from kmeans_dask.ingesting import finish_collection, ingest_tasks
 from kmeans_dask.models import Model
 from kmeans_dask.prediction import Predictor, join_predicted, predict_tasks
 from kmeans_dask.relisting import update_manifest

@@ -13,8 +13,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.common import machine, seconds, table
-from kmeans_dask.collection import ingest_tasks
 from kmeans_dask.config import Ingest, Input
+from kmeans_dask.ingesting import ingest_tasks
 from kmeans_dask.sources import list_items, write_manifest
 
 PER_FOLDER = 1000

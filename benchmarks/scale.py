@@ -25,8 +25,8 @@ from distributed import Client
 from benchmarks.common import machine, seconds, table
 from benchmarks.processes import WORKERS, Processes, processes, rss
 from jobs.pipeline import run_stages
-from kmeans_dask.collection import ingest_tasks, plan_of
 from kmeans_dask.config import Config, Ingest, Input, Quantize
+from kmeans_dask.ingesting import ingest_tasks, plan_of
 from kmeans_dask.quantize import missing_outputs, quantize_tasks
 from kmeans_dask.sources import list_items, write_manifest
 

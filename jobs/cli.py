@@ -179,7 +179,7 @@ def submit(
 
     Relative paths are taken from the current folder; all paths must be there on the cluster.
     """
-    from kmeans_dask.config import load_config
+    from kmeans_dask.config_files import load_config
 
     if dry_run:
         _run_stages(STAGES, config, overrides, cluster, fresh, dry_run=True)
@@ -268,7 +268,7 @@ def _run_stages(
     update: bool = False,
     dry_run: bool = False,
 ) -> None:
-    from kmeans_dask.config import check_sources, load_config
+    from kmeans_dask.config_files import check_sources, load_config
 
     checked = load_config(config, overrides, cluster)
     with _part_of_allocation(checked):

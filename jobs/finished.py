@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from kmeans_dask.config import Config, load_config
+from kmeans_dask.config import Config
+from kmeans_dask.config_files import load_config
 from kmeans_dask.errors import UserError
 from kmeans_dask.models import Model, read_model
 from kmeans_dask.object_store import location, reached
@@ -20,7 +21,7 @@ def config_of(path: str | Path, cluster: str | None = None) -> Config:
     path
         Run folder.
     cluster
-        As for `config.load_config`.
+        As for `config_files.load_config`.
 
     Returns
     -------

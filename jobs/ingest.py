@@ -11,15 +11,10 @@ from distributed import Client
 
 from jobs.console import progress, say
 from kmeans_dask.cluster import run_tasks, workers_of
-from kmeans_dask.collection import (
-    ChunkSummary,
-    finish_collection,
-    ingest_tasks,
-    plan_of,
-    write_items_csv,
-)
+from kmeans_dask.collection import write_items_csv
 from kmeans_dask.config import Config
 from kmeans_dask.errors import JobError
+from kmeans_dask.ingesting import ChunkSummary, finish_collection, ingest_tasks, plan_of
 from kmeans_dask.memory_plan import chunk_limit
 from kmeans_dask.runs import run_folder
 from kmeans_dask.sources import read_manifest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kmeans_dask.collection import ChunkPlan, plan_chunks
+from kmeans_dask.chunks import ChunkPlan, plan_chunks
 from kmeans_dask.config import Config
 from kmeans_dask.memory_plan import MemoryPlan, Workers, chunk_limit, plan_memory
 from kmeans_dask.runs import RunFolder

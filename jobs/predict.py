@@ -39,7 +39,7 @@ def predict(
     k, algorithm
         As for `finished.choose_model`.
     cluster
-        As for `config.load_config`.
+        As for `config_files.load_config`.
     output
         File of the table, ``.parquet`` or ``.csv``; None: ``predictions/<source>-<algorithm>-k<k>.parquet`` in the run
         folder.

@@ -89,7 +89,7 @@ def retry(path: str, cluster: str | None = None) -> None:
     path
         Run folder.
     cluster
-        As for `config.load_config`.
+        As for `config_files.load_config`.
 
     Raises
     ------

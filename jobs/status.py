@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.console import how_far, show_line
 from jobs.logs import show_log
-from kmeans_dask.config import load_cluster
+from kmeans_dask.config_files import load_cluster
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.lock import is_alive, last_driver, told
 from kmeans_dask.object_store import location, reached
@@ -46,7 +46,7 @@ def status(run: str | None, cluster: str | None = None) -> None:
     run
         Run folder; None: all jobs that were submitted to the cluster.
     cluster
-        As for `config.load_config`: one whose workers see the folder; None: it is seen here.
+        As for `config_files.load_config`: one whose workers see the folder; None: it is seen here.
 
     Raises
     ------

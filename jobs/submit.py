@@ -14,7 +14,8 @@ from jobs.driving import command_line
 from jobs.finished import config_of
 from jobs.stopping import Stopped, stop_here
 from kmeans_dask.cluster import ask_worker, connect, start_driver
-from kmeans_dask.config import Config, check_sources, load_cluster
+from kmeans_dask.config import Config
+from kmeans_dask.config_files import check_sources, load_cluster
 from kmeans_dask.errors import UserError
 from kmeans_dask.journal import journal_of
 from kmeans_dask.lock import refuse_if_held
@@ -64,7 +65,7 @@ def submit_retry(run: str, cluster: str) -> None:
     run
         Run folder on the cluster.
     cluster
-        As for `config.load_config`.
+        As for `config_files.load_config`.
 
     Raises
     ------

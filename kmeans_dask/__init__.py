@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kmeans_dask.cluster import connect
     from kmeans_dask.collection import open_collection
-    from kmeans_dask.config import load_config
+    from kmeans_dask.config_files import load_config
     from kmeans_dask.kmeans import KMeans, fit_together
     from kmeans_dask.minibatch import MiniBatchKMeans
     from kmeans_dask.palettes import quantize_image
@@ -23,7 +23,7 @@ _HOMES = {
     "MiniBatchKMeans": "minibatch",
     "connect": "cluster",
     "fit_together": "kmeans",
-    "load_config": "config",
+    "load_config": "config_files",
     "open_collection": "collection",
     "quantize_image": "palettes",
 }

@@ -21,7 +21,7 @@ from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from kmeans_dask.careful import attempt
-from kmeans_dask.collection import plan_chunks
+from kmeans_dask.chunks import plan_chunks
 from kmeans_dask.config import Ingest
 from kmeans_dask.decoding import decode_rows
 from kmeans_dask.evaluation import column_prefix, stack_of

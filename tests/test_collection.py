@@ -11,19 +11,12 @@ import pytest
 from PIL import Image
 
 from kmeans_dask import store
-from kmeans_dask.collection import (
-    ChunkSummary,
-    Collection,
-    chunk_rows,
-    finish_collection,
-    ingest_tasks,
-    open_collection,
-    plan_chunks,
-    write_items_csv,
-)
+from kmeans_dask.chunks import chunk_rows, plan_chunks
+from kmeans_dask.collection import Collection, open_collection, write_items_csv
 from kmeans_dask.config import Ingest, Input
 from kmeans_dask.decoding import ITEMS_SCHEMA
 from kmeans_dask.errors import JobError, UserError
+from kmeans_dask.ingesting import ChunkSummary, finish_collection, ingest_tasks
 from kmeans_dask.kernels import slice_rows
 from kmeans_dask.sources import list_items, read_manifest, write_manifest
 

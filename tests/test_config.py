@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kmeans_dask.config import Config, Tls, check_sources, load_config
+from kmeans_dask.config import Config, Tls
+from kmeans_dask.config_files import check_sources, load_config
 from kmeans_dask.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import draw_images
 
-from kmeans_dask.collection import Collection, finish_collection, ingest_tasks
+from kmeans_dask.collection import Collection
 from kmeans_dask.config import Ingest, Input
 from kmeans_dask.evaluation import (
     FirstLook,
@@ -19,6 +19,7 @@ from kmeans_dask.evaluation import (
     join_first_looks,
 )
 from kmeans_dask.features import raw_features
+from kmeans_dask.ingesting import finish_collection, ingest_tasks
 from kmeans_dask.labels import label_map
 from kmeans_dask.models import Model
 from kmeans_dask.sources import list_items, write_manifest

@@ -15,12 +15,13 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from kmeans_dask import config, feature_fit
-from kmeans_dask.collection import Collection, finish_collection, ingest_tasks, open_collection
+from kmeans_dask.collection import Collection, open_collection
 from kmeans_dask.config import Ingest, Input
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.extractors import colour_histogram, extract
 from kmeans_dask.feature_fit import extraction_tasks, fit_features
 from kmeans_dask.features import Features, open_features
+from kmeans_dask.ingesting import finish_collection, ingest_tasks
 from kmeans_dask.sources import list_items, write_manifest
 from kmeans_dask.transformation import Transformation
 

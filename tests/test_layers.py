@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 FROM_THE_BOTTOM = """
-config errors object_store publish relisting normalize images kernels moments draws labels colours colour_spaces \
-colour_starts colour_means grey_levels dither sprites painting palettes palette_files outputs extractors transformation
-careful store runs journal lock \
+config config_files errors object_store publish relisting normalize images kernels moments draws labels \
+colours colour_spaces colour_starts colour_means grey_levels dither sprites painting palettes palette_files outputs \
+extractors transformation
+chunks careful store runs journal lock \
 sources.manifest sources.names sources.locations sources.listed sources.policies sources.folders sources.lists \
 sources.archives sources.arrays sources.tables sources.datasets sources.downloads sources.places \
 sources.items sources.reading sources decoding
-reduction memory_plan estimate updating collection rows sampling seeding lloyd starting kmeans minibatch \
+reduction memory_plan estimate updating collection ingesting rows sampling seeding lloyd starting kmeans minibatch \
 models metrics embeddings features feature_fit spread sketches evaluation second_look cluster_facts suspects \
 duplicates choice prediction moves comparison model_files image_folders shared_palette quantize
 cluster.security cluster.kinds cluster.allocation cluster.watchdog cluster.connecting cluster.detached cluster.tasks \

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kmeans_dask.chunks import plan_chunks
 from kmeans_dask.cluster import connect, run_tasks, workers_of
-from kmeans_dask.collection import finish_collection, ingest_tasks, plan_chunks
 from kmeans_dask.config import Cluster, Config
 from kmeans_dask.errors import UserError
+from kmeans_dask.ingesting import finish_collection, ingest_tasks
 from kmeans_dask.kmeans import KMeans
 from kmeans_dask.memory_plan import PROCESS, Workers, chunk_limit, megapixels_that_fit, plan_memory
 from kmeans_dask.sources import list_items, write_manifest

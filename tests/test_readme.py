@@ -12,7 +12,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from jobs import cli
-from kmeans_dask.config import Config, load_config
+from kmeans_dask.config import Config
+from kmeans_dask.config_files import load_config
 from kmeans_dask.normalize import POLICY
 
 ROOT = Path(__file__).parents[1]

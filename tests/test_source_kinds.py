@@ -20,8 +20,9 @@ import pytest
 import zarr
 from PIL import Image
 
-from kmeans_dask.collection import Collection, finish_collection, ingest_tasks
+from kmeans_dask.collection import Collection
 from kmeans_dask.config import Ingest, Input
+from kmeans_dask.ingesting import finish_collection, ingest_tasks
 from kmeans_dask.sources import list_items, write_manifest
 
 N, SIDE = 150, 20

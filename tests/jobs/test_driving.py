@@ -19,7 +19,8 @@ from conftest import COMMANDS, Process, Said, draw_images, files_of, write_confi
 from jobs.pipeline import run_stages
 from jobs.status import status_lines
 from jobs.submit import with_absolute_paths
-from kmeans_dask.config import Config, load_config
+from kmeans_dask.config import Config
+from kmeans_dask.config_files import load_config
 from kmeans_dask.lock import last_driver
 from kmeans_dask.publish import create, read_json
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs import cli
 from kmeans_dask import KMeans, open_collection
-from kmeans_dask import collection as module
+from kmeans_dask import ingesting as module
 from kmeans_dask.models import read_model
 from kmeans_dask.publish import read_json
 
