@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.array as da
@@ -14,6 +16,8 @@ from distributed import Client
 
 from jobs.console import progress, say, show_table
 from jobs.features import prepare_features
+from kmeans_dask import __version__
+from kmeans_dask.checkpoint import Checkpoint
 from kmeans_dask.cluster import worker_memory
 from kmeans_dask.collection import open_collection
 from kmeans_dask.config import Config, Fit
@@ -24,6 +28,7 @@ from kmeans_dask.memory_plan import KEPT_SHARE
 from kmeans_dask.minibatch import MiniBatchKMeans
 from kmeans_dask.models import Model, read_model, write_model
 from kmeans_dask.moves import Moves, measure_moves, write_moves
+from kmeans_dask.publish import remove
 from kmeans_dask.runs import RunFolder, run_folder
 
 
@@ -81,7 +86,7 @@ def run(config: Config, client: Client, *, update: bool = False) -> dict[str, An
     for algorithm in config.fit.algorithm:
         ks = [k for a, k in missing if a == algorithm]
         old = _old_centres(folder, algorithm, ks, X.shape[1]) if goes_on else {}
-        for model in _fit_algorithm(X, algorithm, ks, config.fit, config.seed, spherical, old):
+        for model in _fit_algorithm(X, algorithm, _Fits(config.fit, ks, config.seed, spherical, old, folder, settings)):
             if model.k in old:
                 moves.append(measure_moves(X, old[model.k], model))
             write_model(folder.model(algorithm, model.k), replace(model, settings=settings))
@@ -90,6 +95,30 @@ def run(config: Config, client: Client, *, update: bool = False) -> dict[str, An
         _show_moves(moves, len(X))
     n_models = len(config.fit.algorithm) * len(config.fit.ks)
     return {"rows": len(X), "models": n_models, "fitted": len(missing), "updated": len(moves)}
+
+
+@dataclass(frozen=True)
+class _Fits:
+    """What the models of one algorithm depend on, the rows apart."""
+
+    fit: Fit
+    ks: list[int]
+    seed: int
+    spherical: bool
+    old: Mapping[int, Floats]
+    """Centres to go on from."""
+    folder: RunFolder
+    settings: Mapping[str, Any]
+
+    def init(self, k: int) -> str | Floats:
+        """Return the start of a K."""
+        return self.old.get(k, self.fit.init)
+
+    def checkpoint(self, algorithm: str, which: list[int]) -> Checkpoint:
+        """Return the checkpoint of some of them, which only the same job goes on from."""
+        told = [__version__, self.settings, which, {k: centres.tolist() for k, centres in self.old.items()}]
+        key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return Checkpoint(self.folder.unfinished_fit(algorithm), key)
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -136,47 +165,46 @@ def _show_moves(moves: list[Moves], n_rows: int) -> None:
     show_table("how the clusters moved; each of them: moved.csv", columns, cells)
 
 
-def _fit_algorithm(
-    X: da.Array, algorithm: str, ks: list[int], fit: Fit, seed: int, spherical: bool, old: Mapping[int, Floats]
-) -> list[Model]:
-    if not ks:
-        return []
-    if fit.engine == "dask-ml":
-        return [_fit_dask_ml(X, k, fit, seed) for k in ks]
-    seeds = [seed] if fit.k != "auto" else [seed, (seed + 1) % 2**32]  # the second ones tell how stable a K is
+def _fit_algorithm(X: da.Array, algorithm: str, fits: _Fits) -> Iterator[Model]:
+    """Yield each model when it is finished; with `k: auto` also its rival, which tells how stable its K is."""
+    if not fits.ks:
+        return
+    if fits.fit.engine == "dask-ml":
+        yield from (_fit_dask_ml(X, k, fits.fit, fits.seed) for k in fits.ks)
+        return
+    seeds = [fits.seed] if fits.fit.k != "auto" else [fits.seed, (fits.seed + 1) % 2**32]
     if algorithm == "minibatch":
-        fits = [_fit_minibatch(X, k, fit, s, old.get(k, fit.init)) for s in seeds for k in ks]
-        return _with_rivals(fits, len(ks))
-    settings = {**fit.model_dump(include={"n_init", "max_iter", "tol"}), "spherical": spherical}
-    estimators = [KMeans(k, init=old.get(k, fit.init), random_state=s, **settings) for s in seeds for k in ks]
-    start = time.monotonic()
-    with progress(f"fit kmeans K={_names(ks)}", None, "passes") as advance:
-        fit_together(estimators, X, on_pass=lambda number, moving: advance(1))
-    seconds = time.monotonic() - start
+        for k in fits.ks:
+            yield _with_rival(*(_fit_minibatch(X, k, seed, fits) for seed in seeds))
+            remove(fits.folder.unfinished_fit(algorithm))
+        return
+    settings = {**fits.fit.model_dump(include={"n_init", "max_iter", "tol"}), "spherical": fits.spherical}
+    estimators = [KMeans(k, init=fits.init(k), random_state=s, **settings) for s in seeds for k in fits.ks]
+    checkpoint = fits.checkpoint("kmeans", fits.ks)
+    with progress(f"fit kmeans K={_names(fits.ks)}", None, "passes") as advance:
+        fit_together(estimators, X, on_pass=lambda number, moving: advance(1), checkpoint=checkpoint)
     # one set of passes has fitted all of them: each is told its share by the number of centres it moved
     work = [estimator.n_iter_ * estimator.n_clusters for estimator in estimators]
     models = [
-        Model.of(estimator, algorithm, seconds * share / sum(work))
+        Model.of(estimator, algorithm, checkpoint.seconds * share / sum(work))
         for estimator, share in zip(estimators, work, strict=True)
     ]
-    return _with_rivals(models, len(ks))
+    for i in range(len(fits.ks)):
+        yield _with_rival(*models[i :: len(fits.ks)])
+    remove(fits.folder.unfinished_fit(algorithm))
 
 
-def _with_rivals(models: list[Model], n: int) -> list[Model]:
-    """Give each of the first `n` models the centres of its rival, if there are rivals."""
-    rivals: list[Model | None] = [*models[n:]] or [None] * n
-    return [
-        model if rival is None else replace(model, rival=rival.centres)
-        for model, rival in zip(models[:n], rivals, strict=True)
-    ]
+def _with_rival(model: Model, rival: Model | None = None) -> Model:
+    return model if rival is None else replace(model, rival=rival.centres)
 
 
-def _fit_minibatch(X: da.Array, k: int, fit: Fit, seed: int, init: str | Floats) -> Model:
-    start = time.monotonic()
+def _fit_minibatch(X: da.Array, k: int, seed: int, fits: _Fits) -> Model:
+    checkpoint = fits.checkpoint("minibatch", [k, seed])
     with progress(f"fit minibatch K={k}", None, "steps") as advance:
-        estimator = MiniBatchKMeans(k, init=init, n_init=fit.n_init, random_state=seed).fit(X)
+        estimator = MiniBatchKMeans(k, init=fits.init(k), n_init=fits.fit.n_init, random_state=seed)
+        estimator.fit_from(checkpoint, X)
         advance(estimator.n_steps_)
-    return Model.of(estimator, "minibatch", time.monotonic() - start)
+    return Model.of(estimator, "minibatch", checkpoint.seconds)
 
 
 def _fit_dask_ml(X: da.Array, k: int, fit: Fit, seed: int) -> Model:

@@ -20,8 +20,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
+from kmeans_dask.checkpoint import Checkpoint
 from kmeans_dask.kernels import Block, Floats, Stack, all_distances, assign, unit_block
-from kmeans_dask.lloyd import Assignment, OnPass, Run, assign_all, lloyd, prepare
+from kmeans_dask.lloyd import Assignment, OnPass, Run, assign_all, data_of, lloyd, prepare
 from kmeans_dask.moments import Moments
 from kmeans_dask.reduction import share
 from kmeans_dask.rows import as_rows, as_weights, unit_rows
@@ -278,6 +279,7 @@ def fit_together(
     X: Any,
     sample_weight: ArrayLike | da.Array | None = None,
     on_pass: OnPass | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Fit several estimators in the same passes over the data, for example one for each K.
 
@@ -293,6 +295,8 @@ def fit_together(
         Weight of every row, not negative.
     on_pass
         Told of every pass of Lloyd's iteration.
+    checkpoint
+        Where the state is kept between the passes, and found again: the result is the same to the last bit.
 
     Raises
     ------
@@ -307,13 +311,24 @@ def fit_together(
     starts = [starts_of(estimator, X) for estimator in estimators]
     # worker processes are started with one thread; in this process, under Dask's threads, each would use all cores
     with threadpool_limits(1, user_api="blas"):
-        data, first = prepare(X, weights, spherical)
-        variance = float(first.spread.mean() / first.weight)
         flat = [start for group in starts for start in group]
         owners = [e for e, group in zip(estimators, starts, strict=True) for _ in group]
-        centres = _first_centres(data, flat, owners, first)
-        runs = [_run_of(data, c, e, variance) for c, e in zip(centres, owners, strict=True)]
-        lloyd(data, runs, first, on_pass)
+        if checkpoint and (states := checkpoint.read()):
+            first, runs = Moments(**states[0]), [Run(**state) for state in states[1:]]
+            data = data_of(X, weights, first, spherical)
+        else:
+            data, first = prepare(X, weights, spherical)
+            variance = float(first.spread.mean() / first.weight)
+            centres = _first_centres(data, flat, owners, first)
+            runs = [_run_of(data, c, e, variance) for c, e in zip(centres, owners, strict=True)]
+
+        def after_pass(number: int, moving: int) -> None:
+            if checkpoint:
+                checkpoint.write([vars(first), *map(vars, runs)])
+            if on_pass:
+                on_pass(number, moving)
+
+        lloyd(data, runs, first, after_pass)
         assignments = assign_all(data, [run.centres for run in runs])
     for estimator in estimators:
         mine = [i for i, owner in enumerate(owners) if owner is estimator]

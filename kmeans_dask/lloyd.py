@@ -47,9 +47,15 @@ def prepare(X: da.Array, weights: da.Array | None, spherical: bool = False) -> t
         raise ValueError("sample_weight must be finite, not negative, and not all zero")
     if not first.finite:
         raise ValueError(f"Input X contains NaN, infinity or a value too large for dtype('{X.dtype}').")
+    return data_of(X, weights, first, spherical), first
+
+
+def data_of(X: da.Array, weights: da.Array | None, first: Moments, spherical: bool) -> Data:
+    """Put together what `prepare` returns, once the moments are known."""
+    origin: Floats | None = None if X.dtype == np.uint8 else first.rounded_mean.astype(X.dtype)
     if spherical:  # lengths are measured from zero
-        return Data(X, weights, np.zeros(X.shape[1], X.dtype), first.weight, spherical=True), first
-    return Data(X, weights, None if X.dtype == np.uint8 else first.rounded_mean.astype(X.dtype), first.weight), first
+        origin = np.zeros(X.shape[1], X.dtype)
+    return Data(X, weights, origin, first.weight, spherical)
 
 
 @dataclass

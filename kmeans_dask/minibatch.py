@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
 
 import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
 from threadpoolctl import threadpool_limits
 
+from kmeans_dask.checkpoint import Checkpoint
 from kmeans_dask.draws import row_uniforms
 from kmeans_dask.kernels import Block, Floats, Stack, Sums, sum_by_cluster
 from kmeans_dask.kmeans import KMeans, finish, starts_of
@@ -135,15 +135,41 @@ class MiniBatchKMeans(KMeans):
         ValueError
             As for `KMeans.fit`.
         """
+        return self.fit_from(None, X, sample_weight)
+
+    def fit_from(
+        self, checkpoint: Checkpoint | None, X: Any, sample_weight: ArrayLike | da.Array | None = None
+    ) -> Self:
+        """Fit the centres as `fit` does, with the state of the steps kept, and found again, in a checkpoint.
+
+        Parameters
+        ----------
+        checkpoint
+            The result is the same to the last bit. None: as `fit`.
+        X, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        MiniBatchKMeans
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            As for `KMeans.fit`.
+        """
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size!r}; allowed are None and integers from 1")
         X = as_rows(X)
         starts = starts_of(self, X)
         with threadpool_limits(1, user_api="blas"):
             data, tolerance = self._prepare(X, as_weights(sample_weight, X))
-            centres, counts = self._start(data, starts)
-            steps = _Steps(centres, counts, tolerance)
-            self._iterate(data, steps, starts[0].seed)
+            if checkpoint and (states := checkpoint.read()):
+                steps = _Steps(**states[0])
+            else:
+                steps = _Steps(*self._start(data, starts), tolerance)
+            self._iterate(data, steps, starts[0].seed, checkpoint)
             (assignment,) = assign_all(data, [steps.centres])
         history = [mean * data.total for mean in steps.history]
         finish(self, data, Run(steps.centres, 0.0, 1, history=history), assignment)
@@ -221,47 +247,52 @@ class MiniBatchKMeans(KMeans):
         scale = 1.0 if sample.weights is None else len(sample.X) / len(data.X)
         return best.centres, best.counts * scale
 
-    def _iterate(self, data: Data, steps: _Steps, seed: int) -> None:
+    def _iterate(self, data: Data, steps: _Steps, seed: int, checkpoint: Checkpoint | None) -> None:
         chance = self._chance(len(data.X))
         smoothing = min(_SMOOTHED_ROWS * chance, 1.0)
         offsets = first_rows(data.X).persist()
-        generator = check_random_state(seed % 2**32)
-        starving = np.empty(0, np.int64)
-        for step in range(int(np.ceil(self.max_iter / chance))):
-            plan = _Plan(Stack.of([steps.centres], data.origin), chance, seed, step, len(starving))
+        for step in range(steps.step, int(np.ceil(self.max_iter / chance))):
+            plan = _Plan(Stack.of([steps.centres], data.origin), chance, seed, step, len(steps.starving))
             objects = map_chunks(_draw_batch, data.X, data.weights, offsets, plan=share(plan))
-            batch: _Batch = tree_reduce(objects, partial(_combine_batches, spare=len(starving))).compute()
+            batch: _Batch = tree_reduce(objects, partial(_combine_batches, spare=len(steps.starving))).compute()
             if not batch.sums.counts.any():
                 continue
-            shift = steps.update(batch, starving)
+            shift = steps.update(batch, steps.starving)
             if shift <= steps.tolerance and self.tol > 0:
                 return
             if steps.stalled(smoothing, self.max_no_improvement):
                 return
-            starving = self._starving(steps, generator)
+            steps.starving = self._starving(steps, np.random.default_rng((seed, step)))
+            steps.step = step + 1
+            if checkpoint:
+                checkpoint.write([vars(steps)])
 
-    def _starving(self, steps: _Steps, generator: np.random.RandomState) -> NDArray[np.int64]:
+    def _starving(self, steps: _Steps, generator: np.random.Generator) -> NDArray[np.int64]:
         """Centres that attract too little, once every centre had the chance to attract ten rows."""
         if steps.rows_since_reassignment < 10 * self.n_clusters and steps.counts.all():
             return np.empty(0, np.int64)
-        steps.rows_since_reassignment = 0
+        steps.rows_since_reassignment = 0.0
         (starving,) = np.nonzero(steps.counts < self.reassignment_ratio * steps.counts.max())
         most = max(1, self.n_clusters // 2)
         return generator.permutation(starving)[:most] if len(starving) > most else starving
 
 
+@dataclass
 class _Steps:
     """The state of the iteration: the centres, what they have attracted, and how the inertia develops."""
 
-    def __init__(self, centres: Floats, counts: NDArray[np.float64], tolerance: float) -> None:
-        self.centres = centres
-        self.counts = counts
-        self.tolerance = tolerance
-        self.history: list[float] = []
-        self.rows_since_reassignment = 0.0
-        self._smoothed = np.inf
-        self._lowest = np.inf
-        self._without_improvement = 0
+    centres: Floats
+    counts: NDArray[np.float64]
+    tolerance: float
+    history: list[float] = field(default_factory=list)
+    step: int = 0
+    """The next one."""
+    starving: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Centres that the next step moves to random rows."""
+    rows_since_reassignment: float = 0.0
+    smoothed: float = np.inf
+    lowest: float = np.inf
+    without_improvement: int = 0
 
     def update(self, batch: _Batch, starving: NDArray[np.int64]) -> float:
         """Add a batch to the means of its centres; return the mean squared shift of the centres."""
@@ -277,7 +308,7 @@ class _Steps:
         if len(moved):  # as if it had attracted as much as the poorest of the others
             others = np.delete(self.counts, moved)
             self.counts[moved] = others.min() if len(others) else 1.0
-        self.rows_since_reassignment += counts.sum()
+        self.rows_since_reassignment += float(counts.sum())
         self.centres = centres.astype(self.centres.dtype)
         return float(((self.centres - old) ** 2).sum(axis=1).mean())
 
@@ -286,13 +317,13 @@ class _Steps:
         newest = self.history[-1]
         if len(self.history) == 1:
             return False
-        self._smoothed = newest if self._smoothed == np.inf else self._smoothed * (1 - smoothing) + newest * smoothing
-        if self._smoothed < self._lowest * (1 - _LEAST_GAIN):
-            self._without_improvement = 0
+        self.smoothed = newest if self.smoothed == np.inf else self.smoothed * (1 - smoothing) + newest * smoothing
+        if self.smoothed < self.lowest * (1 - _LEAST_GAIN):
+            self.without_improvement = 0
         else:
-            self._without_improvement += 1
-        self._lowest = min(self._lowest, self._smoothed)
-        return patience is not None and self._without_improvement >= patience
+            self.without_improvement += 1
+        self.lowest = min(self.lowest, self.smoothed)
+        return patience is not None and self.without_improvement >= patience
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,10 @@ class RunFolder:
         """Folder of one fitted model."""
         return self.path / "models" / algorithm / f"k={k}.zarr"
 
+    def unfinished_fit(self, algorithm: str) -> Path:
+        """State of a fit that has not ended."""
+        return self.path / "models" / algorithm / "unfinished.npz"
+
     def read(self) -> dict[str, Any]:
         """Return the content of run.json; empty stages if there is none yet.
 

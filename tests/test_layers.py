@@ -12,7 +12,7 @@ FROM_THE_BOTTOM = """
 config config_files errors object_store publish relisting normalize images kernels moments draws labels \
 colours colour_spaces colour_starts colour_means grey_levels dither sprites painting palettes palette_files outputs \
 extractors transformation
-chunks careful store runs journal lock \
+chunks careful store runs journal lock checkpoint \
 sources.manifest sources.names sources.locations sources.listed sources.policies sources.folders sources.lists \
 sources.archives sources.arrays sources.tables sources.datasets sources.downloads sources.places \
 sources.items sources.reading sources decoding

@@ -56,7 +56,8 @@ def list_folder(folder: bytes, wanted: Wanted) -> Listed:
     if not files:
         told = "match input.include" if wanted.include else f"end in one of {' '.join(SUFFIXES)}"
         raise UserError(f"folder {shown(folder)} holds no image; files must {told}")
-    return _listed([os.path.join(folder, file.path) for file in files], files, wanted)
+    above = os.path.join(folder, b"")
+    return _listed([above + file.path for file in files], files, wanted)
 
 
 def list_files(files: Sequence[bytes], paths: Sequence[bytes], wanted: Wanted) -> Listed:
@@ -116,26 +117,26 @@ def _walk(root: bytes, chosen: Callable[[bytes], bool]) -> Iterator[_File]:
     pending = [b""]
     while pending:
         below = pending.pop()
+        key = natural_key(below)  # no number goes beyond a slash: the key of a path is that of its parts
         with os.scandir(os.path.join(root, below)) as entries:
             for entry in entries:
-                path = below + b"/" + entry.name if below else entry.name
-                if entry.name.startswith(b"."):
+                name = entry.name
+                if name.startswith(b"."):
                     continue
+                path = below + name
                 if entry.is_dir(follow_symlinks=False):
-                    pending.append(path)
-                elif chosen(path) and (file := _look_at(entry, path)):
-                    yield file
+                    pending.append(path + b"/")
+                elif chosen(path) and (facts := _look_at(entry)):
+                    yield _File(key + natural_key(name), path, *facts)
 
 
-def _look_at(entry: os.DirEntry[bytes], path: bytes) -> _File | None:
+def _look_at(entry: os.DirEntry[bytes]) -> tuple[int, int] | None:
     """Size and time of a file; None for what is none: a pipe (reading it would wait), a link to a folder."""
     try:
         facts = entry.stat()
     except OSError:  # a link to nothing or in a circle, or a file that went away meanwhile
-        return _File(natural_key(path), path, 0, 0)
-    if not stat.S_ISREG(facts.st_mode):
-        return None
-    return _File(natural_key(path), path, facts.st_size, facts.st_mtime_ns)
+        return 0, 0
+    return (facts.st_size, facts.st_mtime_ns) if stat.S_ISREG(facts.st_mode) else None
 
 
 def _find(url: bytes, chosen: Callable[[bytes], bool]) -> Iterator[_File]:

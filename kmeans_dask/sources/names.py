@@ -84,4 +84,8 @@ _DIGITS = re.compile(rb"0*([0-9]+)")
 def _with_length(digits: re.Match[bytes]) -> bytes:
     """Write a number so that bytes sort as numbers do: its length first, which sorts where digits do."""
     number = digits[1]
-    return b"0%c%c%b" % (*divmod(min(len(number), 0xFFFF), 256), number)
+    size = len(number)
+    return _LENGTHS[size] + number if size < 256 else b"0%c%c%b" % (*divmod(min(size, 0xFFFF), 256), number)
+
+
+_LENGTHS = [b"0\0%c" % size for size in range(256)]

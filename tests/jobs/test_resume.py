@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import Process, Run, Said, draw_images, files_of, write_config
@@ -211,6 +215,68 @@ def test_what_is_half_written_is_not_taken_as_finished(command: Command, job: Pa
     assert any(line.startswith("fit: 0 models of 48 rows") for line in said.lines)
     assert results_of(folder) == results
     assert not list(folder.rglob(left))
+
+
+_KILLED_AFTER_FOUR_PASSES = """
+import os, signal, sys
+from jobs import cli
+from kmeans_dask import checkpoint
+
+class KilledAfterFour(checkpoint.Checkpoint):
+    writes = 0
+
+    def write(self, states):
+        self._next = 0.0  # keep the state after every pass
+        super().write(states)
+        KilledAfterFour.writes += 1
+        if KilledAfterFour.writes == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+import jobs.fit
+jobs.fit.Checkpoint = KilledAfterFour
+cli.main(["run", sys.argv[1], "cluster.kind=threads", *sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize("algorithm", ["kmeans", "minibatch"])
+def test_killed_between_two_passes(command: Command, images: Path, tmp_path: Path, algorithm: str):
+    config = write_config(
+        tmp_path,
+        images,
+        fit={"k": [5, 6], "algorithm": [algorithm], "tol": 0},
+        evaluate=None,
+        quantize=None,
+        report=None,
+        cluster={"kind": "threads"},
+    )
+    folder = folder_of(config)
+    killed = subprocess.run([sys.executable, "-c", _KILLED_AFTER_FOUR_PASSES, config], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    state = folder / "models" / algorithm / "unfinished.npz"
+    assert state.exists()
+    with np.load(state) as file:  # what was counted of the first pass is in the result: it was not made again
+        arrays = dict(file)
+    told = json.loads(str(arrays["told"]))
+    told["states"][-1]["history"][0] *= 2
+    with state.open("wb") as file:
+        np.savez(file, **arrays | {"told": np.array(json.dumps(told))})
+    n_finished = len(list((folder / "models").glob("*/*.zarr")))
+
+    assert command("run", config).status == 0
+    assert command("run", config, f"output={tmp_path / 'other'}").status == 0  # undisturbed
+
+    differ = 0
+    for k in (5, 6):
+        resumed, whole = (
+            read_model(place / "models" / algorithm / f"k={k}.zarr")
+            for place in (folder, tmp_path / "other" / folder.name)
+        )
+        np.testing.assert_array_equal(resumed.centres, whole.centres)
+        np.testing.assert_array_equal(resumed.history[1:], whole.history[1:])
+        differ += resumed.history[0] == 2 * whole.history[0]
+    assert differ == 1
+    assert n_finished == 0 or algorithm == "minibatch"
+    assert not state.exists()
 
 
 @pytest.fixture(scope="module")
