@@ -16,6 +16,7 @@ from kmeans_dask import careful
 from kmeans_dask.cluster.allocation import scheduler_address
 from kmeans_dask.cluster.kinds import kubernetes, local, pbs, slurm, ssh, threads
 from kmeans_dask.cluster.security import check_certificates, tls_settings
+from kmeans_dask.cluster.spans import spans_forgotten
 from kmeans_dask.cluster.watchdog import watched
 from kmeans_dask.config import Cluster
 from kmeans_dask.errors import JobError, UserError
@@ -165,7 +166,8 @@ def _client_of(address: str) -> Iterator[Client]:
             ) from None
         except (OSError, CancelledError):
             raise JobError(f"the scheduler at {address} went away; the same command goes on from here") from None
-        yield client
+        with spans_forgotten(client):
+            yield client
 
 
 def _one_line(error: Exception) -> str:
