@@ -70,14 +70,15 @@ class Run:
         return (self.log.read_text().splitlines() or [""])[-1]
 
     def done_twice(self, log: Path) -> list[str]:
-        """Count the chunks of ingest that began twice, and the images that were written twice."""
+        """Count the chunks of ingest that began twice, the images that were written twice, the chunks of all passes."""
         chunks = Counter(re.findall(r"^ingest_chunk-(\d+)", log.read_text(), re.MULTILINE))
+        passes = re.findall(r"^(?:\('call|evaluate_chunk|look_at_chunk)-", log.read_text(), re.MULTILINE)
         images: Counter[tuple[int, int]] = Counter()
         for path in self.folder.glob("quantized.journal/*/*.jsonl"):
             for line in path.read_bytes().split(b"\n")[:-1]:
                 with suppress(ValueError):  # cut off by the kill
                     images.update((row, k) for row, k, *_ in json.loads(line))
-        return [str(counts.total() - len(counts)) for counts in (chunks, images)]
+        return [*(str(counts.total() - len(counts)) for counts in (chunks, images)), str(len(passes))]
 
     def hashes(self) -> dict[str, str]:
         """Hash of everything that the run is for; times are left out."""
@@ -152,17 +153,21 @@ def kill(scratch: Path, images: Path, kills: int) -> None:
             for victim in VICTIMS:
                 share = (number + rng.random()) / kills  # one in each part of the run
                 hashes, said = one(scratch, images, victim, share, usual)
+                said[-1] = str(int(said[-1]) - int(cells[-1]))
                 differ = [name for name in whole if hashes.get(name) != whole[name]]
                 same = "all the same" if not differ and len(hashes) == len(whole) else f"DIFFER: {differ[:5]}"
                 lines.append((victim, same, said))
                 yield [victim, *said, same]
 
-    columns = ["killed", "in", "commands", "seconds", "chunks of ingest begun twice", "images written twice", "outputs"]
+    columns = [
+        "killed", "in", "commands", "seconds", "chunks of ingest begun twice", "images written twice",
+        "chunks of fit and evaluate more", "outputs",
+    ]  # fmt: skip
     table(f"{len(whole):,} outputs compared", columns, told())
     print(f"\n{sum(same == 'all the same' for _, same, _ in lines)} of {len(lines)} runs ended with the same outputs")
     for victim in VICTIMS:
-        worst = [max(int(said[i]) for name, _, said in lines if name == victim) for i in (3, 4)]
-        print(f"{victim}: at most {worst[0]} chunks begun twice, {worst[1]} images written twice")
+        worst = [max(int(said[i]) for name, _, said in lines if name == victim) for i in (3, 4, 5)]
+        print(f"{victim}: at most {worst[0]} chunks begun twice, {worst[1]} images written twice, {worst[2]} of passes")
 
 
 def disk(scratch: Path, images: Path) -> None:

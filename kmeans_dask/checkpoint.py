@@ -15,9 +15,9 @@ import numpy as np
 from kmeans_dask.object_store import read
 from kmeans_dask.publish import publish
 
-_SHARE = 50
-"""Times as long as a write took is waited for the next one: at most 2 % of a fit goes into them. K = 256 of MNIST: 2 ms
-every two or three passes."""
+_SHARE = 20
+"""Times as long as a write took is waited for the next one: at most 5 % of a fit goes into them. K = 256 of MNIST: 2 ms
+after every pass of 150 ms."""
 
 
 class Checkpoint:

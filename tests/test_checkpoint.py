@@ -121,7 +121,7 @@ def test_few_writes_follow_each_other(tmp_path: Path) -> None:
     path = tmp_path / "fit.npz"
     checkpoint = Checkpoint(path, "this")
     checkpoint.write([{"n": 0, "centres": np.zeros(10**6)}])
-    checkpoint.write([{"n": 1, "centres": np.zeros(10**6)}])  # 50 times as long as the first write has not passed
+    checkpoint.write([{"n": 1, "centres": np.zeros(10**6)}])  # 20 times as long as the first write has not passed
 
     assert [state["n"] for state in Checkpoint(path, "this").read() or []] == [0]
 
