@@ -144,7 +144,7 @@ def test_changed_settings_or_items_are_done_anew(run, photos):
 @pytest.mark.parametrize("palette", ["image", "shared"])
 def test_an_interrupted_run_goes_on_and_gives_the_same_files(run, photos, tmp_path, palette):
     paths = []
-    for number in range(150):  # three batches
+    for number in range(600):  # three batches
         paths.append(f"many/{number:03}.png")
         (photos / "many").mkdir(exist_ok=True)
         Image.fromarray(noise(4, 5)).save(photos / paths[-1])
@@ -152,7 +152,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(run, photos, tmp_pa
     settings = {"k": [3], "palette": palette}
     _, whole = quantize(run, **settings)
     expected = outputs(run)
-    assert len(expected) == len(whole) == 150
+    assert len(expected) == len(whole) == 600
 
     other = tmp_path / "interrupted"
     other.mkdir()
@@ -161,15 +161,15 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(run, photos, tmp_pa
     assert len(tasks) == 3
     tasks[1].compute(scheduler="synchronous")
     tasks[2].compute(scheduler="synchronous")
-    (cut,) = other.glob("quantized.journal/*/000000000128-*.jsonl")  # as if it had been killed in the tenth image
+    (cut,) = other.glob("quantized.journal/*/000000000512-*.jsonl")  # as if it had been killed in the tenth image
     lines = cut.read_bytes().splitlines(keepends=True)
     cut.write_bytes(b"".join(lines[:9]) + lines[9][:20])
-    with pytest.raises(JobError, match="77 of 150 outputs"):
+    with pytest.raises(JobError, match="335 of 600 outputs"):
         finish_quantized(other, [3])
-    done = [other / f"quantized/3/many/{number:03}.png" for number in range(64, 137)]
+    done = [other / f"quantized/3/many/{number:03}.png" for number in range(256, 521)]
     before = [path.stat().st_mtime_ns for path in done]
     summaries, table = quantize(other, **settings)
-    assert [(summary.start, summary.done) for summary in summaries] == [(0, 64), (128, 13)]
+    assert [(summary.start, summary.done) for summary in summaries] == [(0, 256), (512, 79)]
     assert [path.stat().st_mtime_ns for path in done] == before
     assert outputs(other) == expected
     assert table.drop_columns("seconds").equals(whole.drop_columns("seconds"))
@@ -342,7 +342,7 @@ def test_batches_are_bounded_by_items_and_bytes():
     def batches(sizes):
         return plan_batches(pa.table({"bytes": pa.array(sizes, pa.int64())}))
 
-    assert batches([100] * 130) == [(0, 64), (64, 128), (128, 130)]
+    assert batches([100] * 600) == [(0, 256), (256, 512), (512, 600)]
     assert batches([3 * 2**20] * 3) == [(0, 1), (1, 2), (2, 3)]
     assert batches([2**30, 1, 1]) == [(0, 1), (1, 3)]
     assert batches([]) == []
