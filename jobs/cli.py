@@ -112,15 +112,22 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
 @_model_options
 @_CLUSTER
 @click.option("--output", metavar="FILE", help="Table, .parquet or .csv; default: in the run folder.")
+@click.option("--column", metavar="NAME", help="Column or array of SOURCE that holds the images; default: as in RUN.")
 @click.argument("run_folder", metavar="RUN")
 @click.argument("source")
 def predict(
-    run_folder: str, source: str, k: int | None, algorithm: str | None, cluster: str | None, output: str | None
+    run_folder: str,
+    source: str,
+    k: int | None,
+    algorithm: str | None,
+    cluster: str | None,
+    output: str | None,
+    column: str | None,
 ) -> None:
     """Label the images of SOURCE with a model of the finished RUN."""
     from jobs.predict import predict
 
-    predict(run_folder, source, k, algorithm, cluster, output)
+    predict(run_folder, source, k, algorithm, cluster, output, column)
 
 
 @kmeans.command()

@@ -14,7 +14,6 @@ from dask.utils import parse_bytes
 from jobs.console import duration, show_line, show_table
 from jobs.memory import plan_of
 from kmeans_dask.config import Config
-from kmeans_dask.errors import UserError
 from kmeans_dask.estimate import estimate
 from kmeans_dask.memory_plan import Workers, megapixels_that_fit
 from kmeans_dask.quantize import plan_batches
@@ -88,9 +87,6 @@ def _workers_of(config: Config) -> Workers:
     if cluster.kind == "threads" or (cluster.kind != "local" and cluster.memory == "auto"):
         return Workers(n, cluster.threads, 0)
     if cluster.memory != "auto":
-        try:
-            return Workers(n, cluster.threads, parse_bytes(cluster.memory))
-        except ValueError:
-            raise UserError(f"cluster.memory={cluster.memory!r}; allowed are auto or a size such as 2GiB") from None
+        return Workers(n, cluster.threads, parse_bytes(cluster.memory))
     share = min(1.0, cluster.threads / cores)  # as LocalCluster does
     return Workers(n, cluster.threads, int(psutil.virtual_memory().total * share))

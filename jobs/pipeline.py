@@ -83,6 +83,7 @@ def run_stages(
         again = job is not None and lock.before is not None and lock.before["job"] == job
         open_run(config, fresh=fresh and not again, command=command, driver_starts=lock.number)
         with ExitStack() as cluster, recorded_end(folder):  # the end is recorded before the workers are ended
+            _check_named(wanted, config, folder)
             list_items_of(config, folder, look_again="ingest" in stages)
             check_against_items(config, folder)
             client = None
@@ -97,6 +98,15 @@ def run_stages(
                 _run_stage(stage, config, folder, client, **({"update": update} if stage == "fit" else {}))
         folder.set_state("finished")
     show_line(f"report: {folder.report}" if "report" in wanted else f"results: {folder.path}")
+
+
+def _check_named(wanted: Sequence[str], config: Config, folder: RunFolder) -> None:
+    """Refuse a palette, a file of features or a function that cannot be had, before time is spent on other stages."""
+    todo = [stage for stage in wanted if folder.finished(stage, settings_of(stage, config, folder)) is None]
+    if "fit" in todo and config.features and config.features.kind not in ("pixels", "file"):
+        from kmeans_dask.extractors import extractor_of
+
+        extractor_of(config.features.kind)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ def predict(
     algorithm: str | None = None,
     cluster: str | None = None,
     output: str | None = None,
+    column: str | None = None,
 ) -> Path:
     """Find the cluster of every image of a source in a model of a finished run, and write a table.
 
@@ -43,6 +44,8 @@ def predict(
     output
         File of the table, ``.parquet`` or ``.csv``; None: ``predictions/<source>-<algorithm>-k<k>.parquet`` in the run
         folder.
+    column
+        As ``input.column``; None: that of the run.
 
     Returns
     -------
@@ -63,7 +66,8 @@ def predict(
     features = open_features(folder.path)
     features.check_new_images()
     class_names, ingest = read_names_and_settings(folder.collection)
-    items = list_items(Input(path=[source], labels="none"), config.seed, folder.path / "input")
+    new = Input(path=[source], labels="none", column=column or config.input.column)
+    items = list_items(new, config.seed, folder.path / "input")
     farthest = farthest_fitted(folder.clusters, model)
     parts = path.with_name(f".{path.name}.parts")
     predictor = Predictor(model, class_names, farthest, ingest, config.input.max_pixels, features)

@@ -61,8 +61,8 @@ def _standard_or_number(value: Any) -> Any:
 
 def _labels(value: str) -> str:
     setting, _, argument = value.partition(":")
-    if value not in ("folder", "none") and not (setting in ("pattern", "column", "json") and argument):
-        raise ValueError("allowed are folder, none, pattern:REGEX, column:NAME and json:KEY")
+    if value not in ("folder", "none") and not (setting in ("pattern", "column", "json", "text") and argument):
+        raise ValueError("allowed are folder, none, pattern:REGEX, column:NAME, json:KEY and text:ENDING")
     if setting == "pattern":
         _check_pattern(value)
     return value
@@ -82,6 +82,9 @@ def _colour(value: Any) -> Any:
     if not (isinstance(value, str) and re.fullmatch("white|black|#[0-9A-Fa-f]{6}", value)):
         raise ValueError('allowed are white, black or "#rrggbb", in quotes because # begins a comment')
     return value
+
+
+_Name = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -104,7 +107,7 @@ class Section(BaseModel):
 class Input(Section):
     """Where the images and their labels come from."""
 
-    path: Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)] | None = None
+    path: Annotated[list[_Name], Field(min_length=1), BeforeValidator(_as_list)] | None = None
     """Folder, archive, array, table, list of paths, image or pattern, here or as a URL; one or several."""
     builtin: Literal["digits", "photos"] | None = None
     """Images that come with scikit-learn, written out as a folder: 1,797 digits of 8x8, or two photos."""
@@ -113,13 +116,14 @@ class Input(Section):
     with that value; or ``pattern:REGEX``, those with such a path."""
     labels: Annotated[str, AfterValidator(_labels)] = "folder"
     """``folder``: the name of the folder that an image lies in. ``none``. ``pattern:REGEX``: its group ``label`` or
-    first group, on the path. ``column:NAME``: of the source, or of `table`. ``json:KEY``: of a JSON file beside it."""
-    classes: list[str] = []
+    first group, on the path. ``column:NAME``: of the source, or of `table`. ``json:KEY``: of a JSON file beside it.
+    ``text:ENDING``: that of a text file beside it, for example ``text:cls``."""
+    classes: Annotated[list[_Name], AfterValidator(_distinct)] = []
     """Names of the classes in their order; labels that are numbers are positions in it, from 0."""
-    include: list[str] = []
+    include: Annotated[list[_Name], BeforeValidator(_as_list)] = []
     """Shell patterns of the paths that are items, ``*`` also for ``/``; none: names that end as images do."""
-    exclude: list[str] = []
-    """Shell patterns of the paths that are left out."""
+    exclude: Annotated[list[_Name], BeforeValidator(_as_list)] = []
+    """Shell patterns of the paths that are left out; one that ends with ``/``: all below such a folder."""
     column: str | None = None
     """Column of a table, or array of an .npz file or zarr group, that holds the images; of a CSV list, the paths."""
     table: str | None = None
@@ -296,13 +300,24 @@ def _clock(value: Any) -> Any:
     return value
 
 
+def _memory(value: Any) -> Any:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT])(i?)B", value) if isinstance(value, str) else None
+    size = float(match[1]) * (1024 if match[3] else 1000) ** ("kMGT".index(match[2]) + 1) if match else 0
+    if value != "auto" and size < _LEAST_MEMORY:
+        raise ValueError("allowed are auto or a size such as 2GiB, at least 256MiB")
+    return value
+
+
+_LEAST_MEMORY = 256 * 2**20
+"""Bytes; a worker process has 150-225 MiB before its first task, and with less it would be ended again and again."""
+
 _Word = Annotated[str, Field(pattern=r"^[^\s-]\S*$")]
 """What becomes a word of a command: no spaces, and no option."""
 
 _JOB_KEYS = "workers workers_per_job threads memory queue account walltime adaptive host tls"
 _KEYS_OF_KIND = {
     "local": "workers threads memory adaptive host tls",
-    "threads": "workers threads memory",
+    "threads": "workers threads",
     "address": "address tls",
     "slurm": _JOB_KEYS,
     "pbs": _JOB_KEYS,
@@ -347,7 +362,7 @@ class Cluster(Section):
     """Worker processes in a job of the queue."""
     threads: int = Field(1, ge=1)
     """Threads a worker."""
-    memory: str = "auto"
+    memory: Annotated[str, BeforeValidator(_memory)] = "auto"
     """Memory limit a worker, for example ``2GiB``; auto: this machine's memory shared out."""
     adaptive: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = None
     """Least and largest number of workers, by the work that there is; instead of `workers`."""

@@ -139,7 +139,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not sign or not all(keys):
         raise UserError(f"{override!r} is not KEY=VALUE; write a dotted key, for example fit.k=[10,256]")
     try:
-        value = _parse(text, "value")
+        value = text if text.startswith("*") else _parse(text, "value")  # a pattern, which YAML takes for an alias
     except UserError:
         raise UserError(f"{override!r}: the value is not valid YAML; quote it, for example name='a: b'") from None
     section = raw
@@ -162,15 +162,17 @@ def _first_message(error: ValidationError) -> str:
         return f"unknown key {key}; allowed here: {_keys_of_section(keys[:-1])}"
     if problem["type"] == "missing" and len(keys) == len(problem["loc"]):
         return f"key {key} is missing"
+    bounds = problem.get("ctx", {})
     messages = {
         "missing": "too few values",
-        "too_short": "too few values",
-        "too_long": "too many values",
-        "tuple_type": "not a list of values",
+        "too_short": f"too few values, it has at least {bounds.get('min_length')}",
+        "too_long": f"too many values, it has at most {bounds.get('max_length')}",
+        "tuple_type": "not a list of values, such as [64, 64]",
+        "string_too_short": "empty; write a text, or leave the key out",
         "model_type": f"not a section; write keys below it: {_keys_of_section(keys)}",
     }
     message = messages.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-    if isinstance(problem["input"], (str, int, float, list, bool, type(None))):
+    if isinstance(problem["input"], (str, int, float, list, bool, type(None))) or problem["type"] == "string_type":
         return f"{key}={_shown(problem['input'])}: {message[:1].lower()}{message[1:]}"
     return f"{key}: {message}" if key else message
 

@@ -73,12 +73,6 @@ def test_threads_a_worker():
         assert list(client.nthreads().values()) == [3]
 
 
-def test_a_memory_limit_that_is_no_size():
-    refused = pytest.raises(UserError, match=r"cluster\.memory='lots'; allowed are auto or a size such as 2GiB")
-    with refused, connect(Cluster(memory="lots")):
-        pass
-
-
 def test_an_address_of_another_kind():
     refused = pytest.raises(UserError, match="no Dask scheduler answers at carrier-pigeon://x")
     with refused, connect(Cluster(kind="address", address="carrier-pigeon://x")):

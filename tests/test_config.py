@@ -163,7 +163,7 @@ def test_a_config_survives_being_written(whole: Path):
         ("quantize.k=null", ["quantize", "give k, the numbers of colours"]),
         ("quantize.sample=0", ["quantize.sample=0", "greater than 0"]),
         ("ingest.size=[8]", ["ingest.size=[8]", "too few values"]),
-        ("ingest.size=[8, 8, 3]", ["ingest.size=[8, 8, 3]", "too many values"]),
+        ("ingest.size=[8, 8, 3]", ["ingest.size=[8, 8, 3]", "too many values, it has at most 2"]),
         ("ingest.size=8", ["ingest.size=8", "not a list"]),
         ("ingest.size=[8, 5000]", ["ingest.size=5000", "4096"]),
         ("ingest.mode=CMYK", ["ingest.mode='CMYK'", "'L' or 'RGB'"]),
@@ -174,15 +174,25 @@ def test_a_config_survives_being_written(whole: Path):
         ("input.builtin=digits", ["input", "either path (a folder or another source) or builtin (digits or photos)"]),
         ("input.path=null", ["input", "either path (a folder or another source) or builtin (digits or photos)"]),
         ("input.max_failed=1.5", ["input.max_failed=1.5", "less than or equal to 1"]),
-        ("input.labels=csv", ["input.labels='csv'", "folder, none, pattern:REGEX, column:NAME and json:KEY"]),
+        (
+            "input.labels=csv",
+            ["input.labels='csv'", "folder, none, pattern:REGEX, column:NAME, json:KEY and text:ENDING"],
+        ),
         ("input.labels=pattern:(", ["input.labels='pattern:('", "no regular expression"]),
         ("input.holdout=column:split", ["input.holdout='column:split'", "for example column:split=test"]),
+        ("input.labels={text: cls}", ["input.labels={'text': 'cls'}: input should be a valid string"]),
+        ("input.path=''", ["input.path=''", "empty; write a text"]),
+        ("input.classes=[a, b, a]", ["input.classes=['a', 'b', 'a']", "each value may stand once"]),
         ("input.table=labels.csv", ["table is read for labels=column:NAME"]),
         ("name=a/b", ["name='a/b'", "match"]),
         ("name=..", ["name='..'", "match"]),
         ("name=2024", ["name=2024", "string"]),
         ("seed=-1", ["seed=-1", "greater than or equal to 0"]),
         ("seed=4294967296", ["seed=4294967296", "less than 4294967296"]),
+        ("cluster.memory=lots", ["cluster.memory='lots'", "auto or a size such as 2GiB, at least 256MiB"]),
+        ("cluster.memory=200MB", ["cluster.memory='200MB'", "at least 256MiB"]),
+        ("cluster.memory=4", ["cluster.memory=4", "auto or a size such as 2GiB"]),
+        ("cluster={kind: threads, memory: 4GiB}", ["kind threads has no key memory; allowed here: workers, threads"]),
         ("cluster.workers=0", ["cluster.workers=0", "greater than or equal to 1"]),
         ("cluster.kind=cloud", ["cluster.kind='cloud'", "'local', 'threads', 'address', 'slurm'"]),
         ("cluster.kind=address", ["cluster", "address, for example tcp://127.0.0.1:8786"]),
@@ -217,6 +227,12 @@ def test_a_mistake_is_one_line_that_names_it(whole: Path, override: str, parts: 
 
     for part in parts:
         assert part in message
+
+
+def test_a_pattern_needs_no_quotes(whole: Path):
+    source = load_config(whole, ["input.path=*.png", "input.include=*a*", "input.exclude=[old/, b]"]).input
+
+    assert (source.path, source.include, source.exclude) == (["*.png"], ["*a*"], ["old/", "b"])
 
 
 def test_nothing_to_do_is_a_mistake(tmp_path: Path):

@@ -42,6 +42,9 @@ def listed(path: object, **options: Any) -> list[tuple[str, str]]:
         (["b/*"], [], ["b/1.png", "b/4.dat", "b/4.jpeg", "b/deep/3.PNG"]),  # what is included needs no known ending
         (["a/?.png", "c.*"], [], ["a/1.png", "a/2.png", "c.gif"]),
         ([], ["b/*"], ["a/1.png", "a/2.png", "c.gif"]),
+        ([], ["b/"], ["a/1.png", "a/2.png", "c.gif"]),
+        ([], ["b?"], NAMES),  # no folder: a pattern of paths
+        ([], ["*/deep/"], ["a/1.png", "a/2.png", "b/1.png", "b/4.jpeg", "c.gif"]),
         ([], ["*/[12].png"], ["b/4.jpeg", "b/deep/3.PNG", "c.gif"]),
         (["*.txt", "*.gif"], ["a/*"], ["c.gif"]),
     ],
@@ -50,6 +53,62 @@ def test_include_and_exclude(folder: Path, include: list[str], exclude: list[str
     found = [path for path, _ in listed(folder, include=include, exclude=exclude)]
 
     assert sorted(found) == sorted(expected)
+
+
+def test_patterns_enter_no_links_to_folders(folder: Path):
+    (folder / "b" / "up").symlink_to(folder)  # two such links are 2 ** 40 paths
+    (folder / "b" / "self").symlink_to(folder / "b")
+    (folder / "b" / ".hidden").mkdir()
+    (folder / "b" / ".hidden" / "x.png").touch()
+
+    assert [path for path, _ in listed(folder / "**" / "*.png")] == ["a/1.png", "a/2.png", "b/1.png"]
+    assert sorted(path for path, _ in listed(folder / "**")) == sorted(NAMES)
+    assert [path for path, _ in listed(f"{folder.parent}/**/deep/**", include="*")] == ["images/b/deep/3.PNG"]
+
+
+def test_what_is_named_twice_is_one_item(folder: Path, tmp_path: Path):
+    rows = ["a/1.png,u,fit", "b/1.png,v,fit", "a/1.png,w,test", "a/2.png,w,test"]
+    (folder / "list.csv").write_text("\n".join(["path,kind,part", *rows]))
+    source = Input(path=str(folder / "list.csv"), labels="column:kind", holdout="column:part=test")
+
+    table = list_items(source, 0, tmp_path).to_pylist()
+
+    assert [(row["path"], row["label"], row["split"]) for row in table] == [
+        ("a/1.png", "u", "train"), ("b/1.png", "v", "train"), ("a/2.png", "w", "holdout"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("list.csv", b"path,kind\na/1.png,u\n,v\n", "entry 2 is no path, but None"),
+        ("list.txt", b"a/1.png\na/\0.png\n", r"entry 2 is no path, but 'a/\\x00.png'"),
+        ("list.txt", b"\n\n", "names no file"),
+    ],
+)
+def test_a_list_with_what_is_no_path_is_told(tmp_path: Path, name: str, content: bytes, told: str):
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(UserError, match=told):
+        listed(tmp_path / name)
+
+
+def test_lines_of_a_list_end_where_lines_end(tmp_path: Path):
+    names = ["next\x85line.png", "form\x0cfeed.png", "para\u2029graph.png"]
+    (tmp_path / "list.txt").write_text("\r\n".join(names))
+
+    assert [path for path, _ in listed(tmp_path / "list.txt")] == names
+
+
+def test_labels_in_another_encoding_are_labels(folder: Path, tmp_path: Path):
+    (tmp_path / "t.csv").write_bytes("path,kind\na/1.png,caf\xe9\na/2.png,nan\n".encode("latin-1"))
+    (folder / "b" / "1.json").write_text('{"kind": "\\ud800"}')
+
+    by_table = list_items(Input(path=str(folder), labels="column:kind", table=str(tmp_path / "t.csv")), 0, folder)
+    by_json = list_items(Input(path=str(folder), labels="json:kind"), 0, folder)
+
+    assert by_table["label"].to_pylist()[:2] == ["caf\\udce9", "nan"]
+    assert by_json["label"].to_pylist()[2] == "\\ud800"
 
 
 def test_patterns_that_leave_nothing_are_told(folder: Path):

@@ -50,7 +50,9 @@ FILES = [png(row) for row in range(N)]
 def write_tar(path: Path, mode: str, rows: list[int]) -> None:
     with tarfile.open(path, mode) as archive:
         for row in rows:
-            for name, data in ((f"./{name_of(row)}", FILES[row]), (f"{name_of(row)[:-4]}.json", told(row))):
+            stem = name_of(row)[:-4]
+            number = str(NUMBERS[row]).encode()
+            for name, data in ((f"./{stem}.png", FILES[row]), (f"{stem}.json", told(row)), (f"{stem}.cls", number)):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
@@ -74,12 +76,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(FILES[row])
         file.with_suffix(".json").write_bytes(told(row))
+        file.with_suffix(".txt").write_text(f" {LABELS[NUMBERS[row]]}\n")
         flat = folder / "flat" / f"{row}_{LABELS[NUMBERS[row]]}.png"
         flat.parent.mkdir(exist_ok=True)
         flat.write_bytes(FILES[row])
     (folder / "list.txt").write_text("".join(f"images/{name_of(row)}\n\n" for row in range(N)))
+    lines = "".join(f"images/{name_of(row)}\r\n" for row in range(N))
+    (folder / "windows.txt").write_bytes(lines.encode("utf-16"))
     rows = [f"images/{name_of(row)},{LABELS[NUMBERS[row]]}\n" for row in range(N)]
     (folder / "list.csv").write_text("file,kind\n" + "".join(rows))
+    (folder / "semicolons.csv").write_text("\ufeff" + "file,kind\n".replace(",", ";") + "".join(rows).replace(",", ";"))
     rows = [f"{row}_{LABELS[NUMBERS[row]]}.png,{LABELS[NUMBERS[row]]}\n" for row in shuffled]
     (folder / "labels.csv").write_text("path,kind\n" + "".join(rows))
     pq.write_table(pyarrow.csv.read_csv(folder / "labels.csv"), folder / "labels.parquet")
@@ -96,6 +102,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "y.npy", NUMBERS)
     np.savez(folder / "x.npz", images=PIXELS, y=NUMBERS)
     np.savez_compressed(folder / "small.npz", images=PIXELS, y=NUMBERS)
+    np.savez(folder / "keras.npz", x_train=PIXELS, y_train=NUMBERS[:, None], x_test=PIXELS[:1])
+    np.savez(folder / "names.npz", images=PIXELS, y=np.array(LABELS)[NUMBERS], z=np.array(LABELS, bytes)[NUMBERS])
+    old = zarr.create_group(folder / "old", zarr_format=2)
+    old.create_array("images", data=PIXELS, chunks=(7, SIDE, SIDE, 3))
+    old.create_array("y", data=NUMBERS)
     group = zarr.create_group(folder / "x.zarr")
     group.create_array("images", data=PIXELS, chunks=(7, SIDE, SIDE, 3))
     group.create_array("y", data=NUMBERS)
@@ -146,21 +157,30 @@ SOURCES: dict[str, dict[str, Any]] = {
     "several folders": {"path": [f"images/{label}" for label in LABELS], "labels": "json:label"},
     "several archives": {"path": [f"shard-{i:03d}.tar" for i in range(3)]},
     "folder, JSON beside": {"path": "images", "labels": "json:label"},
+    "folder, text beside": {"path": "images", "labels": "text:txt"},
+    "patterns that overlap": {"path": ["images/*/*.png", "images/**/*.png"]},
     "folder, pattern": {"path": "flat", "labels": r"pattern:_(?P<label>\w+)\."},
     "folder, table": {"path": "flat", "labels": "column:kind", "table": "labels.csv"},
     "folder, Parquet table": {"path": "flat", "labels": "column:kind", "table": "labels.parquet"},
     "text list": {"path": "list.txt"},
+    "text list of Windows": {"path": "windows.txt"},
+    "CSV list with semicolons": {"path": "semicolons.csv", "column": "file", "labels": "column:kind"},
     "CSV list": {"path": "list.csv", "column": "file", "labels": "column:kind"},
     "tar": {"path": "a.tar"},
     "tar, JSON beside": {"path": "a.tar", "labels": "json:label"},
     "tar.gz": {"path": "a.tar.gz"},
     "shards": {"path": "shard-{000..002}.tar"},
+    "shards, text beside": {"path": "shard-{000..002}.tar", "labels": "text:cls", "classes": LABELS},
     "shards by glob": {"path": "shard-*.tar", "labels": "json:label"},
     "zip": {"path": "a.zip"},
     "zip, JSON beside": {"path": "a.zip", "labels": "json:label"},
     "npy": {"path": "x.npy", "labels": "column:y.npy", "classes": LABELS},
     "npz": {"path": "x.npz", "labels": "column:y", "classes": LABELS},
     "compressed npz": {"path": "small.npz", "labels": "column:y", "classes": LABELS},
+    "npz of Keras": {"path": "keras.npz", "column": "x_train", "labels": "column:y_train", "classes": LABELS},
+    "npz, labels as text": {"path": "names.npz", "labels": "column:y"},
+    "npz, labels as bytes": {"path": "names.npz", "labels": "column:z"},
+    "zarr of format 2": {"path": "old", "labels": "column:y", "classes": LABELS},
     "zarr": {"path": "x.zarr", "labels": "column:y", "classes": LABELS},
     "zarr array": {"path": "x.zarr/images", "labels": "column:y", "table": "y.csv", "classes": LABELS},
     "Parquet": {"path": "plain.parquet", "labels": "column:kind"},

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +15,7 @@ from sklearn.datasets import load_digits
 
 from kmeans_dask.config import Input
 from kmeans_dask.errors import UserError
+from kmeans_dask.images import ImageError, open_image
 from kmeans_dask.sources import MANIFEST_SCHEMA, list_items, read_manifest, write_manifest
 
 
@@ -98,6 +102,40 @@ def test_names_that_are_no_text_and_odd_ones(tmp_path: Path) -> None:
     assert "caf\\xe9.png" in paths(table)
     for file in table["file"].to_pylist():
         assert os.path.exists(file)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Be nobody: tests in a container are run by the superuser, who may read everything."""
+    user, group = os.geteuid(), os.getegid()
+    if user == 0:
+        os.setegid(65534)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        os.setegid(group)
+
+
+def test_what_may_not_be_read() -> None:
+    with TemporaryDirectory() as name:  # that of pytest is for the superuser alone
+        folder = Path(name)
+        Image.new("L", (2, 2)).save(folder / "locked.png")
+        (folder / "closed").mkdir()
+        touch(folder / "old" / "x.png")
+        for path, mode in (("locked.png", 0), ("closed", 0), ("old", 0o755), ("", 0o755)):
+            (folder / path).chmod(mode)
+        with as_nobody():
+            with pytest.raises(UserError, match=r"cannot read folder .*closed/: Permission denied; .* or exclude it"):
+                listed(folder)
+            table = listed(folder, exclude=["closed/", "old/*"])
+            with pytest.raises(ImageError, match="Permission denied") as caught:
+                open_image(table["file"][0].as_py(), max_pixels=9)
+        (folder / "closed").chmod(0o755)
+
+    assert paths(table) == ["locked.png"]
+    assert caught.value.status == "unreadable"
 
 
 def test_a_second_folder_is_held_out(tmp_path: Path) -> None:

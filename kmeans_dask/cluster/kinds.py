@@ -45,7 +45,7 @@ def threads(config: Cluster) -> AbstractContextManager[Any]:
         n_workers=config.workers,
         threads_per_worker=config.threads,
         processes=False,
-        memory_limit=memory_of(config),
+        memory_limit="auto",  # who is above a smaller one would wait for ever to get below
         dashboard_address=OWN_DASHBOARD,
         worker_dashboard_address=OWN_DASHBOARD,  # else it is open to the network
     )
@@ -176,19 +176,8 @@ def pods(config: Cluster) -> dict[str, Any]:
 
 
 def memory_of(config: Cluster) -> int | str:
-    """Return the memory limit of a worker in bytes, or ``auto``.
-
-    Raises
-    ------
-    UserError
-        It is no size.
-    """
-    if config.memory == "auto":
-        return config.memory
-    try:
-        return int(parse_bytes(config.memory))
-    except ValueError:
-        raise UserError(f"cluster.memory={config.memory!r}; allowed are auto or a size such as 2GiB") from None
+    """Return the memory limit of a worker in bytes, or ``auto``."""
+    return config.memory if config.memory == "auto" else int(parse_bytes(config.memory))
 
 
 @contextmanager

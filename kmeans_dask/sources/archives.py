@@ -15,13 +15,14 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from kmeans_dask.errors import UserError
 from kmeans_dask.images import ImageError
-from kmeans_dask.sources.folders import json_value
 from kmeans_dask.sources.listed import Listed, Wanted, found
-from kmeans_dask.sources.locations import look_at, open_stream, shown
+from kmeans_dask.sources.locations import look_at, not_there, open_stream, shown
 from kmeans_dask.sources.names import is_hidden, item_filter, natural_key, text_of_name
 
 _MOST_BYTES = 2**30
 """A member above 1 GiB is not read: it would be in memory as a whole."""
+_MOST_BESIDE = 2**24
+"""A file beside an image tells nothing if it is above 16 MiB."""
 _ZIP_HEADER = struct.Struct("<4s2xHH4xI8xHH")
 """Of a member: signature, flags, method, checksum, lengths of name and extra field; 30 bytes."""
 _ZIP_ENCRYPTED, _ZIP_SUMS_BEHIND = 1, 8
@@ -54,7 +55,7 @@ def list_archive(file: bytes, inside: str, wanted: Wanted) -> Listed:
         ``tar``, ``tar.gz`` or ``zip``. A tar.gz file is decompressed once to be indexed, and by every task from its
         beginning to the last image that the task reads.
     wanted
-        Patterns, and whether the JSON files beside the images are read.
+        Patterns, and whether files beside the images are read.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def list_archive(file: bytes, inside: str, wanted: Wanted) -> Listed:
         It is no such archive, is cut off, or holds no image.
     """
     chosen = item_filter(wanted.include, wanted.exclude)
-    beside: dict[bytes, Any] = {}
+    told: dict[bytes, Any] = {}
     members: dict[bytes, _Member] = {}  # of members with one name the last one counts, as when it is unpacked
     try:
         with open_stream(file) as stream:
@@ -75,10 +76,10 @@ def list_archive(file: bytes, inside: str, wanted: Wanted) -> Listed:
                     continue
                 if chosen(path):
                     members[path] = _Member(natural_key(path), path, position, size)
-                elif wanted.json is not None and path.endswith(b".json"):
-                    beside[path[:-5]] = json_value(read(), wanted.json)
+                elif wanted.beside is not None and path.endswith(wanted.beside.ending):
+                    told[os.path.splitext(path)[0]] = wanted.beside.value(read())
     except FileNotFoundError:
-        raise UserError(f"{shown(file)}: there is no such file") from None
+        raise not_there(file) from None
     except _DAMAGE as error:
         raise UserError(f"{shown(file)} cannot be read as {inside}: {shown(error)}; make it anew") from None
     if not members:
@@ -93,8 +94,8 @@ def list_archive(file: bytes, inside: str, wanted: Wanted) -> Listed:
         bytes=[member.bytes for member in files],
         mtime_ns=look_at(file)[1],
     )
-    values = None if wanted.json is None else [beside.get(os.path.splitext(member.path)[0]) for member in files]
-    return Listed(items, json=values)
+    values = None if wanted.beside is None else [told.get(os.path.splitext(member.path)[0]) for member in files]
+    return Listed(items, beside=values)
 
 
 def member_reader(stream: BinaryIO, inside: str) -> Callable[[int, int], BytesIO]:
@@ -142,7 +143,7 @@ def _tar_members(stream: BinaryIO, inside: str) -> Iterator[tuple[bytes, int, in
 
 def _extract(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(info)
-    return file.read() if file else b""
+    return file.read(_MOST_BESIDE) if file else b""
 
 
 def _zip_members(stream: BinaryIO) -> Iterator[tuple[bytes, int, int, Callable[[], bytes]]]:
@@ -150,7 +151,11 @@ def _zip_members(stream: BinaryIO) -> Iterator[tuple[bytes, int, int, Callable[[
         for info in archive.infolist():
             if not info.is_dir():
                 name = info.filename.encode("utf-8", "surrogateescape")
-                yield name, info.header_offset, info.compress_size, partial(archive.read, info)
+                yield name, info.header_offset, info.compress_size, partial(_read, archive, info)
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    return archive.read(info) if info.file_size <= _MOST_BESIDE else b""  # and it reads no more than that
 
 
 def _zip_member(stream: BinaryIO, position: int, size: int) -> bytes:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from kmeans_dask import store
 from kmeans_dask.errors import UserError
 from kmeans_dask.sources.listed import Listed, Wanted, found
-from kmeans_dask.sources.locations import look_at, open_stream, shown
+from kmeans_dask.sources.locations import look_at, not_there, open_stream, shown
 
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _MOST_DEFLATED = 1032
@@ -79,10 +79,11 @@ def list_array(file: bytes, inside: str, wanted: Wanted) -> Listed:
         columns = {}
         for name in wanted.columns:
             with _column(file, inside, name) as values:
-                columns[name] = values.read(0, values.shape[0]).tolist()
+                column = values.read(0, values.shape[0])
+                columns[name] = (column.ravel() if column.size == len(column) else column).tolist()  # (n, 1) too
         size, mtime_ns = look_at(file)
     except FileNotFoundError as error:
-        raise UserError(f"{shown(error.filename or file)}: there is no such file") from None
+        raise not_there(error.filename or file) from None
     except _DAMAGE as error:
         raise UserError(f"{shown(file)} cannot be read as {inside}: {shown(error)}") from None
     _check_images(file, shape, dtype)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from kmeans_dask.errors import UserError
-from kmeans_dask.sources.listed import Listed, Wanted, found
+from kmeans_dask.sources.listed import Beside, Listed, Wanted, found
 from kmeans_dask.sources.locations import file_system, is_remote, look_at, shown, text_of, time_of
-from kmeans_dask.sources.names import SUFFIXES, is_hidden, item_filter, natural_key, text_of_name
+from kmeans_dask.sources.names import SUFFIXES, excludes_folder, is_hidden, item_filter, natural_key, text_of_name
 
 
 class _File(NamedTuple):
@@ -35,7 +34,7 @@ def list_folder(folder: bytes, wanted: Wanted) -> Listed:
     folder
         Full path or URL.
     wanted
-        Patterns, and whether the JSON files beside the images are read.
+        Patterns, and whether files beside the images are read.
 
     Returns
     -------
@@ -48,11 +47,11 @@ def list_folder(folder: bytes, wanted: Wanted) -> Listed:
     """
     chosen = item_filter(wanted.include, wanted.exclude)
     try:
-        files = sorted(_find(folder, chosen) if is_remote(folder) else _walk(folder, chosen))
+        files = sorted(_find(folder, chosen) if is_remote(folder) else _walk(folder, chosen, wanted.exclude))
     except OSError as error:
         name = error.filename or folder
         reason = error.strerror or type(error).__name__
-        raise UserError(f"cannot read folder {shown(name)}: {reason}; give read permission, or move it") from None
+        raise UserError(f"cannot read folder {shown(name)}: {reason}; give read permission, or exclude it") from None
     if not files:
         told = "match input.include" if wanted.include else f"end in one of {' '.join(SUFFIXES)}"
         raise UserError(f"folder {shown(folder)} holds no image; files must {told}")
@@ -70,7 +69,7 @@ def list_files(files: Sequence[bytes], paths: Sequence[bytes], wanted: Wanted) -
     paths
         Name of each.
     wanted
-        Whether the JSON files beside the images are read.
+        Whether files beside the images are read.
 
     Returns
     -------
@@ -85,14 +84,6 @@ def list_files(files: Sequence[bytes], paths: Sequence[bytes], wanted: Wanted) -
     return _listed(files, facts, wanted)
 
 
-def json_value(text: str | bytes, key: str) -> Any:
-    """Return the value of a key of a JSON text; None if it is no mapping with that key."""
-    try:
-        return json.loads(text).get(key)
-    except (ValueError, AttributeError, RecursionError):
-        return None
-
-
 def _listed(names: Sequence[bytes], files: Sequence[_File], wanted: Wanted) -> Listed:
     items = found(
         len(files),
@@ -101,19 +92,20 @@ def _listed(names: Sequence[bytes], files: Sequence[_File], wanted: Wanted) -> L
         bytes=[file.bytes for file in files],
         mtime_ns=[file.mtime_ns for file in files],
     )
-    beside = None if wanted.json is None else [_beside(name, wanted.json) for name in names]
-    return Listed(items, json=beside)
+    told = None if wanted.beside is None else [_told(name, wanted.beside) for name in names]
+    return Listed(items, beside=told)
 
 
-def _beside(file: bytes, key: str) -> Any:
+def _told(file: bytes, beside: Beside) -> Any:
     try:
-        return json_value(text_of(os.path.splitext(file)[0] + b".json"), key)
+        return beside.value(text_of(os.path.splitext(file)[0] + beside.ending))
     except OSError:
         return None
 
 
-def _walk(root: bytes, chosen: Callable[[bytes], bool]) -> Iterator[_File]:
+def _walk(root: bytes, chosen: Callable[[bytes], bool], exclude: Sequence[str]) -> Iterator[_File]:
     """Yield the image files at any depth below a folder of this machine, in no order."""
+    excluded = excludes_folder(exclude)
     pending = [b""]
     while pending:
         below = pending.pop()
@@ -125,7 +117,8 @@ def _walk(root: bytes, chosen: Callable[[bytes], bool]) -> Iterator[_File]:
                     continue
                 path = below + name
                 if entry.is_dir(follow_symlinks=False):
-                    pending.append(path + b"/")
+                    if not excluded(path):
+                        pending.append(path + b"/")
                 elif chosen(path) and (facts := _look_at(entry)):
                     yield _File(key + natural_key(name), path, *facts)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,7 +17,7 @@ from kmeans_dask.sources.archives import list_archive
 from kmeans_dask.sources.arrays import list_array
 from kmeans_dask.sources.datasets import write_builtin
 from kmeans_dask.sources.folders import list_files, list_folder
-from kmeans_dask.sources.listed import Listed, Wanted
+from kmeans_dask.sources.listed import Beside, Listed, Wanted
 from kmeans_dask.sources.lists import joined, list_list
 from kmeans_dask.sources.locations import full_name, is_remote, shown
 from kmeans_dask.sources.manifest import MANIFEST_SCHEMA
@@ -24,6 +25,9 @@ from kmeans_dask.sources.names import text_of_name
 from kmeans_dask.sources.places import Place, find_places
 from kmeans_dask.sources.policies import folder_label, hold_out_matching, hold_out_share, named, pattern_label
 from kmeans_dask.sources.tables import list_table
+
+_WHERE = ("file", "member", "position")
+"""Columns of a manifest that say where an item lies."""
 
 
 def list_items(source: Input, seed: int, builtin_folder: Path) -> pa.Table:
@@ -81,7 +85,7 @@ def _list(names: Sequence[str], source: Input, key: str) -> tuple[pa.Table, list
         exclude=source.exclude,
         column=source.column,
         columns=() if source.table else tuple(sorted(filter(None, columns))),
-        json=argument if setting == "json" else None,
+        beside=_beside(setting, argument),
     )
     places = [place for name in names for place in find_places(name, wanted, key)]
     tables: list[pa.Table] = []
@@ -101,6 +105,9 @@ def _list(names: Sequence[str], source: Input, key: str) -> tuple[pa.Table, list
         tables.append(_as_manifest(listed.items, paths, labels))
         values += listed.columns[column] if column else []
     items = pa.concat_tables(tables)
+    if len(places) > 1 or places[0].kind == "list":  # nothing else names an item twice
+        first = _first_of_each(items)
+        items, values = items.take(first), [values[row] for row in first] if column else []
     if source.labels not in ("folder", "none") and items["label"].null_count == len(items):
         raise UserError(
             f"input.labels={source.labels} gives no item a label, for example not {items['path'][0].as_py()!r}; "
@@ -114,6 +121,12 @@ def _holdout_column(source: Input) -> str:
     return holdout.removeprefix("column:") if isinstance(holdout, str) and holdout.startswith("column:") else ""
 
 
+def _beside(setting: str, argument: str) -> Beside | None:
+    if setting == "json":
+        return Beside(b".json", argument)
+    return Beside(os.fsencode("." + argument.removeprefix("."))) if setting == "text" else None
+
+
 def _labels(setting: str, argument: str, paths: Sequence[str], listed: Listed) -> Sequence[object]:
     match setting:
         case "folder":
@@ -122,8 +135,8 @@ def _labels(setting: str, argument: str, paths: Sequence[str], listed: Listed) -
             return [pattern_label(path, argument) for path in paths]
         case "column":
             return listed.columns[argument]
-        case "json":
-            return listed.json or [None] * len(paths)
+        case "json" | "text":
+            return listed.beside or [None] * len(paths)
         case _:
             return [None] * len(paths)
 
@@ -159,6 +172,14 @@ def _grouped(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
         if i == len(places) or places[i].kind != "file" or places[start].kind != "file":
             yield places[start:i]
             start = i
+
+
+def _first_of_each(items: pa.Table) -> list[int]:
+    """Rows of the items that no earlier row names: what two patterns match is one item, fitted or held out."""
+    texts = (items[name].cast(pa.string() if name == "position" else pa.binary()).cast(pa.binary()) for name in _WHERE)
+    key = pc.binary_join_element_wise(*(pc.fill_null(text, b"") for text in texts), b"\0")
+    _, first = np.unique(key.combine_chunks().dictionary_encode().indices.to_numpy(), return_index=True)
+    return sorted(first.tolist())
 
 
 def _check_folders_apart(names: Sequence[str], holdout: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,24 @@ import pyarrow as pa
 from kmeans_dask.sources.manifest import MANIFEST_SCHEMA
 
 FOUND_SCHEMA = pa.schema([field for field in MANIFEST_SCHEMA if field.name not in ("label", "split")])
+
+
+class Beside(NamedTuple):
+    """Small files with the names of the images and another ending, which tell their labels."""
+
+    ending: bytes
+    """For example ``.json``."""
+    key: str | None = None
+    """Of the mapping in a JSON file; None: the text itself is what is told."""
+
+    def value(self, text: str | bytes) -> Any:
+        """Return what a file tells; None if it tells nothing."""
+        try:
+            if self.key is not None:
+                return json.loads(text).get(self.key)
+            return (text.decode() if isinstance(text, bytes) else text).strip()
+        except (ValueError, AttributeError, RecursionError):  # no JSON, no mapping, no text
+            return None
 
 
 class Wanted(NamedTuple):
@@ -22,8 +41,8 @@ class Wanted(NamedTuple):
     """Of a table, or array of a file that has several: where the images are; None: the one that is there."""
     columns: Sequence[str] = ()
     """Names of columns that are asked for beside the images."""
-    json: str | None = None
-    """Key of the JSON file beside an image whose value is asked for."""
+    beside: Beside | None = None
+    """The files beside the images that are asked for."""
 
 
 class Listed(NamedTuple):
@@ -33,8 +52,8 @@ class Listed(NamedTuple):
     """`FOUND_SCHEMA`; paths are relative to the source."""
     columns: Mapping[str, Sequence[Any]] = {}
     """Value of each item, for the columns that were asked for and are there."""
-    json: Sequence[Any] | None = None
-    """Value of each item's JSON file; None for items that have none."""
+    beside: Sequence[Any] | None = None
+    """What the file beside each item tells; None for items that have none."""
 
 
 def found(n: int, **columns: Any) -> pa.Table:

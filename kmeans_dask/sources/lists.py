@@ -46,11 +46,13 @@ def list_list(file: bytes, wanted: Wanted) -> Listed:
         names = columns[key]
     else:
         try:
-            names = [line for line in text_of(file).splitlines() if line.strip()]
+            names = [line.removesuffix("\r") for line in text_of(file).split("\n") if line.strip()]
         except OSError as error:
             raise UserError(f"cannot read {shown(file)}: {error.strerror or type(error).__name__}") from None
     if not names:
         raise UserError(f"{shown(file)} names no file; write a path in each line")
+    if bad := next((row for row, name in enumerate(names, 1) if not name or "\0" in name), None):
+        raise UserError(f"{shown(file)}: entry {bad} is no path, but {names[bad - 1]!r}; correct it, or take it out")
     folder = os.path.dirname(file)
     files = (
         [
@@ -62,11 +64,13 @@ def list_list(file: bytes, wanted: Wanted) -> Listed:
     )
     paths = [os.fsencode(name.partition("://")[2].partition("?")[0] or name).lstrip(b"/") for name in names]
     listed = list_files(files, paths, wanted)
-    return Listed(listed.items, {name: columns[name] for name in wanted.columns if name in columns}, listed.json)
+    return Listed(listed.items, {name: columns[name] for name in wanted.columns if name in columns}, listed.beside)
 
 
 def read_columns(file: bytes) -> dict[str, list[Any]]:
     """Read a CSV or Parquet file as columns under their names; values of CSV are text, empty ones None.
+
+    Commas, semicolons or tabs stand between the values of a CSV file: what its first line has most of.
 
     Raises
     ------
@@ -78,7 +82,9 @@ def read_columns(file: bytes) -> dict[str, list[Any]]:
             with open_stream(file) as stream:
                 table = pq.read_table(stream)
             return {name: table[name].to_pylist() for name in table.column_names}
-        rows = csv.reader(io.StringIO(text_of(file)), strict=True)
+        text = text_of(file)
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)  # of spreadsheets in some languages a semicolon
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         names = next(rows, [])
         columns: dict[str, list[Any]] = {name: [] for name in names}
         for row in rows:

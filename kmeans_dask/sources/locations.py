@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import codecs
 import os
 import re
 import stat
@@ -62,6 +62,11 @@ def open_stream(file: bytes) -> BinaryIO:
     return open(file, "rb")
 
 
+def not_there(file: str | bytes) -> UserError:
+    """Say that there is no such file; to fsspec a server that does not answer is the same."""
+    return UserError(f"{shown(file)}: there is no such file{', or no answer' if is_remote(file) else ''}")
+
+
 def look_at(file: bytes) -> tuple[int, int]:
     """Return the size in bytes and the time of change in nanoseconds of a file.
 
@@ -95,6 +100,9 @@ def time_of(info: Mapping[str, Any]) -> int:
 
 
 def text_of(file: bytes) -> str:
-    """Read a small text file: a list of paths, labels beside an image."""
-    with open_stream(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape") as text:
-        return text.read()
+    """Read a small text file, such as a list of paths, in UTF-8, or in UTF-16 where it says so as Windows writes it."""
+    with open_stream(file) as stream:
+        data = stream.read()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    return data.decode("utf-8-sig", "surrogateescape")

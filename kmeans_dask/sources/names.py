@@ -28,7 +28,7 @@ def item_filter(include: Sequence[str], exclude: Sequence[str]) -> Callable[[byt
     include
         Shell patterns of the whole path, in which ``*`` also stands for ``/``; none: names that end as `SUFFIXES`.
     exclude
-        Patterns of paths that are left out.
+        Patterns of paths that are left out. One that ends with ``/`` stands for all that is below.
 
     Returns
     -------
@@ -45,6 +45,12 @@ def item_filter(include: Sequence[str], exclude: Sequence[str]) -> Callable[[byt
         return is_wanted and not unwanted(text)
 
     return chosen
+
+
+def excludes_folder(exclude: Sequence[str]) -> Callable[[bytes], bool]:
+    """Make the function that says whether all below a folder is left out by a pattern, so that it need not be read."""
+    unwanted = _any_of([pattern for pattern in exclude if pattern.endswith(("*", "/"))])
+    return lambda path: unwanted(text_of_name(path) + "/")
 
 
 def natural_key(path: bytes) -> bytes:
@@ -74,7 +80,8 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _any_of(patterns: Sequence[str]) -> Callable[[str], bool]:
-    matcher = re.compile("|".join(map(fnmatch.translate, patterns)) or r"(?!)")
+    whole = [f"{pattern}*" if pattern.endswith("/") else pattern for pattern in patterns]
+    matcher = re.compile("|".join(map(fnmatch.translate, whole)) or r"(?!)")
     return lambda text: matcher.match(text) is not None
 
 

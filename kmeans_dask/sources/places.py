@@ -56,7 +56,7 @@ def _matches(pattern: bytes, wanted: Wanted, key: str) -> Iterator[Place]:
         fs, path = file_system(os.fsdecode(pattern))
         files = [fs.unstrip_protocol(match).encode() for match in fs.glob(path)]
     else:
-        files = glob.glob(pattern, recursive=True)
+        files = list(set(_glob(pattern)))
     chosen = item_filter(wanted.include, wanted.exclude)
     places = []
     for file in sorted(files, key=lambda file: (natural_key(file), file)):
@@ -69,6 +69,20 @@ def _matches(pattern: bytes, wanted: Wanted, key: str) -> Iterator[Place]:
     if not places:
         raise UserError(f"{key}={shown(pattern)} matches no image and no archive; correct the pattern")
     yield from places
+
+
+def _glob(pattern: bytes) -> Iterator[bytes]:
+    """Yield what a full pattern matches. ``**`` stands for folders of any depth, but for no links: some are circles."""
+    if pattern.endswith(b"/**"):
+        pattern += b"/*"
+    head, deep, tail = pattern.partition(b"/**/")
+    if not deep:
+        yield from glob.glob(pattern)
+        return
+    for start in glob.glob(head or b"/"):
+        for folder, folders, _ in os.walk(start):
+            folders[:] = [name for name in folders if not name.startswith(b".")]
+            yield from _glob(os.path.join(glob.escape(folder), tail))
 
 
 def _suffix_kind(file: bytes) -> str | None:
@@ -87,7 +101,8 @@ def _kind_of(file: bytes, name: str, key: str) -> str:
                 f"{key}={name}: there is no such file or folder ({os.fsdecode(file)}); give an existing one"
             )
         if os.path.isdir(file) and kind != "zarr":
-            return "zarr" if os.path.exists(file + b"/zarr.json") else "folder"
+            is_zarr = any(os.path.exists(file + name) for name in (b"/zarr.json", b"/.zarray", b"/.zgroup"))
+            return "zarr" if is_zarr else "folder"
     if kind is not None:
         return kind
     if item_filter((), ())(file.partition(b"?")[0] if is_remote(file) else file):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +37,7 @@ def named(values: Sequence[Any], classes: Sequence[str]) -> list[str | None]:
     Parameters
     ----------
     values
-        Text, numbers or None. A number below 0 is no label.
+        Text, bytes, numbers or None. A number below 0 is no label, nor is NaN.
     classes
         Names of the classes; a whole number is the position of its name. None given: every value is its own name.
 
@@ -52,13 +53,22 @@ def named(values: Sequence[Any], classes: Sequence[str]) -> list[str | None]:
     meant = {str(position): name for position, name in enumerate(classes)} | {name: name for name in classes}
     labels: list[str | None] = []
     for value in values:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        text = None if value is None or value == "" or (isinstance(value, int) and value < 0) else str(value)
+        text = _text_of(value)
         if text is not None and classes and text not in meant:
             raise UserError(f"label {text!r} is none of the {len(classes)} input.classes; add it, or correct the label")
         labels.append(text if text is None else meant.get(text, text))
     return labels
+
+
+def _text_of(value: Any) -> str | None:
+    """Write a value as a label; None for what stands for no label."""
+    if isinstance(value, bytes):  # of an array of bytes
+        value = os.fsdecode(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or value == "" or value != value or (isinstance(value, int) and value < 0):
+        return None
+    return str(value).encode("utf-8", "backslashreplace").decode()  # text in another encoding is no text
 
 
 def hold_out_matching(items: pa.Table, held: Sequence[bool], told: str) -> pa.Table:

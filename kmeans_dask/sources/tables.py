@@ -15,7 +15,7 @@ from kmeans_dask.errors import UserError
 from kmeans_dask.images import ImageError
 from kmeans_dask.sources.arrays import choose
 from kmeans_dask.sources.listed import Listed, Wanted, found
-from kmeans_dask.sources.locations import look_at, open_stream, shown
+from kmeans_dask.sources.locations import look_at, not_there, open_stream, shown
 
 _BATCH_ROWS = 64
 """Rows of a row group that are in memory at a time."""
@@ -52,7 +52,7 @@ def list_table(file: bytes, wanted: Wanted) -> Listed:
             columns = {name: _values(table, name) for name in wanted.columns if name in table.schema_arrow.names}
         _, mtime_ns = look_at(file)
     except FileNotFoundError:
-        raise UserError(f"{shown(file)}: there is no such file") from None
+        raise not_there(file) from None
     except (pa.ArrowException, ValueError, OSError) as error:
         raise UserError(f"{shown(file)} cannot be read as Parquet: {shown(error)}") from None
     n = len(sizes)
@@ -94,7 +94,8 @@ def row_reader(stream: BinaryIO, member: str) -> Callable[[int], BytesIO]:
         value = rows[row - begin].as_py()
         data = value["bytes"] if isinstance(value, dict) else value
         if data is None:
-            raise ImageError("missing", "the table has no image in this row")
+            has_path = value is not None and value.get("path")
+            raise ImageError("missing", f"the table has no image in this row{', only a path' if has_path else ''}")
         return BytesIO(data)
 
     return read

@@ -42,6 +42,22 @@ def pca_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "small"
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"features": {"kind": "nowhere:function"}},
+        {"features": {"kind": "file", "path": "nowhere.npy"}},
+        {"quantize": {"palette": "nowhere.gpl"}},
+    ],
+)
+def test_what_a_later_stage_needs_is_missed_before_the_first(mistake: dict[str, Any], command: Command, tmp_path: Path):
+    said = command("run", digits(tmp_path, **mistake))
+
+    assert (said.status, len(said.lines)) == (2, 1)
+    assert "nowhere" in said.err
+    assert not (tmp_path / "runs" / "small" / "manifest.parquet").exists()
+
+
 def test_a_job_on_components_agrees_with_scikit_learn(pca_run: Path):
     collection = open_collection(pca_run / "collection.zarr")
     pixels = collection.images.compute(scheduler="sync").reshape(1797, 64).astype(float)

@@ -93,6 +93,15 @@ def test_the_table_says_what_the_estimator_predicts(command: Command, run: Path,
     assert [row["label"] for row in good] == [names[model.label_map[c]] for c in clusters]
 
 
+def test_the_column_of_the_images(command: Command, run: Path, images: Path, tmp_path: Path, threads: Path):
+    (tmp_path / "new.csv").write_text(f"path,file\nnowhere,{images / 'disc' / '000.png'}\n")
+    options = ("--cluster", threads, "--output", tmp_path / "t.csv")
+
+    assert command("predict", run, tmp_path / "new.csv", "--column", "file", *options).status == 0
+    assert pyarrow.csv.read_csv(tmp_path / "t.csv")["status"].to_pylist() == ["ok"]
+    assert "1 of 1 images could not be read" in command("predict", run, tmp_path / "new.csv", *options).err
+
+
 def test_farther_than_anything_fitted(command: Command, run: Path, new_images: Path, tmp_path: Path, threads: Path):
     assert (
         command(
