@@ -9,6 +9,7 @@ import statistics
 import sys
 import tarfile
 import tempfile
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def main() -> None:
     folder, height, width, mode = sys.argv[1:]
     config = Ingest.model_validate({"size": [int(height), int(width)], "mode": mode})
     print(machine())
-    bare: list[float] = []
+    scaled = partial(decode, size=config.size)
+    bare: dict[str, list[float]] = {"decoding": [], "decoding and scaling": []}
     ours: dict[str, list[float]] = {"folder": [], "tar archive": []}
     listings: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch, workers() as client, get_context("spawn").Pool(2) as pool:
@@ -52,9 +54,10 @@ def main() -> None:
         files = read_manifest(Path(scratch) / "folder.parquet")["file"].to_pylist()
         parts = [files[i : i + 1000] for i in range(0, len(files), 1000)]
         for run in range(RUNS + 1):
-            loop = seconds(lambda: pool.map(decode, parts, chunksize=1))[0]
-            if run:  # the first reads the files into the page cache, and imports
-                bare.append(loop)
+            for what, function in zip(bare, (decode, scaled), strict=True):
+                took, _ = seconds(lambda function=function: pool.map(function, parts, chunksize=1))
+                if run:  # the first reads the files into the page cache, and imports
+                    bare[what].append(took)
             for kind, source in sources.items():
                 job = Path(scratch) / f"{kind}.parquet", Path(scratch) / f"{kind}-{run}.zarr", config, source
 
@@ -65,22 +68,17 @@ def main() -> None:
                 took = seconds(ingest_all)[0]
                 if run:
                     ours[kind].append(took)
-    loop = statistics.median(bare)
-    medians = {kind: statistics.median(took) for kind, took in ours.items()}
+    loops = {what: statistics.median(took) for what, took in bare.items()}
+    lines = [(f"{what} in a bare loop, two processes", loops[what]) for what in loops] + [
+        (f"ingest of the {kind}, two workers (listed before in {listings[kind]:.1f} s)", statistics.median(took))
+        for kind, took in ours.items()
+    ]
     table(
         f"Ingest of {len(files):,} files to {height} x {width} {mode}",
-        ("what", "seconds", "files a second", "x bare loop"),
+        ("what", "seconds", "files a second", *(f"x {what}" for what in loops)),
         [
-            ("decoding in a bare loop, two processes", f"{loop:.2f}", f"{len(files) / loop:,.0f}", "1.00"),
-            *(
-                (
-                    f"ingest of the {kind}, two workers (listed before in {listings[kind]:.1f} s)",
-                    f"{took:.2f}",
-                    f"{len(files) / took:,.0f}",
-                    f"{took / loop:.2f}",
-                )
-                for kind, took in medians.items()
-            ),
+            (what, f"{took:.2f}", f"{len(files) / took:,.0f}", *(f"{took / loop:.2f}" for loop in loops.values()))
+            for what, took in lines
         ],
     )
 

@@ -183,6 +183,7 @@ def _fit_algorithm(X: da.Array, algorithm: str, fits: _Fits) -> Iterator[Model]:
     checkpoint = fits.checkpoint("kmeans", fits.ks)
     with progress(f"fit kmeans K={_names(fits.ks)}", None, "passes") as advance:
         fit_together(estimators, X, on_pass=lambda number, moving: advance(1), checkpoint=checkpoint)
+    _say_if_gone_on("kmeans", checkpoint)
     # one set of passes has fitted all of them: each is told its share by the number of centres it moved
     work = [estimator.n_iter_ * estimator.n_clusters for estimator in estimators]
     models = [
@@ -198,12 +199,18 @@ def _with_rival(model: Model, rival: Model | None = None) -> Model:
     return model if rival is None else replace(model, rival=rival.centres)
 
 
+def _say_if_gone_on(what: str, checkpoint: Checkpoint) -> None:
+    if checkpoint.seconds_before:
+        say(f"fit {what}: went on from one that was cut off after {checkpoint.seconds_before:.1f} s")
+
+
 def _fit_minibatch(X: da.Array, k: int, seed: int, fits: _Fits) -> Model:
     checkpoint = fits.checkpoint("minibatch", [k, seed])
     with progress(f"fit minibatch K={k}", None, "steps") as advance:
         estimator = MiniBatchKMeans(k, init=fits.init(k), n_init=fits.fit.n_init, random_state=seed)
         estimator.fit_from(checkpoint, X)
         advance(estimator.n_steps_)
+    _say_if_gone_on(f"minibatch K={k}", checkpoint)
     return Model.of(estimator, "minibatch", checkpoint.seconds)
 
 

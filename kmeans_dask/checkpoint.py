@@ -29,18 +29,23 @@ class Checkpoint:
         The file; it need not be there.
     key
         What the fit depends on, as one word: the state of another fit is not gone on from.
+
+    Attributes
+    ----------
+    seconds_before : float
+        That the fit had taken until the state which was read; 0: none was.
     """
 
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key = path, key
-        self._seconds_before = 0.0
+        self.seconds_before = 0.0
         self._begun = time.monotonic()
         self._next = self._begun
 
     @property
     def seconds(self) -> float:
-        """Time since this object was made, and that of the drivers before, up to the state that was read."""
-        return self._seconds_before + time.monotonic() - self._begun
+        """That the fit has taken: since this object was made, and before."""
+        return self.seconds_before + time.monotonic() - self._begun
 
     def read(self) -> list[dict[str, Any]] | None:
         """Read the state that `write` left; None if there is none of this fit."""
@@ -58,7 +63,7 @@ class Checkpoint:
             return None
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: the fit starts anew
             return None
-        self._seconds_before = told["seconds"]
+        self.seconds_before = told["seconds"]
         return states
 
     def write(self, states: Sequence[Mapping[str, Any]]) -> None:

@@ -262,18 +262,20 @@ def test_killed_between_two_passes(command: Command, images: Path, tmp_path: Pat
         np.savez(file, **arrays | {"told": np.array(json.dumps(told))})
     n_finished = len(list((folder / "models").glob("*/*.zarr")))
 
-    assert command("run", config).status == 0
+    resumed = command("run", config)
+    assert resumed.status == 0
+    assert sum("went on from one that was cut off" in line for line in resumed.lines) == 1
     assert command("run", config, f"output={tmp_path / 'other'}").status == 0  # undisturbed
 
     differ = 0
     for k in (5, 6):
-        resumed, whole = (
+        ours, whole = (
             read_model(place / "models" / algorithm / f"k={k}.zarr")
             for place in (folder, tmp_path / "other" / folder.name)
         )
-        np.testing.assert_array_equal(resumed.centres, whole.centres)
-        np.testing.assert_array_equal(resumed.history[1:], whole.history[1:])
-        differ += resumed.history[0] == 2 * whole.history[0]
+        np.testing.assert_array_equal(ours.centres, whole.centres)
+        np.testing.assert_array_equal(ours.history[1:], whole.history[1:])
+        differ += ours.history[0] == 2 * whole.history[0]
     assert differ == 1
     assert n_finished == 0 or algorithm == "minibatch"
     assert not state.exists()
