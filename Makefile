@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slurm test-ssh test-hosts test-docker lint format clean
+.PHONY: run test test-slurm test-ssh test-hosts test-docker test-disk lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/kmeans-dask run configs/digits.yaml
@@ -25,6 +25,9 @@ test-ssh: $(VENV)/installed
 test-hosts: $(VENV)/installed
 	which ip > /dev/null || apt-get install --yes --no-install-recommends iproute2
 	$(BIN)/python -m pytest tests/hosts
+
+test-disk: $(VENV)/installed
+	$(BIN)/python -m pytest tests/disk
 
 test-docker: $(VENV)/installed
 	which debootstrap ip > /dev/null || apt-get install --yes --no-install-recommends debootstrap iproute2

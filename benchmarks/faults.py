@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.faults kill FOLDER KILLS``: so many kills each of a worker, the driver and the scheduler of a
 cluster of separate processes; FOLDER has images.
-``python -m benchmarks.faults disk FOLDER``: the run folder on a small file system that is full at five moments (root).
+``python -m benchmarks.faults disk FOLDER``: the run folder on a small file system that gets full in each stage (root).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import machine, table
 from benchmarks.processes import COMMANDS, Processes
+from benchmarks.small_disk import fill, make_room, small_disk
 from kmeans_dask.models import read_model
 from kmeans_dask.publish import read_json
 
@@ -40,6 +40,7 @@ quantize: {{k: [4]}}
 report: {{}}
 """
 VICTIMS = ("worker", "driver", "scheduler")
+STAGES = ("ingest", "fit", "evaluate", "quantize", "report")
 MOST_SECONDS = 420
 """A run that takes longer counts as hung: undisturbed it takes 20 s on two quiet cores, 150 s beside other work."""
 
@@ -64,6 +65,12 @@ class Run:
         """Name the stage that the driver is in, by the last line that begins with one."""
         stages = re.findall(r"^(ingest|fit|evaluate|quantize|report)\b", self.log.read_text(), re.MULTILINE)
         return stages[-1] if stages else "start"
+
+    def finished(self) -> set[str]:
+        """Return the stages that run.json says are finished."""
+        with suppress(FileNotFoundError):
+            return set(read_json(self.folder / "run.json")["stages"])
+        return set()
 
     def last_line(self) -> str:
         """Return the last line that the driver has said."""
@@ -170,36 +177,52 @@ def kill(scratch: Path, images: Path, kills: int) -> None:
         print(f"{victim}: at most {worst[0]} chunks begun twice, {worst[1]} images written twice, {worst[2]} of passes")
 
 
+def full_disk(scratch: Path, images: Path, stage: str) -> tuple[int, str, dict[str, str]]:
+    """Leave no room for the run folder when a stage has begun, then all room.
+
+    Returns
+    -------
+    status : int
+        Exit status of the command without room.
+    said : str
+        Its last line, and the stage that it had not finished.
+    hashes : dict
+        Of the outputs after the same command again.
+    """
+    own = scratch / stage
+    own.mkdir()
+    small = own / "small"
+    with small_disk(small):
+        run = Run(own, images, small, None)
+        driver = run.start()
+        begun = {"ingest": "collection.zarr.partial/images/c/0", "quantize": "quantized/4/*"}.get(stage)
+        while not (any(run.folder.glob(begun)) if begun else STAGES[STAGES.index(stage) - 1] in run.finished()):
+            assert driver.poll() is None, run.log.read_text()
+            time.sleep(0.001)
+        fill(small)
+        status, said = driver.wait(MOST_SECONDS), run.last_line()
+        missing = [name for name in STAGES if name not in run.finished()]
+        assert "Traceback" not in run.log.read_text(), run.log.read_text()
+        make_room(small)
+        again = run.start().wait(MOST_SECONDS)
+        assert again == 0, run.log.read_text()
+        return status, f"{missing[0] if missing else '-'}: {said}", run.hashes()
+
+
 def disk(scratch: Path, images: Path) -> None:
-    """Fill a small file system at five moments, free it, and go on."""
-    small = scratch / "small"
-    small.mkdir()
-    whole = {}
+    """Leave no room in each stage, make room, and go on."""
+    undisturbed = Run(scratch, images, scratch, None)
+    assert undisturbed.start().wait(MOST_SECONDS) == 0, undisturbed.log.read_text()
+    whole = undisturbed.hashes()
 
     def told() -> Iterator[list[str]]:
-        used = 0.0
-        for share in (None, 0.1, 0.3, 0.5, 0.7, 0.9):
-            size = f"{round(1024 * used * share)}k" if share else "400m"
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], check=True)
-            try:
-                run = Run(scratch, images, small, None)
-                status = run.start().wait(MOST_SECONDS)
-                said, moment = run.last_line(), run.moment()
-                if share is None:
-                    assert status == 0, run.log.read_text()
-                    whole.update(run.hashes())
-                    used = sum(file.stat().st_blocks * 512 for file in small.rglob("*")) / 2**20
-                    yield ["400", "-", f"uses {used:.1f} MiB", "0", ""]
-                    continue
-                subprocess.run(["mount", "-o", "remount,size=400m", small], check=True)
-                again = run.start().wait(MOST_SECONDS)
-                same = "all the same" if run.hashes() == whole else "DIFFER"
-                traceback = "" if "Traceback" not in run.log.read_text() else " (with a traceback)"
-                yield [f"{used * share:.1f}", moment, said + traceback, f"{status}, then {again}", same]
-            finally:
-                subprocess.run(["umount", small], check=True)
+        for stage in STAGES:
+            status, said, hashes = full_disk(scratch, images, stage)
+            ended_in, line = said.split(": ", 1)
+            yield [stage, ended_in, str(status), line, "all the same" if hashes == whole else "DIFFER"]
 
-    table("A full disk", ["MiB", "in", "last line", "exit status", "outputs"], told())
+    columns = ["full in", "ended in", "exit status", "last line", "outputs after the same command again"]
+    table(f"A full disk, {len(whole):,} outputs compared", columns, told())
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jobs.console import LOG, current_step, say
+from jobs.failures import StoreLostError, went_away
 from jobs.logs import Log, current_stage, logged
-from jobs.stopping import Stopped, cancelled, interrupted, lost, stop_here
+from jobs.stopping import Stopped, cancelled, homeless, interrupted, lost, stop_here
 from kmeans_dask.errors import JobError, UserError, without_secrets
 from kmeans_dask.lock import BEAT_SECONDS, Lock, LockLostError, take
 from kmeans_dask.object_store import reached
@@ -44,7 +45,7 @@ def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator
     """
     with reached(folder.path):
         lock = take(folder.drivers, command, job)
-    ended = threading.Event()
+    ended, is_lost = threading.Event(), False
     try:
         with logged(folder.log(lock.number)) as log:
             facts = {"command": command, "host": platform.node(), "pid": os.getpid()}
@@ -55,11 +56,18 @@ def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator
             heart.start()
             try:
                 yield lock
+            except StoreLostError:
+                is_lost = True
+                log.abandon()
+                raise
             finally:
                 ended.set()
-                heart.join()
+                if not is_lost:
+                    heart.join()
     finally:
-        lock.release()
+        if not is_lost:
+            with suppress(OSError):  # the disk may be what failed; that a driver is dead is seen without
+                lock.release()
 
 
 def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event) -> None:
@@ -73,9 +81,10 @@ def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event) -> No
             if not stopping and _is_cancelled(folder.cancel_request, lock):
                 stopping = True
                 stop_here(cancelled())
-        except LockLostError as error:
-            if not stopping:
-                stop_here(lost(str(error)))
+        except (LockLostError, FileNotFoundError) as error:
+            is_gone = isinstance(error, FileNotFoundError)
+            if not (stopping or lock.ending):
+                stop_here(homeless(went_away(folder.path)) if is_gone else lost(str(error)))
             return
         # OSError, or what the package of an object store raises: it may come back; if not, the work itself finds out
         except Exception as error:
@@ -94,7 +103,7 @@ def _is_cancelled(request: Path, lock: Lock) -> bool:
 
 
 @contextmanager
-def recorded_end(folder: RunFolder) -> Iterator[None]:
+def recorded_end(folder: RunFolder, lock: Lock) -> Iterator[None]:
     """Record in run.json and in the log how the work in the block ended, unless it did well."""
     try:
         yield
@@ -106,9 +115,12 @@ def recorded_end(folder: RunFolder) -> Iterator[None]:
         raise
     except Exception as error:
         LOG.error(str(error), exc_info=not isinstance(error, (UserError, JobError)))
-        with suppress(OSError):  # the disk may be what failed
-            folder.set_state("failed")
+        if not isinstance(error, StoreLostError):
+            with suppress(OSError):  # the disk may be what failed
+                folder.set_state("failed")
         raise
+    finally:
+        lock.ending = True
 
 
 def command_line() -> str:

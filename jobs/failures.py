@@ -1,17 +1,21 @@
-"""What goes wrong around a job, in one line each: a lost scheduler, lost workers, a full disk, a lost mount."""
+"""What goes wrong around a job, in one line each: lost schedulers and workers, full disks, lost mounts and stores."""
 
 from __future__ import annotations
 
-import errno
-import re
 from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kmeans_dask.errors import STORAGE_ERRORS, JobError, UserError
-from kmeans_dask.object_store import is_local
+from kmeans_dask.errors import JobError, UserError
+from kmeans_dask.object_store import UnreachableError, failure_of, is_local
+
+GOES_ON = "the same command goes on from here"
+
+
+class StoreLostError(JobError):
+    """The object store of the run folder is lost: each further request would be tried again for half a minute."""
 
 
 @contextmanager
@@ -21,35 +25,44 @@ def explained(folder: Path, client: Any = None) -> Iterator[None]:
     Parameters
     ----------
     folder
-        Run folder.
+        Run folder. It has been made.
     client
         Of the workers; None: they are not used.
 
     Raises
     ------
     JobError
-        The scheduler or all workers have gone, or the run folder cannot be written.
+        The scheduler or all workers have gone, or the run folder has, or it cannot be written.
     """
     try:
         yield
-    except (UserError, JobError):
+    except StoreLostError:
         raise
     except (Exception, CancelledError) as error:
-        reason = _of_files(error, folder) or _of_cluster(error, client)
-        if reason is None:
-            raise
-        raise JobError(f"{reason}; the same command goes on from here") from None
+        if reason := _of_folder(error, folder):
+            raise (JobError if is_local(folder) else StoreLostError)(f"{reason}; {GOES_ON}") from None
+        if not isinstance(error, (UserError, JobError)) and (reason := _of_cluster(error, client)):
+            raise JobError(f"{reason}; {GOES_ON}") from None
+        raise
 
 
-def _of_files(error: BaseException, folder: Path) -> str | None:
-    if not isinstance(error, OSError) or not is_local(folder):
-        return None
-    named = re.search(r"\[errno (\d+)\]", str(error), re.IGNORECASE)  # pyarrow only says it in words
-    number = error.errno or (int(named[1]) if named else None)
-    if number in STORAGE_ERRORS:
-        return f"cannot write in {folder}: {STORAGE_ERRORS[number]} ({error.filename or folder})"
-    if number in (errno.ENOENT, errno.ENOTDIR) and not (folder / "run.json").exists():
-        return f"the run folder {folder} went away (is its file system still mounted?)"
+def went_away(folder: Path) -> str:
+    """Say that a run folder is not there any more."""
+    return f"the run folder {folder} went away" + (" (is its file system still mounted?)" if is_local(folder) else "")
+
+
+def _of_folder(error: BaseException, folder: Path) -> str | None:
+    if isinstance(error, UnreachableError):
+        return str(error.args[0])
+    if reason := failure_of(error, folder):
+        return reason
+    # where nothing is left, a collection is not finished, or a chunk is missing
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, UserError, JobError)):
+        try:
+            if not any((folder / name).exists() for name in ("run.json", "drivers")):
+                return went_away(folder)
+        except Exception as problem:
+            return failure_of(problem, folder)
     return None
 
 

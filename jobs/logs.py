@@ -46,7 +46,7 @@ class Log(logging.Handler):
         super().__init__()
         self._path = path
         self._file = path.open("a", encoding="utf-8") if is_local(path) else io.StringIO()
-        self._published = 0
+        self._published, self._abandoned = 0, False
         self.setFormatter(_JsonLines())
         self.addFilter(_wanted_once)
 
@@ -62,10 +62,15 @@ class Log(logging.Handler):
             self._published = self._file.tell()
             self._path.write_text(self._file.getvalue(), encoding="utf-8")
 
+    def abandon(self) -> None:
+        """Write nothing more: the object store is lost."""
+        self._abandoned = True
+
     def close(self) -> None:
         """Write what there is, for the last time."""
-        with suppress(OSError):
-            self.flush()
+        with suppress(Exception):  # of a disk, or what the package of an object store raises: the work says so
+            if not self._abandoned:
+                self.flush()
             self._file.close()
         super().close()
 

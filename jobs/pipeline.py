@@ -82,7 +82,8 @@ def run_stages(
     with explained(folder.path), holding(folder, command, job) as lock:
         again = job is not None and lock.before is not None and lock.before["job"] == job
         open_run(config, fresh=fresh and not again, command=command, driver_starts=lock.number)
-        with ExitStack() as cluster, recorded_end(folder):  # the end is recorded before the workers are ended
+        # the end is recorded before the workers are ended
+        with ExitStack() as cluster, recorded_end(folder, lock), explained(folder.path):
             _check_named(wanted, config, folder)
             list_items_of(config, folder, look_again="ingest" in stages)
             check_against_items(config, folder)

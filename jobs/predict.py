@@ -71,15 +71,16 @@ def predict(
     farthest = farthest_fitted(folder.clusters, model)
     parts = path.with_name(f".{path.name}.parts")
     predictor = Predictor(model, class_names, farthest, ingest, config.input.max_pixels, features)
-    tasks = predict_tasks(items, parts, predictor)
-    say(f"predict: {len(items):,} images in model {model.algorithm}, K = {model.k}; {len(tasks)} tasks to do")
-    if tasks:
-        with connect(config.cluster, say) as client, explained(folder.path, client):
-            if risk := open_to_others(client):
-                say(f"warning: {risk}")
-            with progress("predict", len(items), "images") as advance:
-                run_tasks(client, tasks, lambda summary: advance(summary.items))
-    total = join_predicted(parts, path)
+    with explained(folder.path):
+        tasks = predict_tasks(items, parts, predictor)
+        say(f"predict: {len(items):,} images in model {model.algorithm}, K = {model.k}; {len(tasks)} tasks to do")
+        if tasks:
+            with connect(config.cluster, say) as client, explained(folder.path, client):
+                if risk := open_to_others(client):
+                    say(f"warning: {risk}")
+                with progress("predict", len(items), "images") as advance:
+                    run_tasks(client, tasks, lambda summary: advance(summary.items))
+        total = join_predicted(parts, path)
     show_line(f"predicted: {path}")
     _judge(config, total, path)
     return path

@@ -45,8 +45,13 @@ def cancelled() -> Stopped:
 
 
 def lost(why: str) -> Stopped:
-    """Return what a driver does whose run belongs to another one, or has gone: nothing more."""
+    """Return what a driver does whose run belongs to another one: nothing more."""
     return Stopped(f"this driver has lost its run: {why}", None, 1)
+
+
+def homeless(why: str) -> Stopped:
+    """Return what a driver does whose run folder has gone, before the work itself finds out."""
+    return Stopped(f"{why}; {_AGAIN}", None, 1)
 
 
 _asked: list[Stopped] = []

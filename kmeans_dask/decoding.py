@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kmeans_dask.config import Ingest
 from kmeans_dask.images import ImageError, decode
-from kmeans_dask.sources import MANIFEST_SCHEMA, read_contents, unreadable
+from kmeans_dask.sources import MANIFEST_SCHEMA, read_contents, refuse_outage, unreadable
 
 DECODE_SCHEMA = pa.schema(
     [
@@ -51,6 +51,11 @@ def decode_rows(
         A bad image is black.
     items : (n) pyarrow.Table
         `ITEMS_SCHEMA`; a bad image has its status and reason.
+
+    Raises
+    ------
+    JobError
+        The source has gone.
     """
     read = partial(
         decode,
@@ -67,6 +72,7 @@ def decode_rows(
         try:
             decoded = read(content)
         except ImageError as error:
+            refuse_outage(manifest, row, error)
             told[row] = (None, None, None, None, error.status, str(error))
         else:
             block[row] = decoded.pixels

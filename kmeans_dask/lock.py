@@ -8,6 +8,7 @@ is seen by its counter moving, so no clock and no difference of two clocks matte
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -29,7 +30,7 @@ WATCH_SECONDS = 10.0
 
 
 class LockLostError(RuntimeError):
-    """Another driver has taken the run over, or the run folder has gone."""
+    """Another driver has taken the run over."""
 
 
 class Lock:
@@ -43,6 +44,8 @@ class Lock:
         Key of the submitted job that this driver belongs to; None for a driver that a person has started.
     before
         Record of the driver before this one; None if this is the first.
+    ending
+        Whether the work is over, well or not, so that nothing is to be interrupted any more.
     """
 
     def __init__(self, folder: Path, record: dict[str, Any], before: dict[str, Any] | None) -> None:
@@ -51,6 +54,7 @@ class Lock:
         self.number: int = record["number"]
         self.job: str | None = record["job"]
         self.before = before
+        self.ending = False
 
     @property
     def took_over(self) -> str | None:
@@ -69,12 +73,16 @@ class Lock:
         ------
         LockLostError
             The run belongs to another driver.
+        FileNotFoundError
+            The run folder has gone.
         OSError
             The run folder cannot be reached.
         """
         last = last_driver(self._folder)
-        if last is None or last["token"] != self._record["token"]:
-            raise LockLostError(f"{told(last)} works on it now" if last else "the run folder has gone")
+        if last is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
+        if last["token"] != self._record["token"]:
+            raise LockLostError(f"{told(last)} works on it now")
         self._record.update(progress=dict(progress), beats=self._record["beats"] + 1)
         self._write()
 

@@ -7,14 +7,16 @@ whole or not at all (one PUT, or a multipart upload that is completed last), but
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from kmeans_dask.errors import JobError, UserError, without_secrets
+from kmeans_dask.errors import STORAGE_ERRORS, JobError, UserError, without_secrets
 
 SCHEMES = ("s3", "gs", "az", "abfs")
 """Whose fsspec file systems publish an object by one request. Not so sftp or hdfs, where a half-written file can be
@@ -25,6 +27,29 @@ _BLOCK = 2**20
 
 _MARKERS = ("zarr.json", "rows.json")
 """Objects by which a folder is known to be complete: removed first, uploaded last."""
+
+_OF_OBJECTS = (errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
+"""What a store says of one object, and not of itself."""
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What only a disk of a machine says: files on their way to a store are written there first."""
+
+_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure", "fsspec", "urllib3"}
+"""Packages that reach object stores. Of what they raise not all is an OSError."""
+
+
+class UnreachableError(UserError):
+    """An object store refuses a request, or does not answer: at the start of a command the user's mistake.
+
+    Attributes
+    ----------
+    args
+        A clause that says which store, and why.
+    """
+
+    def __str__(self) -> str:
+        """Return the clause and the fix."""
+        return f"{super().__str__()}; check the bucket and the credentials, which are found as fsspec finds them"
 
 
 def location(text: str | os.PathLike[str]) -> Path:
@@ -212,7 +237,7 @@ def reached(path: Path) -> Iterator[None]:
 
     Raises
     ------
-    UserError
+    UnreachableError
         In place of the errors of the store. Those of paths of this machine are left as they are.
     """
     try:
@@ -222,10 +247,41 @@ def reached(path: Path) -> Iterator[None]:
     except Exception as error:
         if is_local(path):
             raise
-        reason = " ".join(without_secrets(str(error)).split()) or type(error).__name__
-        raise UserError(
-            f"cannot use {path}: {reason}; check the bucket and the credentials, which are found as fsspec finds them"
-        ) from None
+        raise UnreachableError(f"cannot use {path}: {_reason(error)}") from None
+
+
+def failure_of(error: BaseException, path: Path) -> str | None:
+    """Say what an error tells of the place that is written to, if it is of the place and not of what is written.
+
+    Parameters
+    ----------
+    error
+        Of this process or of a worker, which sends it without its cause.
+    path
+        That was written to, or read.
+
+    Returns
+    -------
+    str or None
+        A clause for people; None if the place is as it was, as far as the error tells.
+    """
+    if isinstance(error, OSError):
+        named = re.search(r"\[errno (\d+)\]", str(error), re.IGNORECASE)  # pyarrow only says it in words
+        number = error.errno or (int(named[1]) if named else 0)
+        if number in STORAGE_ERRORS and (is_local(path) or number in _OF_DISKS):
+            return f"cannot write in {path}: {STORAGE_ERRORS[number]} ({error.filename or path})"
+        of_object = number in _OF_OBJECTS or isinstance(error, (FileNotFoundError, FileExistsError))
+        of_store = number > 0 or isinstance(error, (PermissionError, ConnectionError, TimeoutError))
+    else:
+        of_object, of_store = False, type(error).__module__.partition(".")[0] in _CLIENTS
+    if not is_local(path) and of_store and not of_object:
+        return f"cannot use {path}: {_reason(error)}"
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """Return the message of an error of a store as one line, or its name."""
+    return " ".join(without_secrets(str(error)).split()).rstrip(".") or type(error).__name__
 
 
 def _parts(path: Path) -> tuple[Any, str]:

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from kmeans_dask.careful import attempt
 from kmeans_dask.colours import psnr
 from kmeans_dask.config import Quantize
-from kmeans_dask.errors import STORAGE_ERRORS, JobError
+from kmeans_dask.errors import JobError
 from kmeans_dask.images import Content, ImageError, open_image
 from kmeans_dask.journal import Journal, Outcome, journal_of, open_journal, write_table
-from kmeans_dask.object_store import is_local, put
+from kmeans_dask.object_store import failure_of, is_local, put
 from kmeans_dask.outputs import output_names, write_file
 from kmeans_dask.painting import PNG_LEVEL, Picture, encode, paint, picture_of
 from kmeans_dask.palette_files import write_palette
@@ -36,7 +36,7 @@ from kmeans_dask.palettes import fit_palette, room_for
 from kmeans_dask.reduction import task_key
 from kmeans_dask.relisting import REMOVED
 from kmeans_dask.shared_palette import Palettes, path_number
-from kmeans_dask.sources import read_contents, read_manifest, unreadable
+from kmeans_dask.sources import read_contents, read_manifest, refuse_outage, unreadable
 
 _BATCH_ITEMS, _BATCH_BYTES = 256, 2**20
 """Limits of a batch: 256 images of 28 x 28 take 0.3 s, and Dask's scheduler 4 ms; 1 MiB of JPEG are about 6 megapixels,
@@ -213,6 +213,7 @@ def _quantize_rows(
             try:
                 outcomes = list(_quantize_item(job, row, item, content, names[row - start], ks, palettes))
             except ImageError as error:
+                refuse_outage(manifest, i, error)
                 outcomes = [_failed(row, k, item, error.status, error) for k in ks]
             failed += any(outcome.status != "ok" for outcome in outcomes)
             tell(outcomes)
@@ -264,15 +265,19 @@ def _quantize_item(
             palette = palettes[k] if palettes is not None else _fit(job, picture, k, item["path"])
             image, errors = paint(picture, palette, space=job.settings.space, dither=job.settings.dither)
             data = encode(image, job.settings.format)
-            output = f"quantized/{k}/{name}"
+        # an image too wide for the format: struct.error
+        except Exception as error:
+            yield _failed(row, k, item, "not written", error)
+            continue
+        output = f"quantized/{k}/{name}"
+        try:
             _write(job.folder, output, data)
             if palettes is None:
                 for kind in job.settings.palette_files:
                     write_palette(job.folder / "palettes" / str(k) / f"{os.path.splitext(name)[0]}.{kind}", palette)
-        # a name too long with the new suffix, an image too wide for the format: struct.error
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
-                raise  # a full disk is no fault of the image
+        except Exception as error:  # a name too long with the new suffix
+            if failure_of(error, job.folder):
+                raise  # a full disk, or a lost store, is no fault of the image
             yield _failed(row, k, item, "not written", error)
             continue
         yield Outcome(

@@ -35,7 +35,7 @@ from kmeans_dask.palettes import complete, fit_palette, in_order, protect_rare, 
 from kmeans_dask.publish import remove
 from kmeans_dask.reduction import task_key
 from kmeans_dask.relisting import REMOVED
-from kmeans_dask.sources import read_contents, read_manifest, unreadable
+from kmeans_dask.sources import read_contents, read_manifest, refuse_outage, unreadable
 
 Palettes = dict[int, NDArray[np.uint8]]
 
@@ -200,8 +200,9 @@ def _count_items(job: _Count, start: int, stop: int, careful: bool) -> ColourTab
     for row, content in read_contents(items, unreadable(items, read) if careful else None):
         try:
             table = read(content)
-        except ImageError:  # it becomes a row when it is to be painted
-            continue
+        except ImageError as error:
+            refuse_outage(items, row, error)
+            continue  # it becomes a row when it is to be painted
         if len(table) == 0:
             continue
         if job.settings.sample < 1:

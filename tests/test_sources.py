@@ -53,6 +53,17 @@ def test_columns_of_one_item(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("years", [400, 20_000])
+def test_times_that_a_wrong_clock_has_given(tmp_path: Path, years: int) -> None:
+    file = tmp_path / "a.png"
+    touch(file)
+    os.utime(file, (years * 31_556_952,) * 2)  # a file system may know no such year, and take its last one
+
+    (time,) = listed(tmp_path, labels="none")["mtime_ns"].to_pylist()
+
+    assert time == min(file.stat().st_mtime_ns, 2**63 - 1)
+
+
 def test_any_depth_in_natural_order(tmp_path: Path) -> None:
     in_order = ["Z.webp", "a-b/x.png", "a/deep/er/x.tiff", "a/z.jpg", "b.png"]
     in_order += ["img2.png", "img02b.png", "img010.png", "img10.png", "img10b.png", "é.gif"]

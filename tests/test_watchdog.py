@@ -6,11 +6,14 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dask
+import distributed.worker
 import psutil
 import pytest
 from conftest import Process
+from distributed import Client
 
 from jobs.failures import explained
 from kmeans_dask.cluster import connect, run_tasks, watchdog
@@ -43,6 +46,36 @@ def test_a_task_that_hangs_is_done_again_by_a_new_worker(monkeypatch: pytest.Mon
     assert results == ["done"] * 5
     assert said[0].startswith("the task hang_once of items 1,000 to 1,999 runs for ")
     assert said[0].endswith("this worker is started anew")
+
+
+def test_clocks_that_jump_and_the_tasks_of_others_make_nobody_hang(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watchdog, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog, "HANGS_ALONE_SECONDS", 2.5)
+    ahead = 0
+    monkeypatch.setattr(distributed.worker, "time", lambda: time.time() + ahead)
+    said: list[str] = []
+
+    with (
+        connect(Cluster(kind="threads", workers=2), said.append) as client,
+        Client(client.scheduler.address, set_as_default=False) as somebody,
+    ):
+        theirs, ours = somebody.submit(time.sleep, 3.5), client.submit(time.sleep, 2)
+        while len(executing := client.run_on_scheduler(times_that_dask_tells)) < 2:
+            time.sleep(0.01)
+        ahead = 3600
+        while max(executing := client.run_on_scheduler(times_that_dask_tells)) < 3600:
+            time.sleep(0.01)
+        assert len(executing) == 2
+        n_workers, running = client.run_on_scheduler(watchdog._look, client.id)
+        assert (n_workers, [task.key for task in running]) == (2, [ours.key])
+        ours.result()
+        theirs.result()
+
+    assert said == []
+
+
+def times_that_dask_tells(dask_scheduler: Any) -> list[float]:
+    return [seconds for worker in dask_scheduler.workers.values() for seconds in worker.executing.values()]
 
 
 def test_a_scheduler_that_is_killed_is_one_line(start: Callable[..., Process], tmp_path: Path):

@@ -71,12 +71,16 @@ class _LeaveErrorsToDriver(WorkerPlugin):
     name = "kmeans-dask-leave-errors-to-driver"
 
     def setup(self, worker: Worker) -> None:
-        logging.getLogger("distributed.worker").addFilter(_is_no_error_of_a_task)
-        logging.getLogger("distributed.worker.state_machine").addFilter(_is_no_error_of_a_task)
+        logging.getLogger("distributed.worker").addFilter(_is_not_left_to_driver)
+        logging.getLogger("distributed.worker.state_machine").addFilter(_is_not_left_to_driver)
 
 
-def _is_no_error_of_a_task(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(("Compute Failed", "Async instruction for"))
+_LEFT_TO_DRIVER = ("Compute Failed", "Async instruction for", "Failed to communicate with scheduler during heartbeat")
+"""The last is what a worker says that is slower to end than the driver, where the scheduler is."""
+
+
+def _is_not_left_to_driver(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_LEFT_TO_DRIVER)
 
 
 @contextmanager
@@ -140,6 +144,7 @@ def _client_of_started(config: Cluster) -> Iterator[Client]:
         client.register_plugin(_KnowMemoryLimit())
         if config.kind == "local":
             client.register_plugin(_LeaveInterruptToDriver())
+        if config.kind in ("local", "threads"):
             client.register_plugin(_LeaveErrorsToDriver())
         client.wait_for_workers(1)
         yield client

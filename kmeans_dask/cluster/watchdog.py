@@ -34,15 +34,14 @@ _WHY: WeakKeyDictionary[Client, str] = WeakKeyDictionary()
 class _Running(NamedTuple):
     key: str
     worker: str
-    seconds: float
     usual: float
-    """Mean seconds of the tasks of its kind that are done; negative: none is."""
+    """Mean seconds of the tasks of its kind that are done; negative: none is. By the workers' clocks: one that jumps
+    ahead makes it larger, so that a task that hangs is noticed later; one that jumps back counts as 0 s."""
 
-    @property
-    def hangs(self) -> bool:
+    def hangs(self, seconds: float) -> bool:
         if self.usual < 0:
-            return self.seconds > HANGS_ALONE_SECONDS
-        return self.seconds > max(HANGS_SECONDS, HANGS_TIMES * self.usual)
+            return seconds > HANGS_ALONE_SECONDS
+        return seconds > max(HANGS_SECONDS, HANGS_TIMES * self.usual)
 
 
 @contextmanager
@@ -107,9 +106,10 @@ def task_in_words(key: str) -> str:
 def _watch(client: Client, tell: Callable[[str], None], patience: float, ended: threading.Event) -> None:
     alone_since: float | None = None
     told = False
+    seen: dict[tuple[str, str], float] = {}  # key and worker -> when first, by a clock that cannot jump
     while not ended.wait(WATCH_SECONDS):
         try:
-            workers, running = client.run_on_scheduler(_look)
+            workers, running = client.run_on_scheduler(_look, client.id)
         except Exception:  # the scheduler has gone, which the work finds out itself; or it does not know this package
             continue
         if workers:
@@ -123,23 +123,44 @@ def _watch(client: Client, tell: Callable[[str], None], patience: float, ended: 
         elif alone > _TOLD_SECONDS and not told:
             tell(f"all workers of {_address(client)} went away; waiting up to {patience:,.0f} s for new ones")
             told = True
-        for task in filter(lambda task: task.hangs, running):
-            tell(
-                f"{task_in_words(task.key)} runs for {task.seconds:.0f} s on {task.worker}, which usually takes "
-                f"{max(task.usual, 0):.1f} s: this worker is started anew"
-            )
-            with suppress(Exception):  # it may have no nanny, or be too busy; the next look tries again
-                client.restart_workers([task.worker], timeout=30)
+        now = time.monotonic()
+        seen = {task[:2]: seen.get(task[:2], now) for task in running}
+        for task in running:
+            if task.hangs(seconds := now - seen[task[:2]]):
+                _restart(client, task, seconds, tell)
 
 
-def _look(dask_scheduler: Any) -> tuple[int, list[_Running]]:
-    """Be called on the scheduler: its workers, and the tasks that they are in."""
+def _restart(client: Client, task: _Running, seconds: float, tell: Callable[[str], None]) -> None:
+    tell(
+        f"{task_in_words(task.key)} runs for {seconds:.0f} s on {task.worker}, which usually takes "
+        f"{max(task.usual, 0):.1f} s: this worker is started anew"
+    )
+    with suppress(Exception):  # it may have no nanny, or be too busy; the next look tries again
+        client.restart_workers([task.worker], timeout=30)
+
+
+def _look(client: str, dask_scheduler: Any) -> tuple[int, list[_Running]]:
+    """Be called on the scheduler: its workers, and the tasks of a client that they are in."""
     running = [
-        _Running(str(task.key), address, seconds, _usual(task.prefix))
+        _Running(str(task.key), address, _usual(task.prefix))
         for address, worker in dask_scheduler.workers.items()
-        for task, seconds in worker.executing.items()
+        for task in worker.executing
+        if task.processing_on is worker and _is_wanted(task, client)
     ]
     return len(dask_scheduler.workers), running
+
+
+def _is_wanted(task: Any, client: str) -> bool:
+    """Whether a task, or one that needs its result, is wanted by a client: others may take as long as they like."""
+    todo, known = [task], {task}
+    while todo:
+        each = todo.pop()
+        if any(wants.client_key == client for wants in each.who_wants or ()):
+            return True
+        new = each.dependents - known
+        todo += new
+        known |= new
+    return False
 
 
 def _usual(prefix: Any) -> float:

@@ -2,6 +2,14 @@
 
 from kmeans_dask.sources.items import list_items
 from kmeans_dask.sources.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
-from kmeans_dask.sources.reading import read_contents, unreadable
+from kmeans_dask.sources.reading import read_contents, refuse_outage, unreadable
 
-__all__ = ["MANIFEST_SCHEMA", "list_items", "read_contents", "read_manifest", "unreadable", "write_manifest"]
+__all__ = [
+    "MANIFEST_SCHEMA",
+    "list_items",
+    "read_contents",
+    "read_manifest",
+    "refuse_outage",
+    "unreadable",
+    "write_manifest",
+]

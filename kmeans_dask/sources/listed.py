@@ -64,5 +64,12 @@ def found(n: int, **columns: Any) -> pa.Table:
         if values is None or isinstance(values, (bytes, str, int)):
             arrays.append(pa.repeat(pa.scalar(values, field.type), n))
         else:
-            arrays.append(pa.array(values, field.type))
+            arrays.append(_array(values, field.type))
     return pa.table(arrays, schema=FOUND_SCHEMA)
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, kind)
+    except OverflowError:  # the time of a file after the year 2262, by a clock that was wrong: 64 bits end there
+        return pa.array([min(max(value, -(2**63)), 2**63 - 1) for value in values], kind)

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, BinaryIO
 
@@ -81,6 +82,49 @@ def look_at(file: bytes) -> tuple[int, int]:
         return int(info.get("size") or 0), time_of(info)
     facts = os.stat(file)
     return facts.st_size, facts.st_mtime_ns
+
+
+def lost_place(file: bytes) -> str | None:
+    """Name the folder of a file that was there, if that is why the file cannot be read any more.
+
+    Parameters
+    ----------
+    file
+        Full path or URL.
+
+    Returns
+    -------
+    str or None
+        The folder, and why it cannot be used: it is not there, or empty as one whose file system is not mounted, or a
+        store does not let anybody see it. None if it is as ever, and for https://, where files have no folder.
+    """
+    if is_remote(file):
+        url = os.fsdecode(file)
+        fs, path = file_system(url)
+        if url.startswith(("http://", "https://")) or _answers(fs, path):
+            return None
+        folder = fs._parent(path)
+        fs.invalidate_cache()
+        try:
+            fs.info(folder)  # by a listing of one object, where there are no folders
+        except Exception as error:
+            return f"{shown(fs.unstrip_protocol(folder))} ({' '.join(shown(error).split()) or type(error).__name__})"
+        return None
+    folder = os.path.dirname(file)
+    try:
+        with os.scandir(folder) as entries:
+            if os.path.exists(file) or next(entries, None):
+                return None
+        return f"{os.fsdecode(folder)} (it is empty; is its file system still mounted?)"
+    except OSError as error:
+        return f"{os.fsdecode(folder)} ({error.strerror}; is its file system still mounted?)"
+
+
+def _answers(fs: Any, path: str) -> bool:
+    with suppress(Exception):
+        fs.info(path)
+        return True
+    return False
 
 
 def time_of(info: Mapping[str, Any]) -> int:

@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from kmeans_dask.careful import ended_by
+from kmeans_dask.errors import JobError
 from kmeans_dask.images import Content, ImageError
 from kmeans_dask.sources.archives import member_reader
 from kmeans_dask.sources.arrays import open_array
-from kmeans_dask.sources.locations import file_system, is_remote, open_stream, shown
+from kmeans_dask.sources.locations import file_system, is_remote, lost_place, open_stream, shown
 from kmeans_dask.sources.tables import row_reader
 
 _AT_A_TIME, _BYTES_AT_A_TIME = 64, 32 * 2**20
@@ -65,6 +66,30 @@ def read_contents(rows: pa.Table, errors: Mapping[int, ImageError] | None = None
 def unreadable(rows: pa.Table, work: Callable[[Content], Any]) -> dict[int, ImageError]:
     """Do some work on every row in another process: `careful.ended_by`; returns what `read_contents` takes."""
     return ended_by(partial(_some_contents, rows), len(rows), work)
+
+
+def refuse_outage(rows: pa.Table, row: int, error: ImageError) -> None:
+    """Raise an error of the source in place of an item's: one whose place has gone is not a bad image.
+
+    Parameters
+    ----------
+    rows
+        As for `read_contents`.
+    row
+        Number in `rows` of an item that could not be read.
+    error
+        What it told.
+
+    Raises
+    ------
+    JobError
+        The item was there when it was listed, and its folder cannot be used now.
+    """
+    file, n_bytes, mtime_ns = (rows[name][row].as_py() for name in ("file", "bytes", "mtime_ns"))
+    if error.status not in ("missing", "unreadable") or not (n_bytes or mtime_ns):
+        return
+    if place := lost_place(file):
+        raise JobError(f"the input went away: {place}; the same command goes on from here")
 
 
 def _some_contents(rows: pa.Table, wanted: Sequence[int]) -> Iterator[tuple[int, Content]]:
