@@ -159,11 +159,12 @@ def _client_of(address: str) -> Iterator[Client]:
     except (OSError, ValueError) as error:
         hint = "give certificates of its authority" if address.startswith("tls:") else "start one with `dask scheduler`"
         raise UserError(f"no Dask scheduler answers at {address} ({_one_line(error)}); {hint}") from None
-    with client, client.as_current():
+    with client, client.as_current(), ExitStack() as ended:
         try:
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
             client.register_plugin(_OneBlasThread())
             client.register_plugin(_KnowMemoryLimit())
+            ended.enter_context(spans_forgotten(client))
         except TimeoutError:
             raise JobError(
                 f"the scheduler at {address} has no workers after {_CONNECT_SECONDS} s; "
@@ -171,8 +172,7 @@ def _client_of(address: str) -> Iterator[Client]:
             ) from None
         except (OSError, CancelledError):
             raise JobError(f"the scheduler at {address} went away; the same command goes on from here") from None
-        with spans_forgotten(client):
-            yield client
+        yield client
 
 
 def _one_line(error: Exception) -> str:
