@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 
 import dask.array as da
-from distributed import Client, LocalCluster, Scheduler, span
+from distributed import Scheduler, span
 
+from kmeans_dask.cluster import connect
 from kmeans_dask.cluster.spans import spans_forgotten
+from kmeans_dask.config import Cluster
 
 
 def spans_of(dask_scheduler: Scheduler) -> set[tuple[str, ...]]:
@@ -18,8 +20,10 @@ def spans_of(dask_scheduler: Scheduler) -> set[tuple[str, ...]]:
     return {(s.name[0], s.id) for s in known.spans.values()}
 
 
-def sums(n: int) -> list[float]:
-    return [float(da.ones(100, chunks=10).sum().compute()) for _ in range(n)]
+def compute(*values: int) -> None:
+    """Computations that share no task."""
+    for value in values:
+        assert da.full(100, value, chunks=10).sum().compute() == 100 * value
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -31,22 +35,19 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_the_spans_of_a_job_are_forgotten_and_no_others() -> None:
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
-        sums(2)
+    with connect(Cluster(kind="threads", workers=1)) as client:
+        with spans_forgotten(client, after_seconds=3600):
+            compute(1, 2)
         before = client.run_on_scheduler(spans_of)
-        with spans_forgotten(client, after_seconds=0.5):
-            sums(3)
+        assert len(before) >= 1  # workers may still tell of them
+        with spans_forgotten(client, after_seconds=0.1):
+            compute(3, 4, 5)
             with span("somebody's"):
-                sums(1)
+                compute(6)
             during = client.run_on_scheduler(spans_of)
-        assert client.run_on_scheduler(spans_of) == during  # workers may still tell of them
         named = {s for s in during if s[0] == "somebody's"}
-        assert len(before) >= 1
         assert len(during - before - named) >= 1
         assert len(named) == 1
 
         wait_until(lambda: client.run_on_scheduler(spans_of) == before | named)
-        assert sums(1) == [100.0]
+        compute(7)
