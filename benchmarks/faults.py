@@ -161,7 +161,13 @@ def kill(scratch: Path, images: Path, kills: int) -> None:
         for number in range(kills):
             for victim in VICTIMS:
                 share = (number + rng.random()) / kills  # one in each part of the run
-                hashes, said = one(scratch, images, victim, share, usual)
+                try:
+                    hashes, said = one(scratch, images, victim, share, usual)
+                except RuntimeError as error:
+                    print(error, file=sys.stderr, flush=True)
+                    lines.append((victim, "FAILED", ["", "", "0", "0", "0", "0"]))
+                    yield [victim, *lines[-1][2], "FAILED"]
+                    continue
                 said[-1] = str(int(said[-1]) - int(cells[-1]))
                 differ = [name for name in whole if hashes.get(name) != whole[name]]
                 same = "all the same" if not differ and len(hashes) == len(whole) else f"DIFFER: {differ[:5]}"

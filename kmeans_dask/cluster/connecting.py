@@ -162,8 +162,7 @@ def _client_of(address: str) -> Iterator[Client]:
     with client, client.as_current(), ExitStack() as ended:
         try:
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
-            client.register_plugin(_OneBlasThread())
-            client.register_plugin(_KnowMemoryLimit())
+            _register(client, _OneBlasThread(), _KnowMemoryLimit())
             ended.enter_context(spans_forgotten(client))
         except TimeoutError:
             raise JobError(
@@ -173,6 +172,18 @@ def _client_of(address: str) -> Iterator[Client]:
         except (OSError, CancelledError):
             raise JobError(f"the scheduler at {address} went away; the same command goes on from here") from None
         yield client
+
+
+def _register(client: Client, *plugins: WorkerPlugin) -> None:
+    """Have all workers set up plugins, those that come later too."""
+    for plugin in plugins:
+        for tries_left in (2, 1, 0):
+            try:
+                client.register_plugin(plugin)
+                break
+            except OSError:  # a worker has ended amid it, or the scheduler has
+                if not tries_left or client.status != "running":
+                    raise
 
 
 def _one_line(error: Exception) -> str:
