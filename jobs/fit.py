@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +62,8 @@ def run(config: Config, client: Client, *, update: bool = False) -> dict[str, An
     X, _ = features.rows(collection, "train")
     if max(config.fit.ks) > len(X):
         raise UserError(f"fit.k={max(config.fit.ks)}: only {len(X):,} items could be read; choose at most as many")
-    settings = {**_settings(config), "collection": collection.fingerprint}
+    rows = features.settings.model_dump(mode="json") | {"image": list(collection.images.shape[1:]), "width": X.shape[1]}
+    settings = {**_settings(config), "collection": collection.fingerprint, "rows": rows}
     if features.fingerprint:
         settings["features"] = features.fingerprint
     missing = [
@@ -78,14 +80,13 @@ def run(config: Config, client: Client, *, update: bool = False) -> dict[str, An
     if in_memory:
         X = X.persist()
     spherical = features.settings.normalize == "l2"
-    # a transformation is fitted to each collection: centres among the rows of another one say nothing
-    goes_on = update and config.fit.engine != "dask-ml" and not features.transformation.changes
+    goes_on = update and config.fit.engine != "dask-ml" and not features.transformation.measured
     if update and not goes_on:
         say("fit: the models do not go on from their old centres, which lie among rows of other features")
     moves = []
     for algorithm in config.fit.algorithm:
         ks = [k for a, k in missing if a == algorithm]
-        old = _old_centres(folder, algorithm, ks, X.shape[1]) if goes_on else {}
+        old = _old_centres(folder, algorithm, ks, rows) if goes_on else {}
         for model in _fit_algorithm(X, algorithm, _Fits(config.fit, ks, config.seed, spherical, old, folder, settings)):
             if model.k in old:
                 moves.append(measure_moves(X, old[model.k], model))
@@ -136,16 +137,14 @@ def _is_fitted(folder: RunFolder, algorithm: str, k: int, settings: dict[str, An
         return False
 
 
-def _old_centres(folder: RunFolder, algorithm: str, ks: list[int], n_features: int) -> dict[int, Floats]:
-    """Read the centres of the models that are there, whatever collection they were fitted to."""
+def _old_centres(folder: RunFolder, algorithm: str, ks: list[int], rows: Mapping[str, Any]) -> dict[int, Floats]:
+    """Read the centres of the models that are there, of whatever collection, if their rows were made as now."""
     old = {}
     for k in ks:
-        try:
-            centres = read_model(folder.model(algorithm, k)).centres
-        except UserError:
-            continue
-        if centres.shape == (k, n_features):
-            old[k] = centres
+        with suppress(UserError):
+            model = read_model(folder.model(algorithm, k))
+            if model.settings.get("rows") == rows:
+                old[k] = model.centres
     return old
 
 

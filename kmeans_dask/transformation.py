@@ -38,6 +38,13 @@ class Transformation:
         """Whether it does anything."""
         return self.unit or bool(self.arrays())
 
+    @property
+    def measured(self) -> bool:
+        """Whether it depends on the rows that it was fitted to: centres among them mean nothing among others."""
+        return (
+            self.mean is not None or self.components is not None or (self.divisor is not None and self.divisor.size > 1)
+        )
+
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return what was measured, by name."""
         named = {"divisor": self.divisor, "mean": self.mean, "components": self.components}

@@ -264,6 +264,26 @@ def test_fit_goes_on_from_the_old_centres_and_says_how_they_moved(command: Comma
     assert command("fit", job, "fit.algorithm=[kmeans,minibatch]", "--update").lines == ["fit: finished before"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "goes_on"),
+    [
+        ("features={normalize: l2}", "features={normalize: l2}", True),
+        ("features={scale: 255}", "features={scale: 255}", True),
+        ("features={scale: 255}", "features={}", False),  # the old centres lie among rows of another scale
+        ("features={centre: true}", "features={centre: true}", False),  # the mean is that of other rows
+        ("features={}", "ingest.size=[16, 8]", False),
+    ],
+)
+def test_fit_goes_on_where_rows_are_made_as_before(command: Command, job: Path, before: str, after: str, goes_on: bool):
+    assert command("run", job, before).status == 0
+    change(job.parent / "images")
+
+    said = command("run", job, after, "--update")
+
+    assert said.status == 0, said.err
+    assert read_json(run_of(job) / "run.json")["stages"]["fit"]["summary"]["updated"] == int(goes_on)
+
+
 def test_a_model_without_a_predecessor_is_fitted_as_usual(command: Command, job: Path):
     assert command("run", job, "fit.k=[3,4]", "--update").status == 0
 
