@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from kmeans_dask.errors import UserError
 from kmeans_dask.sources.listed import Beside, Listed, Wanted, found
-from kmeans_dask.sources.locations import file_system, is_remote, look_at, shown, text_of, time_of
+from kmeans_dask.sources.locations import file_system, is_remote, look_at, not_there, shown, text_of, time_of
 from kmeans_dask.sources.names import SUFFIXES, excludes_folder, is_hidden, item_filter, natural_key, text_of_name
 
 
@@ -49,6 +49,8 @@ def list_folder(folder: bytes, wanted: Wanted) -> Listed:
     try:
         files = sorted(_find(folder, chosen) if is_remote(folder) else _walk(folder, chosen, wanted.exclude))
     except OSError as error:
+        if is_remote(folder) and isinstance(error, FileNotFoundError):
+            raise not_there(folder) from None
         name = error.filename or folder
         reason = error.strerror or type(error).__name__
         raise UserError(f"cannot read folder {shown(name)}: {reason}; give read permission, or exclude it") from None
