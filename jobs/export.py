@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -22,6 +22,7 @@ from kmeans_dask.models import Model
 from kmeans_dask.object_store import is_local, location, readable
 from kmeans_dask.publish import publish
 from kmeans_dask.runs import RunFolder, run_folder
+from kmeans_dask.sources import MANIFEST_SCHEMA, read_contents
 from kmeans_dask.sources.locations import is_remote
 
 _ENDINGS = (".npz", ".skops", ".onnx", ".csv", ".parquet")
@@ -108,15 +109,19 @@ def _export_images(config: Config, folder: RunFolder, model: Model, target: Path
     for source in config.input.path or []:
         if Path(source).resolve() in above:
             raise UserError(f"{target} lies in {source}, where a run would find the copies; choose another folder")
-    counts = place(list(_items(folder, model, by)), target, link=link)
+    items, folders = _items(folder, model, by)
+    if link and (items["inside"].null_count < len(items) or any(map(is_remote, items["file"].to_pylist()))):
+        raise UserError("images inside archives, arrays and tables, and at URLs, cannot be linked; leave out --link")
+    names = list(zip(items["path"].to_pylist(), folders, strict=True))
+    counts = place(names, read_contents(items), target, link=link)
     there = f", {counts['there']:,} were there" if counts["there"] else ""
     show_line(f"{counts['written']:,} images {'linked' if link else 'copied'}{there}: {target}")
     if counts["failed"]:
         raise JobError(f"{counts['failed']:,} images have gone or cannot be read; run ingest and what follows again")
 
 
-def _items(folder: RunFolder, model: Model, by: str) -> Iterator[tuple[bytes, str, str]]:
-    """File, path and folder of every item that has a cluster, in the order of the collection."""
+def _items(folder: RunFolder, model: Model, by: str) -> tuple[pa.Table, list[str]]:
+    """Every item that has a cluster, in the order of the collection, and the name of its folder."""
     class_names, _ = read_names_and_settings(folder.collection)
     assert model.label_map is not None
     if by == "cluster":
@@ -125,13 +130,10 @@ def _items(folder: RunFolder, model: Model, by: str) -> Iterator[tuple[bytes, st
         *names, without = folder_names([*class_names, _NO_LABEL])
         folders = [names[c] if c >= 0 else without for c in model.label_map]
     column = f"{column_prefix(model)}_cluster"
-    items = pq.read_table(readable(folder.collection / "items.parquet"), columns=["file", "inside", "path"])
-    if items["inside"].null_count < len(items) or any(map(is_remote, items["file"].to_pylist())):
-        raise UserError("images inside archives, arrays and tables, and those of URLs, are no files here to be copied")
+    items = pq.read_table(readable(folder.collection / "items.parquet"), columns=MANIFEST_SCHEMA.names)
     clusters = pq.read_table(readable(folder.clusters), columns=["path", column])
     if not clusters["path"].equals(items["path"]):
         raise UserError(f"{folder.clusters} is of another state of the collection: run fit and evaluate first")
     say(f"export: clusters of model {model.algorithm}, K = {model.k}")
-    for file, path, cluster in zip(items["file"], items["path"], clusters[column], strict=True):
-        if cluster.is_valid:
-            yield file.as_py(), path.as_py(), folders[cluster.as_py()]
+    has_one = pc.is_valid(clusters[column])
+    return items.filter(has_one), [folders[cluster] for cluster in clusters[column].filter(has_one).to_pylist()]

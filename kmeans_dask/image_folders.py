@@ -7,15 +7,19 @@ the folders is ever replaced, and no label, whatever its letters, leads out of t
 from __future__ import annotations
 
 import filecmp
+import io
 import os
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from kmeans_dask.errors import UserError
+from kmeans_dask.images import Content, ImageError, open_image
 from kmeans_dask.publish import publish
 
 _MAX_NAME = 100
@@ -44,17 +48,22 @@ def folder_names(labels: Sequence[str]) -> list[str]:
     return names
 
 
-def place(items: Sequence[tuple[bytes, str, str]], target: Path, *, link: bool) -> dict[str, int]:
+def place(
+    names: Sequence[tuple[str, str]], contents: Iterable[tuple[int, Content]], target: Path, *, link: bool
+) -> dict[str, int]:
     """Put every image into its folder, under its name; where several have the same one, under its path: ``a_1.png``.
 
     Parameters
     ----------
-    items
-        File, its path for people, and the name of its folder, always in the same order.
+    names
+        Path of each image, for people, and the name of its folder.
+    contents
+        Number in `names`, and what `sources.read_contents` gives, always in the same order. Files are copied as they
+        are, members of archives and rows of tables with their bytes, rows of arrays become PNG files.
     target
         Folder of the folders.
     link
-        Whether symbolic links are made, in place of copies.
+        Whether symbolic links are made, in place of copies; all contents are files then.
 
     Returns
     -------
@@ -68,8 +77,9 @@ def place(items: Sequence[tuple[bytes, str, str]], target: Path, *, link: bool) 
     """
     counts = {"written": 0, "there": 0, "failed": 0}
     taken: dict[str, set[str]] = defaultdict(set)
-    uses = Counter((folder, _safe(PurePosixPath(path).name).casefold()) for _, path, folder in items)
-    for file, path, name in items:
+    uses = Counter((folder, _safe(PurePosixPath(path).name).casefold()) for path, folder in names)
+    for row, content in contents:
+        path, name = names[row]
         folder = target / name
         if name not in taken:
             folder.mkdir(parents=True, exist_ok=True)
@@ -80,18 +90,19 @@ def place(items: Sequence[tuple[bytes, str, str]], target: Path, *, link: bool) 
         short = _safe(PurePosixPath(path).name)
         wanted = short if uses[name, short.casefold()] == 1 else _safe(path)
         try:
-            done = _place(Path(os.fsdecode(file)), folder, wanted, taken[name], link)
+            done = _place(content, folder, wanted, taken[name], link)
             counts["written" if done else "there"] += 1
-        except OSError:
+        except (OSError, ImageError):
             counts["failed"] += 1
     return counts
 
 
-def _place(source: Path, folder: Path, name: str, taken: set[str], link: bool) -> bool:
-    """Copy or link one image under the first free name; False if it is there."""
-    if not source.is_file():
+def _place(content: Content, folder: Path, name: str, taken: set[str], link: bool) -> bool:
+    """Copy, write or link one image under the first free name; False if it is there."""
+    source = Path(os.fsdecode(content)) if isinstance(content, bytes) else _bytes_of(content)
+    if isinstance(source, Path) and not source.is_file():
         raise FileNotFoundError(source)
-    for candidate in _numbered(name):
+    for candidate in _numbered(f"{name}.png" if isinstance(content, np.ndarray) else name):
         target = folder / candidate
         if candidate.casefold() in taken:
             continue
@@ -102,17 +113,33 @@ def _place(source: Path, folder: Path, name: str, taken: set[str], link: bool) -
     if there:
         return False
     with publish(target) as partial:
-        if link:
+        if isinstance(source, bytes):
+            partial.write_bytes(source)
+        elif link:
             partial.symlink_to(source)
         else:
             shutil.copy2(source, partial)  # with its time, by which the next export knows it
     return True
 
 
-def _is(target: Path, source: Path, link: bool) -> bool:
+def _bytes_of(content: Content) -> bytes:
+    """Return an image that is no file as that of one."""
+    if isinstance(content, ImageError):
+        raise content
+    if isinstance(content, np.ndarray):
+        stream = io.BytesIO()
+        open_image(content, max_pixels=content.size).save(stream, "PNG")
+        return stream.getvalue()
+    assert isinstance(content, io.BytesIO)
+    return content.getvalue()
+
+
+def _is(target: Path, source: Path | bytes, link: bool) -> bool:
     if target.is_symlink():
         return link and Path(os.readlink(target)) == source
-    return not link and target.is_file() and filecmp.cmp(source, target)
+    if link or not target.is_file():
+        return False
+    return filecmp.cmp(source, target) if isinstance(source, Path) else target.read_bytes() == source
 
 
 def _numbered(name: str) -> Iterator[str]:

@@ -48,28 +48,30 @@ def test_any_label_is_one_name_below_the_folder(labels: list[str]):
 
 
 def test_images_of_one_name_are_told_by_their_path(tmp_path: Path):
-    items = []
+    names, files = [], []
     for path in ("1/a.png", "2/a.png", "2/b.png"):
         (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / path).write_bytes(path.encode())
-        items.append((os.fsencode(tmp_path / "in" / path), path, "all"))
+        names.append((path, "all"))
+        files.append(os.fsencode(tmp_path / "in" / path))
 
-    assert place(items, tmp_path / "out", link=False)["written"] == 3
+    assert place(names, enumerate(files), tmp_path / "out", link=False)["written"] == 3
     assert {path.name for path in (tmp_path / "out" / "all").iterdir()} == {"1_a.png", "2_a.png", "b.png"}
 
 
 def test_images_of_one_path_are_numbered_alike_every_time(tmp_path: Path):
-    items = []
+    files = []
     for number in range(3):
         path = tmp_path / "in" / str(number) / "a.png"
         path.parent.mkdir(parents=True)
         path.write_bytes(bytes([number]))
-        items.append((os.fsencode(path), "a.png", "all"))
+        files.append(os.fsencode(path))
+    names = [("a.png", "all")] * 3
 
-    assert place(items, tmp_path / "out", link=False) == {"written": 3, "there": 0, "failed": 0}
+    assert place(names, enumerate(files), tmp_path / "out", link=False) == {"written": 3, "there": 0, "failed": 0}
     contents = {path.name: path.read_bytes() for path in (tmp_path / "out" / "all").iterdir()}
     assert contents == {"a.png": b"\0", "a~2.png": b"\1", "a~3.png": b"\2"}
-    assert place(items, tmp_path / "out", link=False) == {"written": 0, "there": 3, "failed": 0}
+    assert place(names, enumerate(files), tmp_path / "out", link=False) == {"written": 0, "there": 3, "failed": 0}
     (tmp_path / "in" / "0" / "a.png").write_bytes(b"new")
-    assert place(items, tmp_path / "out", link=False) == {"written": 1, "there": 2, "failed": 0}
+    assert place(names, enumerate(files), tmp_path / "out", link=False) == {"written": 1, "there": 2, "failed": 0}
     assert (tmp_path / "out" / "all" / "a.png").read_bytes() == b"\0"

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -96,13 +97,30 @@ def test_nothing_is_written_outside_the_run_folder(
         assert (run / row["output"]).is_file()
 
 
-def test_images_of_an_archive_are_no_files_to_be_copied(command: Callable[..., Said], tmp_path: Path):
-    write_tar(tmp_path / "a.tar")
-    stages = {"input": {"path": str(tmp_path / "a.tar")}, "fit": {"k": 2}, "quantize": None, "report": None}
+@pytest.mark.parametrize("name", [*SOURCES, "x.npy"])
+def test_images_that_are_no_files_are_written_into_folders_and_nowhere_else(
+    name: str, command: Callable[..., Said], tmp_path: Path
+):
+    pixels = np.array([np.asarray(Image.open(io.BytesIO(png(number)))) for number in range(12)])
+    np.save(tmp_path / "x.npy", pixels)
+    if name in SOURCES:
+        SOURCES[name](tmp_path / name)
+    source = {"path": str(tmp_path / name), "include": ["*"]}
+    stages = {"input": source, "fit": {"k": 2}, "quantize": None, "report": None}
     assert command("run", write_config(tmp_path, tmp_path, **stages)).status == 0
+    run, before = tmp_path / "runs" / "small", below(tmp_path)
 
-    said = command("export", tmp_path / "runs" / "small", tmp_path / "out", "--by", "label")
+    linked = command("export", run, tmp_path / "out", "--by", "cluster", "--link")
+    first, second = (command("export", run, tmp_path / "out", "--by", "cluster") for _ in range(2))
 
-    assert said.status == 2
-    assert "images inside archives" in said.lines[-1]
-    assert not (tmp_path / "out").exists()
+    assert linked.status == 2
+    assert "cannot be linked; leave out --link" in linked.lines[-1]
+    new = below(tmp_path) - before
+    rows = [row for row in pq.read_table(run / "clusters.parquet").to_pylist() if row["kmeans_k2_cluster"] is not None]
+    assert len(new) == len(rows) >= 8
+    assert first.out.startswith(f"{len(rows)} images copied: ")
+    assert second.out.startswith(f"0 images copied, {len(rows)} were there: ")
+    for path in new:
+        assert path.parent in (tmp_path / "out" / "0", tmp_path / "out" / "1")
+    levels = [[Image.open(path).getpixel((0, 0))[0] for path in new if path.parent.name == c] for c in "01"]
+    assert min(max(levels[0]), max(levels[1])) < max(min(levels[0]), min(levels[1]))  # the dark ones, the bright ones
