@@ -238,7 +238,7 @@ def export(run_folder: str, target: str, by: str | None, k: int | None, algorith
 @_CLUSTER
 @click.argument("run_folder", metavar="RUN")
 def retry(run_folder: str, cluster: str | None) -> None:
-    """Quantize again the images of a run that failed, and no other.
+    """Try again what failed of a run, images to be read or to be quantized, and do again what is made from them.
 
     A RUN that only the cluster sees is retried by a driver there, as by submit.
     """
@@ -249,7 +249,7 @@ def retry(run_folder: str, cluster: str | None) -> None:
 
         submit_retry(run_folder, cluster)
         return
-    from jobs.quantize import retry
+    from jobs.retry import retry
 
     retry(run_folder, cluster)
 

@@ -63,10 +63,14 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     if n_failed == n_items or n_failed > config.input.max_failed * n_items:
         raise JobError(
             f"{n_failed:,} of {n_items:,} items could not be read, more than input.max_failed="
-            f"{config.input.max_failed:g} allows; the reasons are in {folder.items}"
+            f"{config.input.max_failed:g} allows; the reasons are in {folder.items}; "
+            f"kmeans-dask retry {folder.path} tries them again"
         )
     if n_failed:
-        say(f"ingest: {n_failed:,} of {n_items:,} items could not be read; the reasons are in {folder.items}")
+        say(
+            f"ingest: {n_failed:,} of {n_items:,} items could not be read; the reasons are in {folder.items}; "
+            f"kmeans-dask retry {folder.path} tries them again"
+        )
     changes = collection.changes
     if changes:
         say("ingest: " + "; ".join(f"{change}: {count:,}" for change, count in changes.items()))

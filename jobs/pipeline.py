@@ -47,6 +47,7 @@ def run_stages(
     *,
     fresh: bool = False,
     update: bool = False,
+    look_again: bool = True,
     job: str | None = None,
     command: str | None = None,
 ) -> None:
@@ -62,6 +63,8 @@ def run_stages(
         Remove what an earlier run left.
     update
         Whether models go on from their old centres when the collection has changed.
+    look_again
+        Whether ingest looks for what has changed in an input that is listed already.
     job
         Key of the submitted job that this is the driver of; it is fresh once, however often its driver is started.
     command
@@ -85,7 +88,7 @@ def run_stages(
         # the end is recorded before the workers are ended
         with ExitStack() as cluster, recorded_end(folder, lock), explained(folder.path):
             _check_named(wanted, config, folder)
-            list_items_of(config, folder, look_again="ingest" in stages)
+            list_items_of(config, folder, look_again=look_again and "ingest" in stages)
             check_against_items(config, folder)
             client = None
             for stage in wanted:

@@ -14,14 +14,11 @@ import pyarrow.csv
 from distributed import Client
 
 from jobs.console import progress, say
-from jobs.driving import command_line, holding
-from jobs.finished import config_of
 from jobs.tables import show_colours
 from kmeans_dask.cluster import run_tasks
 from kmeans_dask.config import Config, Quantize
 from kmeans_dask.errors import JobError, UserError
-from kmeans_dask.journal import journal_of
-from kmeans_dask.object_store import is_local, location, reached
+from kmeans_dask.object_store import is_local
 from kmeans_dask.outputs import output_names, renamed
 from kmeans_dask.palette_files import read_palette, write_palette
 from kmeans_dask.publish import publish
@@ -79,61 +76,6 @@ def run(config: Config, client: Client) -> dict[str, Any]:
         run_tasks(client, quantize_tasks(*job, missing, palettes), count)
     table = finish_quantized(folder.path, ks)
     return _judge(config, table, ks, n_items)
-
-
-def retry(path: str, cluster: str | None = None) -> None:
-    """Quantize again the images of a run that failed; the others are not touched.
-
-    Parameters
-    ----------
-    path
-        Run folder.
-    cluster
-        As for `config_files.load_config`.
-
-    Raises
-    ------
-    UserError
-        The folder is no run with quantized images, or another driver works on it.
-    JobError
-        More than ``input.max_failed`` of the items could still not be quantized.
-    """
-    folder = location(path)
-    with reached(folder):
-        journal = journal_of(folder)
-    if journal is None:
-        raise UserError(f"{path} has no quantized images; give a run folder, for example runs/photos")
-    retry_failed(config_of(path, cluster))
-
-
-def retry_failed(config: Config, *, job: str | None = None, command: str | None = None) -> None:
-    """Quantize again what failed of a run that has a journal.
-
-    Parameters
-    ----------
-    config
-        Of the run.
-    job, command
-        As for `pipeline.run_stages`.
-
-    Raises
-    ------
-    UserError
-        Another driver works on the run.
-    JobError
-        More than ``input.max_failed`` of the items could still not be quantized.
-    """
-    from jobs.pipeline import run_stages
-
-    folder = run_folder(config)
-    with holding(folder, command or command_line(), job):
-        journal = journal_of(folder.path)
-        n_failed = journal.forget_failed() if journal else 0
-        say(f"{config.name}: {n_failed:,} outputs had failed")
-        if n_failed:
-            folder.forget("quantize")
-    if n_failed or "quantize" not in folder.read()["stages"]:  # the second after a retry that was killed
-        run_stages(config, ("quantize", "report"), job=job, command=command)
 
 
 def _refuse_own_outputs(config: Config, manifest: pa.Table) -> None:
@@ -194,7 +136,8 @@ def _judge(config: Config, table: pa.Table, ks: Sequence[int], n_items: int) -> 
     if n_failed == n_items or n_failed > config.input.max_failed * n_items:
         raise JobError(
             f"{n_failed:,} of {n_items:,} items could not be quantized, more than input.max_failed="
-            f"{config.input.max_failed:g} allows; the reasons are in {folder.quantized}"
+            f"{config.input.max_failed:g} allows; the reasons are in {folder.quantized}; "
+            f"kmeans-dask retry {folder.path} tries them again"
         )
     if n_failed:
         say(

@@ -11,15 +11,12 @@ from typing import Any
 
 from jobs.console import show_line
 from jobs.driving import command_line
-from jobs.finished import config_of
 from jobs.stopping import Stopped, stop_here
 from kmeans_dask.cluster import ask_worker, connect, start_driver
 from kmeans_dask.config import Config
 from kmeans_dask.config_files import check_sources, load_cluster
 from kmeans_dask.errors import UserError
-from kmeans_dask.journal import journal_of
 from kmeans_dask.lock import refuse_if_held
-from kmeans_dask.object_store import location
 from kmeans_dask.runs import run_folder
 
 _PATHS = (
@@ -58,7 +55,7 @@ def submit(config: Config, *, fresh: bool, update: bool) -> None:
 
 
 def submit_retry(run: str, cluster: str) -> None:
-    """Quantize again what failed of a run that only the cluster sees, by a driver there.
+    """Try again what failed of a run that only the cluster sees, by a driver there.
 
     Parameters
     ----------
@@ -70,7 +67,7 @@ def submit_retry(run: str, cluster: str) -> None:
     Raises
     ------
     UserError
-        It is no run with quantized images, or another driver works on it.
+        It is no run in which something can have failed, or another driver works on it.
     JobError
         The scheduler has no workers, or does not take the job.
     """
@@ -122,10 +119,13 @@ def _check_there(config: Config) -> None:
 
 
 def _config_to_retry(run: str) -> Config:
-    """On a worker: the config of a run with quantized images that is free."""
-    if journal_of(location(run)) is None:
-        raise UserError(f"on the cluster, {run} has no quantized images; give a run folder")
-    config = config_of(run)
+    """On a worker: the config of a run in which something can have failed, and that is free."""
+    from jobs.retry import config_to_retry
+
+    try:
+        config = config_to_retry(run)
+    except UserError as error:
+        raise UserError(f"on the cluster, {error}") from None
     refuse_if_held(run_folder(config).drivers)
     return config
 
@@ -134,7 +134,7 @@ def drive() -> None:
     """Run a submitted job: config and options are the first line of standard input, whose end ends it."""
     from jobs.cli import STAGES
     from jobs.pipeline import run_stages
-    from jobs.quantize import retry_failed
+    from jobs.retry import retry_failed
 
     order = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_worker, daemon=True).start()

@@ -206,7 +206,8 @@ def _create(
         "ingest": config.model_dump(mode="json"),
         "settings": _settings(config, source),
         "fingerprint": fingerprint,
-        "content": fingerprint,
+        # of the same items, some of which can be read now
+        "content": _hash(f"{fingerprint} {base.content}") if base and base.again else fingerprint,
     }
     make_folder(folder.parent)
     blocks = base.blocks_kept(manifest) if base else None
@@ -222,14 +223,18 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _settings(config: Ingest, source: Input) -> str:
     """Hash what decides about every image: an update goes on from a collection of the same settings."""
     settings = [config.model_dump(), source.max_pixels, source.classes, POLICY, store.FORMAT_VERSION]
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    return _hash(json.dumps(settings))
 
 
 def _fingerprint(manifest_path: Path, config: Ingest, source: Input) -> str:
     """Hash everything that decides about the collection: the items, the settings, the layout."""
     with manifest_path.open("rb") as file:
         items = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(f"{items} {_settings(config, source)}".encode()).hexdigest()
+    return _hash(f"{items} {_settings(config, source)}")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_joined(fingerprint: str, partial: Path) -> bool:

@@ -96,7 +96,7 @@ def create_collection(
 
 
 def set_attrs(folder: Path, attrs: Mapping[str, Any]) -> None:
-    """Replace some attrs of a group that is not published yet."""
+    """Replace some attrs of a group, by one write."""
     zarr.open_group(_at(folder), mode="r+").attrs.update(dict(attrs))
 
 

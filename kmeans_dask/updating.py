@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,9 @@ from kmeans_dask.sources import MANIFEST_SCHEMA, read_manifest
 _CHANGED = b"kmeans-dask changed"
 """Key in the metadata of a part of the items table: whether a pixel, or whether an item can be read, has changed."""
 
+_READ_AGAIN = "read again what failed"
+"""Fingerprint of a finished collection whose failed items the next update decodes again, though nothing has changed."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -37,17 +41,20 @@ class Base:
         Rows of a shard.
     content : str
         Hash of what is in it.
+    again : bool
+        Whether what could not be read is tried again.
     """
 
     folder: Path
     items: pa.Table
     chunk_rows: int
     content: str
+    again: bool
 
     def touched(self, manifest: pa.Table) -> list[int]:
-        """First rows of the chunks with a new, changed or removed item: these are written anew."""
+        """First rows of the chunks with an item to be decoded or removed: these are written anew."""
         differs = np.ones(len(manifest), bool)
-        differs[: len(self.items)] = ~_kept(manifest.slice(0, len(self.items)), self.items)
+        differs[: len(self.items)] = ~_kept(manifest.slice(0, len(self.items)), self.items, self.again)
         return (np.unique(np.flatnonzero(differs) // self.chunk_rows) * self.chunk_rows).tolist()
 
     def blocks_kept(self, manifest: pa.Table) -> tuple[Path, list[int]]:
@@ -82,7 +89,38 @@ def base_of(manifest: pa.Table, folder: Path, settings: str) -> Base | None:
     goes_on = len(begins) == len(items) and all(begins[name].equals(items[name]) for name in ("file", "path"))
     if attrs.get("settings") != settings or not goes_on:
         return None
-    return Base(folder, items, store.read_layout(folder).chunk_rows, attrs["content"])
+    return Base(folder, items, store.read_layout(folder).chunk_rows, attrs["content"], _is_tried_again(attrs))
+
+
+def read_failed_again(folder: Path) -> pa.Table:
+    """Have the next update of a finished collection decode its failed items again, whatever became of their files.
+
+    Parameters
+    ----------
+    folder
+        Of a collection; there need not be one.
+
+    Returns
+    -------
+    pyarrow.Table
+        `decoding.ITEMS_SCHEMA`; the failed items.
+    """
+    try:
+        items = pq.read_table(readable(folder / "items.parquet"))
+    except FileNotFoundError:
+        return ITEMS_SCHEMA.empty_table()
+    failed = items.filter(_has_failed(items))
+    if len(failed):
+        store.set_attrs(folder, {"fingerprint": _READ_AGAIN})
+    return failed
+
+
+def _is_tried_again(attrs: Mapping[str, Any]) -> bool:
+    return bool(attrs["fingerprint"] == _READ_AGAIN)
+
+
+def _has_failed(items: pa.Table) -> NDArray[np.bool_]:
+    return pc.invert(pc.is_in(items["status"], pa.array(["ok", REMOVED]))).to_numpy()
 
 
 def update_rows(
@@ -112,9 +150,11 @@ def update_rows(
     """
     old = read_manifest(base / "items.parquet", start, start + len(manifest))
     kept = np.zeros(len(manifest), bool)
-    kept[: len(old)] = _kept(manifest.slice(0, len(old)), old)
+    kept[: len(old)] = _kept(manifest.slice(0, len(old)), old, _is_tried_again(store.read_attrs(base)))
     gone = pc.equal(manifest["split"], REMOVED).to_numpy()
     (todo,) = np.nonzero(~kept & ~gone)
+    ended_processes = pc.is_in(old["status"].take(todo[todo < len(old)]), pa.array(["crashed", "hung"]))
+    careful = careful or bool(pc.any(ended_processes).as_py())
     decoded, told = decode_rows(manifest.take(todo), config, max_pixels, careful=careful)
     block = np.zeros((len(manifest), *decoded.shape[1:]), np.uint8)
     if len(old):
@@ -177,11 +217,12 @@ def join_items(manifest: pa.Table, base: Base, parts: Mapping[int, pa.Table]) ->
     return pa.concat_tables(tables)
 
 
-def _kept(manifest: pa.Table, items: pa.Table) -> NDArray[np.bool_]:
-    """Rows that neither their file nor their being removed has changed."""
+def _kept(manifest: pa.Table, items: pa.Table, again: bool) -> NDArray[np.bool_]:
+    """Rows that neither their file nor their being removed has changed; again: and that could be read."""
     gone = pc.equal(manifest["split"], REMOVED).to_numpy()
     was_gone = pc.equal(items["status"], REMOVED).to_numpy()
-    return (gone & was_gone) | (same_files(manifest, items) & ~gone & ~was_gone)
+    same = same_files(manifest, items) & ~gone & ~was_gone
+    return (gone & was_gone) | (same & ~_has_failed(items) if again else same)
 
 
 def _items(manifest: pa.Table, told: pa.Table) -> pa.Table:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import dask
 from distributed import Security
@@ -25,7 +27,7 @@ _LEAST = 3
 
 @contextmanager
 def parts_of(config: Cluster) -> Iterator[None]:
-    """Return in one task of the Slurm job, and end scheduler and workers after it; the other tasks are these.
+    """Return in one task of the Slurm job, and end scheduler and workers after it; the other tasks are these, and end.
 
     Parameters
     ----------
@@ -39,8 +41,6 @@ def parts_of(config: Cluster) -> Iterator[None]:
 
     Raises
     ------
-    SystemExit
-        In the other tasks, at their end.
     UserError
         This process is no task of a Slurm job, or the job has too few of them.
     """
@@ -58,7 +58,7 @@ def parts_of(config: Cluster) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # by which the runner ends them
     if n_tasks < _LEAST:
         if not is_job:
-            raise SystemExit(0)
+            _end()
         raise UserError(f"kind slurm-runner needs {_LEAST} tasks or more, scheduler, job and workers: srun --ntasks=3")
     logging.getLogger("distributed").setLevel(logging.WARNING)  # they share one output
     where = listening(config.host)
@@ -83,13 +83,20 @@ def parts_of(config: Cluster) -> Iterator[None]:
         except (SystemExit, KeyboardInterrupt):  # the runner interrupts a scheduler or worker that has done its part
             if is_job:
                 raise
-            raise SystemExit(0) from None
+            _end()
         if config.tls:
             runner.scheduler_comm = rpc(
                 runner.scheduler_address, connection_args=Security().get_connection_args("client")
             )
         with runner:
             yield
+
+
+def _end() -> NoReturn:
+    """End a scheduler or worker with status 0, also if it is sent SIGTERM while Python would be taken down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def scheduler_address() -> str:

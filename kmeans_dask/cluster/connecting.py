@@ -66,16 +66,22 @@ class _LeaveInterruptToDriver(WorkerPlugin):
 
 
 class _LeaveErrorsToDriver(WorkerPlugin):
-    """The driver says in one line what a task has raised: Dask's lines about it would come before, with a traceback."""
+    """The driver says in one line what a task has raised: Dask's lines about it would come before, with a traceback.
+
+    A worker that ends while it waits for a word of its nanny logs one too, though that is how all of them end.
+    """
 
     name = "kmeans-dask-leave-errors-to-driver"
 
     def setup(self, worker: Worker) -> None:
-        logging.getLogger("distributed.worker").addFilter(_is_not_left_to_driver)
-        logging.getLogger("distributed.worker.state_machine").addFilter(_is_not_left_to_driver)
+        for name in ("distributed.worker", "distributed.worker.state_machine", "distributed.nanny"):
+            logging.getLogger(name).addFilter(_is_not_left_to_driver)
 
 
-_LEFT_TO_DRIVER = ("Compute Failed", "Async instruction for", "Failed to communicate with scheduler during heartbeat")
+_LEFT_TO_DRIVER = (
+    "Compute Failed", "Async instruction for", "Worker process died unexpectedly",
+    "Failed to communicate with scheduler during heartbeat",
+)  # fmt: skip
 """The last is what a worker says that is slower to end than the driver, where the scheduler is."""
 
 
@@ -125,7 +131,7 @@ def _client(config: Cluster) -> AbstractContextManager[Client]:
     if config.kind == "address":
         return _client_of(str(config.address))
     if config.kind == "slurm-runner":
-        return _client_of(scheduler_address())
+        return _client_of(scheduler_address(), own=True)
     return _client_of_started(config)
 
 
@@ -151,7 +157,8 @@ def _client_of_started(config: Cluster) -> Iterator[Client]:
 
 
 @contextmanager
-def _client_of(address: str) -> Iterator[Client]:
+def _client_of(address: str, *, own: bool = False) -> Iterator[Client]:
+    """Connect to a scheduler that runs; own: its workers are there for this job, and write where it writes."""
     check_certificates(address)
     try:
         # a default client that cannot be reached would stay Dask's scheduler until it is collected as garbage
@@ -164,6 +171,8 @@ def _client_of(address: str) -> Iterator[Client]:
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
             _register(client, _OneBlasThread(), _KnowMemoryLimit())
             ended.enter_context(spans_forgotten(client))
+            if own:
+                client.register_plugin(_LeaveErrorsToDriver())
         except TimeoutError:
             raise JobError(
                 f"the scheduler at {address} has no workers after {_CONNECT_SECONDS} s; "

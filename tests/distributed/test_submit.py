@@ -172,7 +172,7 @@ def test_retry_of_a_run_that_only_the_cluster_sees(
     wait_until(lambda: tasks_of(running) == [])
     said = command("retry", "runs/nothing", "--cluster", running.address)
     assert (said.status, len(said.lines)) == (2, 1)
-    assert "on the cluster, runs/nothing has no quantized images" in said.err
+    assert "on the cluster, runs/nothing is no run folder" in said.err
 
 
 def driver_of(run: Path) -> dict[str, Any]:

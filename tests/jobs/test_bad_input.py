@@ -156,7 +156,7 @@ def test_when_everything_failed_the_job_fails(
     assert said.status == 1
     assert messages == [
         f"kmeans-dask: 4 of 4 items could not be {verb}, more than input.max_failed=1 allows; "
-        f"the reasons are in {folder / table}"
+        f"the reasons are in {folder / table}; kmeans-dask retry {folder} tries them again"
     ]
     assert said.lines[-1] == messages[0]
     assert "Traceback" not in said.err

@@ -61,12 +61,6 @@ def test_retry_touches_failed_images_only(command: Command, photos: Path, tmp_pa
     assert times_of(run) == after
 
 
-def test_retry_of_what_is_no_run(command: Command, tmp_path: Path):
-    said = command("retry", tmp_path)
-    assert said.status == 2
-    assert "has no quantized images" in said.err
-
-
 def test_another_k_is_added_without_touching_the_first(command: Command, photos: Path, tmp_path: Path):
     config = job(tmp_path, photos, k=[6])
     assert command("run", config).status == 0
