@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from jobs.stopping import Stopped, interrupted, stoppable
+from jobs.stopping import Stopped, interrupted, leave_status_to_job, stoppable
 from kmeans_dask import __version__
 from kmeans_dask.errors import JobError, UserError
 
@@ -295,6 +295,7 @@ def _part_of_allocation(config: Config) -> AbstractContextManager[None]:
     """Of the tasks of a Slurm job only one does the job; elsewhere this process does."""
     if config.cluster.kind != "slurm-runner":
         return nullcontext()
+    leave_status_to_job()  # before the second that this import takes
     from kmeans_dask.cluster import parts_of
 
     return parts_of(config.cluster)

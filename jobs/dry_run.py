@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,6 +13,7 @@ from dask.utils import parse_bytes
 
 from jobs.console import duration, show_line, show_table
 from jobs.memory import plan_of
+from jobs.rates import Rate, measured_rates
 from kmeans_dask.config import Config
 from kmeans_dask.estimate import estimate
 from kmeans_dask.memory_plan import Workers, megapixels_that_fit
@@ -43,16 +44,22 @@ def dry_run(config: Config, stages: Sequence[str]) -> None:
     n_bytes = int(pc.sum(items["bytes"]).as_py() or 0)
     batches = len(plan_batches(items)) if config.quantize else 0
     n_chunks = len(chunks.starts) if chunks else 0
-    rows, total_seconds, total_disk = [], 0.0, 0
-    for stage in wanted:
-        told = estimate(
+    estimates = {
+        stage: estimate(
             config, stage, n_items=len(items), n_bytes=n_bytes, chunks=n_chunks, batches=batches,
             cores=workers.n * workers.threads,
-        )  # fmt: skip
+        )
+        for stage in wanted
+    }  # fmt: skip
+    rates = measured_rates(config, estimates)
+    seconds = {
+        stage: told.seconds * (rates[stage].factor if stage in rates else 1) for stage, told in estimates.items()
+    }
+    rows = []
+    for stage, told in estimates.items():
         memory = f"{plan.total(stage) / 2**20:,.0f}" if stage != "report" else "-"
-        cells = [f"{told.tasks:,}", f"{told.passes}", memory, duration(told.seconds), f"{told.disk / 2**20:,.1f}"]
+        cells = [f"{told.tasks:,}", f"{told.passes}", memory, duration(seconds[stage]), f"{told.disk / 2**20:,.1f}"]
         rows.append([stage, *cells])
-        total_seconds, total_disk = total_seconds + told.seconds, total_disk + told.disk
     show_line(f"{config.name}: {len(items):,} items, {n_bytes / 2**20:,.1f} MiB of files")
     if chunks:
         show_line(f"{n_chunks:,} chunks of {chunks.chunk_rows:,} items")
@@ -67,11 +74,28 @@ def dry_run(config: Config, stages: Sequence[str]) -> None:
                 f"{stage}: a worker has room for images of {fits:,.0f} megapixels; input.max_pixels allows "
                 f"{config.input.max_pixels / 1e6:,.0f}"
             )
-    show_line(
-        f"together about {duration(total_seconds)} and {total_disk / 2**20:,.0f} MiB; rates as measured on cores of "
-        "2.6 GHz (benchmarks/RESULTS.md), within a factor of about three"
-    )
+    disk = sum(told.disk for told in estimates.values())
+    show_line(f"together about {duration(sum(seconds.values()))} and {disk / 2**20:,.0f} MiB; {_whose(rates, wanted)}")
     plan.check()
+
+
+def _whose(rates: Mapping[str, Rate], stages: Sequence[str]) -> str:
+    """Say in a phrase where the times come from."""
+    runs = dict.fromkeys(rate.run for rate in rates.values())
+    told = [
+        f"from the rates of run {run} ({_names(s for s in stages if s in rates and rates[s].run == run)})"
+        for run in runs
+    ]
+    if built_in := _names(stage for stage in stages if stage not in rates):
+        told.append(
+            f"from built-in rates ({built_in}), which are those of cores of 2.6 GHz (benchmarks/RESULTS.md) and within "
+            "a factor of about three"
+        )
+    return "time " + " and ".join(told)
+
+
+def _names(stages: Iterable[str]) -> str:
+    return ", ".join(stages)
 
 
 def _workers_of(config: Config) -> Workers:

@@ -154,13 +154,20 @@ def _run_stage(stage: str, config: Config, folder: RunFolder, client: Any, **opt
             raise UserError(
                 f"{stage} reads what {need} writes, which is not finished with this config: run {need} first"
             )
+    from_nothing = not folder.has_begun(stage)
     start = time.monotonic()
     with in_stage(stage), explained(folder.path, client):
         LOG.info(f"{stage} started")
         summary = import_module(f"jobs.{stage}").run(config, client, **options)
         seconds = time.monotonic() - start
         bytes_read, bytes_written = bytes_of_stage(stage, folder)
-        facts = {"workers": _workers_by_host(client), "bytes_read": bytes_read, "bytes_written": bytes_written}
+        facts = {
+            "workers": _workers_by_host(client),
+            "threads": _threads(client),
+            "bytes_read": bytes_read,
+            "bytes_written": bytes_written,
+            "from_nothing": from_nothing,  # else a part of the work had been done before
+        }
         folder.finish(stage, settings_of(stage, config, folder), summary, seconds, **facts)
         LOG.info(f"{stage} finished", extra={"facts": {"seconds": round(seconds, 3), **facts, "summary": summary}})
 
@@ -171,6 +178,15 @@ def _workers_by_host(client: Any) -> dict[str, int]:
     from kmeans_dask.cluster import worker_hosts  # imported already; a job that needs no workers is spared it
 
     return worker_hosts(client)
+
+
+def _threads(client: Any) -> int:
+    """Threads of a worker."""
+    if client is None:
+        return 0
+    from kmeans_dask.cluster import workers_of
+
+    return workers_of(client).threads
 
 
 def _forget(stage: str, folder: RunFolder) -> None:

@@ -13,14 +13,7 @@ from kmeans_dask.object_store import reached
 from kmeans_dask.runs import RunFolder, run_folder
 from kmeans_dask.updating import read_failed_again
 
-_OUTPUTS = {
-    "ingest": "collection.zarr*",
-    "fit": "models",
-    "evaluate": "metrics.json",
-    "quantize": "quantized.journal",
-    "report": "report.html",
-}
-"""What is in the run folder of a stage that has been asked for before, finished or not."""
+_STAGES = ("ingest", "fit", "evaluate", "quantize", "report")
 
 
 def retry(path: str, cluster: str | None = None) -> None:
@@ -98,5 +91,4 @@ def retry_failed(config: Config, *, job: str | None = None, command: str | None 
 
 
 def _begun(folder: RunFolder) -> list[str]:
-    with reached(folder.path):
-        return [stage for stage, pattern in _OUTPUTS.items() if any(folder.path.glob(pattern))]
+    return [stage for stage in _STAGES if folder.has_begun(stage)]

@@ -27,6 +27,16 @@ _OF_DRIVERS = ("drivers", "logs")
 """Folders that a driver writes to before there is a run.json, and that a fresh run keeps: through them it is held."""
 
 
+_OUTPUTS = {
+    "ingest": "collection.zarr*",
+    "fit": "models",
+    "evaluate": "metrics.json",
+    "quantize": "quantized.journal",
+    "report": "report.html",
+}
+"""What there is of a stage that has been asked for before, finished or not."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths of a run folder, and the record of its stages.
@@ -135,6 +145,11 @@ class RunFolder:
     def unfinished_fit(self, algorithm: str) -> Path:
         """State of a fit that has not ended."""
         return self.path / "models" / algorithm / "unfinished.npz"
+
+    def has_begun(self, stage: str) -> bool:
+        """Whether anything of a stage is there, finished or not."""
+        with reached(self.path):
+            return any(self.path.glob(_OUTPUTS[stage]))
 
     def read(self) -> dict[str, Any]:
         """Return the content of run.json; empty stages if there is none yet.

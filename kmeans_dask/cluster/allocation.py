@@ -53,8 +53,7 @@ def parts_of(config: Cluster) -> Iterator[None]:
     file = _scheduler_file()
     n_tasks = int(os.environ["SLURM_NTASKS"])
     is_job = int(os.environ["SLURM_PROCID"]) == min(1, n_tasks - 1)
-    if not is_job:  # nothing is lost with them, and the job's exit status is to be that of all
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if not is_job:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # by which the runner ends them
     if n_tasks < _LEAST:
         if not is_job:
@@ -83,6 +82,8 @@ def parts_of(config: Cluster) -> Iterator[None]:
         except (SystemExit, KeyboardInterrupt):  # the runner interrupts a scheduler or worker that has done its part
             if is_job:
                 raise
+            if os.environ["SLURM_PROCID"] == "0":
+                file.unlink(missing_ok=True)
             _end()
         if config.tls:
             runner.scheduler_comm = rpc(
@@ -93,7 +94,7 @@ def parts_of(config: Cluster) -> Iterator[None]:
 
 
 def _end() -> NoReturn:
-    """End a scheduler or worker with status 0, also if it is sent SIGTERM while Python would be taken down."""
+    """End a scheduler or worker with status 0, also where SIGTERM would reach it while Python is taken down."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
