@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -118,3 +119,40 @@ def test_workers_that_are_all_gone_are_waited_for_and_told(monkeypatch: pytest.M
     assert len(said) == 1
     assert "went away; waiting up to 2 s for new ones" in said[0]
     assert not [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+
+
+TAKEN: list[bytearray] = []
+
+
+def take_memory(share: float) -> None:
+    """Have this worker process hold so much of its limit, in what Dask can neither spill nor free."""
+    missing = share * LIMIT - psutil.Process().memory_info().rss
+    TAKEN.append(bytearray(b"x") * int(missing))
+
+
+LIMIT = 500 * 2**20
+
+
+def test_workers_that_have_all_paused_end_the_work_with_the_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(watchdog, "WATCH_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "PAUSED_SECONDS", 2.0)
+    said: list[str] = []
+
+    def work_on(client: Client, share: float) -> int:
+        client.run(take_memory, share)
+        time.sleep(1)  # the workers look at their memory ten times a second
+        with explained(tmp_path, client):
+            return sum(client.gather(client.map(abs, range(20), pure=False)))
+
+    with connect(Cluster(kind="local", workers=2, memory="500MiB"), said.append) as client:
+        assert work_on(client, 0.7) == 190
+        with pytest.raises(JobError) as told:
+            work_on(client, 0.87)
+
+    assert re.fullmatch(
+        r"all 2 workers of tcp://\S+ have begun no task for \d s for want of memory: they take up to 4[34]\d MiB of "
+        r"500 MiB each, and begin none above 80%; give each worker 7[23]\d MiB, fewer threads or a smaller "
+        r"ingest.chunk_mib; the same command goes on from here",
+        str(told.value),
+    )
+    assert said == []

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError as FutureCancelledError
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -26,6 +26,10 @@ HANGS_SECONDS, HANGS_TIMES = 300.0, 20.0
 """A task hangs that runs longer than both five minutes and 20 times the mean of those of its kind that are done."""
 HANGS_ALONE_SECONDS = 1800.0
 """The same for a task before any of its kind is done."""
+PAUSED_SECONDS = 60.0
+"""Paused workers free and spill what they can within seconds; when all of them stay paused, the work does not go on."""
+_PAUSE_SHARE, _ENOUGH_SHARE = 0.8, 0.6
+"""Of its limit: above the first Dask pauses a worker, above the second it begins to spill."""
 
 _WHY: WeakKeyDictionary[Client, str] = WeakKeyDictionary()
 """What the watchdog has ended the work of a client for."""
@@ -44,9 +48,20 @@ class _Running(NamedTuple):
         return seconds > max(HANGS_SECONDS, HANGS_TIMES * self.usual)
 
 
+class _Seen(NamedTuple):
+    """What the scheduler knows at one moment."""
+
+    workers: int
+    running: list[_Running]
+    paused: list[tuple[int, int]]
+    """Bytes of the process and limit of each worker, where there is work and all have paused; else none."""
+
+
 @contextmanager
 def watched(client: Client, tell: Callable[[str], None], *, queued: bool = False) -> Iterator[None]:
     """Look after the workers in a thread: one whose task hangs is started anew, and without any the work ends.
+
+    It also ends where all of them have paused, which a worker does that takes most of its memory.
 
     Parameters
     ----------
@@ -105,13 +120,19 @@ def task_in_words(key: str) -> str:
 
 def _watch(client: Client, tell: Callable[[str], None], patience: float, ended: threading.Event) -> None:
     alone_since: float | None = None
+    paused_since: float | None = None
     told = False
     seen: dict[tuple[str, str], float] = {}  # key and worker -> when first, by a clock that cannot jump
     while not ended.wait(WATCH_SECONDS):
         try:
-            workers, running = client.run_on_scheduler(_look, client.id)
+            workers, running, paused = client.run_on_scheduler(_look, client.id)
         except Exception:  # the scheduler has gone, which the work finds out itself; or it does not know this package
             continue
+        paused_since = (paused_since or time.monotonic()) if paused else None
+        if paused_since and (seconds := time.monotonic() - paused_since) > PAUSED_SECONDS:
+            _WHY[client] = _out_of_memory(client, paused, seconds)
+            _cancel_all(client)
+            return
         if workers:
             alone_since = None
         elif alone_since is None:
@@ -139,7 +160,17 @@ def _restart(client: Client, task: _Running, seconds: float, tell: Callable[[str
         client.restart_workers([task.worker], timeout=30)
 
 
-def _look(client: str, dask_scheduler: Any) -> tuple[int, list[_Running]]:
+def _out_of_memory(client: Client, paused: Sequence[tuple[int, int]], seconds: float) -> str:
+    """Say what the workers take, what they have, and what to change."""
+    process, limit = (number / 2**20 for number in max(paused))
+    return (
+        f"all {len(paused)} workers of {_address(client)} have begun no task for {seconds:.0f} s for want of memory: "
+        f"they take up to {process:,.0f} MiB of {limit:,.0f} MiB each, and begin none above {_PAUSE_SHARE:.0%}; give "
+        f"each worker {process / _ENOUGH_SHARE:,.0f} MiB, fewer threads or a smaller ingest.chunk_mib"
+    )
+
+
+def _look(client: str, dask_scheduler: Any) -> _Seen:
     """Be called on the scheduler: its workers, and the tasks of a client that they are in."""
     running = [
         _Running(str(task.key), address, _usual(task.prefix))
@@ -147,7 +178,11 @@ def _look(client: str, dask_scheduler: Any) -> tuple[int, list[_Running]]:
         for task in worker.executing
         if task.processing_on is worker and _is_wanted(task, client)
     ]
-    return len(dask_scheduler.workers), running
+    workers = dask_scheduler.workers.values()
+    waits = dask_scheduler.queued or dask_scheduler.unrunnable or any(worker.processing for worker in workers)
+    is_stuck = waits and all(worker.status.name == "paused" and not worker.executing for worker in workers)
+    paused = [(worker.memory.process, worker.memory_limit) for worker in workers] if is_stuck else []
+    return _Seen(len(workers), running, paused)
 
 
 def _is_wanted(task: Any, client: str) -> bool:
