@@ -103,7 +103,7 @@ def _estimate_of(config: Config, stage: str, stages: Mapping[str, Any]) -> Estim
     """Estimate with the built-in rates what a stage of an earlier run has done."""
     entry, ingested = stages[stage], stages.get("ingest", {}).get("summary", {"chunks": 0})
     n_items, n_bytes = ingested.get("items", entry["summary"].get("items")), entry["bytes_read"]
-    batches = max(n_items // 64, n_bytes // 2**20)
+    batches = max(n_items // 256, n_bytes // 2**20)  # about: quantize.plan_batches
     cores = max(sum(entry["workers"].values()) * entry["threads"], 1)
     return estimate(
         config, stage, n_items=n_items, n_bytes=n_bytes, chunks=ingested["chunks"], batches=batches, cores=cores
