@@ -1,0 +1,116 @@
+"""The memory plan against what a worker process really takes, for four kinds of collections.
+
+``python -m benchmarks.memory_plan [SHARE]``: of each collection only this share of the items, 1 if it is not given.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.common import machine, table
+from jobs.memory import plan_of
+from jobs.pipeline import run_stages
+from kmeans_dask.cluster import connect, workers_of
+from kmeans_dask.config import Cluster, Config
+from kmeans_dask.memory_plan import PROCESS
+from kmeans_dask.runs import run_folder
+from kmeans_dask.sources import read_manifest
+
+STAGES = ("ingest", "fit", "evaluate", "quantize")
+LIMIT = "4GiB"
+POINTS: Mapping[str, tuple[int, int, str, Mapping[str, Any]]] = {
+    "60,000 arrays of 28 x 28, K = 256": (
+        60_000, 28, "npy", {"ingest": {"size": [28, 28], "mode": "L"}, "fit": {"k": [256]}, "evaluate": {}},
+    ),
+    "4,000 arrays of 64 x 64 in colour, K = 1,000": (
+        4_000, 64, "npy", {"ingest": {"size": [64, 64]}, "fit": {"k": [1000], "max_iter": 5}, "evaluate": {}},
+    ),
+    "400 photos of 0.6 megapixels as 512 x 512 in colour, K = 30": (
+        400, 768, "jpg",
+        {"ingest": {"size": [512, 512]}, "fit": {"k": [30], "max_iter": 5}, "evaluate": {}, "quantize": {"k": [2, 30]}},
+    ),
+    "12 photos of 24 megapixels as 256 x 256 in colour, K = 2": (
+        12, 4899, "jpg", {"ingest": {"size": [256, 256]}, "fit": {"k": [2]}, "evaluate": {}, "quantize": {"k": [6]}},
+    ),
+}  # fmt: skip
+"""Items, their side in pixels, what they are, and the stages."""
+
+
+def main(share: float, scratch: Path) -> None:
+    """Print a row a collection and stage."""
+    columns = ["collection", "stage", "planned, MiB", "peak, MiB", "planned above the process", "peak above the start"]
+    table(f"one worker of one thread, {LIMIT}", columns, _rows(share, scratch))
+
+
+def _rows(share: float, scratch: Path) -> Iterator[list[str]]:
+    for number, (what, (n, side, kind, sections)) in enumerate(POINTS.items()):
+        folder = scratch / str(number)
+        folder.mkdir()
+        source = _draw(folder, max(int(share * n), 8 if kind == "jpg" else 1_200), side, kind)
+        with connect(Cluster(kind="local", workers=1, memory=LIMIT)) as client:
+            config = Config.model_validate(
+                {
+                    "name": f"point{number}",
+                    "output": str(scratch / "runs"),
+                    "input": {"path": str(source), "labels": "none"},
+                    "cluster": {"kind": "address", "address": client.scheduler.address},
+                    **sections,
+                }
+            )
+            (start,) = client.run(_resident).values()
+            for stage in STAGES:
+                if getattr(config, stage) is None:
+                    continue
+                client.run(_reset_peak)
+                run_stages(config, (stage,))
+                (peak,) = client.run(_peak).values()
+                _, plan = plan_of(config, read_manifest(run_folder(config).manifest), workers_of(client))
+                total = plan.total(stage)
+                told = (total, peak, total - PROCESS, peak - start)
+                yield [what, stage, *(f"{size / 2**20:,.0f}" for size in told)]
+
+
+def _draw(folder: Path, n: int, side: int, kind: str) -> Path:
+    rng = np.random.default_rng(0)
+    if kind == "npy":
+        channels = () if side == 28 else (3,)
+        np.save(folder / "images.npy", rng.integers(0, 256, (n, side, side, *channels), np.uint8))
+        return folder / "images.npy"
+    ramp = np.linspace(0, 200, side)
+    for number in range(n):
+        noise = rng.integers(0, 40, (side, side, 3))
+        pixels = (ramp[:, None, None] + ramp[None, :, None] * rng.random(3)) / 2 + noise
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=90)
+    return folder
+
+
+def _resident() -> int:
+    return _memory("VmRSS:")
+
+
+def _peak() -> int:
+    return _memory("VmHWM:")
+
+
+def _memory(what: str) -> int:
+    """Bytes of this process, as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
+
+
+def _reset_peak() -> None:
+    """Let the peak begin at what the process takes now: 5 is the word for it."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+if __name__ == "__main__":
+    print(machine())
+    with tempfile.TemporaryDirectory() as scratch_folder:
+        main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0, Path(scratch_folder))
