@@ -53,7 +53,7 @@ def _rows(share: float, scratch: Path) -> Iterator[list[str]]:
     for number, (what, (n, side, kind, sections)) in enumerate(POINTS.items()):
         folder = scratch / str(number)
         folder.mkdir()
-        source = _draw(folder, max(int(share * n), 8 if kind == "jpg" else 1_200), side, kind)
+        source = _draw(folder, max(int(share * n), max(sections["fit"]["k"])), side, kind)
         with connect(Cluster(kind="local", workers=1, memory=LIMIT)) as client:
             config = Config.model_validate(
                 {

@@ -15,7 +15,7 @@ from kmeans_dask.config import Cluster, Config
 from kmeans_dask.errors import UserError
 from kmeans_dask.ingesting import finish_collection, ingest_tasks
 from kmeans_dask.kmeans import KMeans
-from kmeans_dask.memory_plan import PROCESS, Workers, chunk_limit, megapixels_that_fit, plan_memory
+from kmeans_dask.memory_plan import LATER_IMPORTS, PROCESS, Workers, chunk_limit, megapixels_that_fit, plan_memory
 from kmeans_dask.sources import list_items, write_manifest
 
 MIB = 2**20
@@ -40,6 +40,7 @@ def test_a_plan_by_hand():
     assert told["ingest", "decoding"] == 2 * 11 * 80_000
     assert told["fit", "rows that are kept"] == 8192 * 12_288 // 2 + 512 * 12_288
     assert told["fit", "centres and their sums"] == (11 * 4 + 12) * 100 * 12_288
+    assert told["evaluate", "imports"] == LATER_IMPORTS
     assert plan.total("ingest") == PROCESS + told["ingest", "chunks"] + told["ingest", "decoding"]
     plan.check()
 
@@ -61,6 +62,15 @@ def test_a_plan_that_cannot_fit_is_refused_with_the_numbers():
     assert str(said.value).startswith("fit takes 1")
     assert "6,400 MiB of its 8,000 MiB may be used (centres and their sums" in str(said.value)
     assert "give each worker" in str(said.value)
+
+
+def test_workers_of_500_mib_are_refused_before_they_pause():
+    plan = plan_memory(config(fit={"k": [3]}), Workers(2, 1, 500 * MIB), n_items=100, chunk_rows=64, largest_file=1000)
+
+    with pytest.raises(
+        UserError, match=r"^evaluate takes 4\d\d MiB of a worker, and 400 MiB of its 500 MiB may be used"
+    ):
+        plan.check()
 
 
 def test_without_limits_everything_fits():

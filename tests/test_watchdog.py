@@ -67,8 +67,8 @@ def test_clocks_that_jump_and_the_tasks_of_others_make_nobody_hang(monkeypatch: 
         while max(executing := client.run_on_scheduler(times_that_dask_tells)) < 3600:
             time.sleep(0.01)
         assert len(executing) == 2
-        n_workers, running = client.run_on_scheduler(watchdog._look, client.id)
-        assert (n_workers, [task.key for task in running]) == (2, [ours.key])
+        seen = client.run_on_scheduler(watchdog._look, client.id)
+        assert (seen.workers, [task.key for task in seen.running], seen.paused) == (2, [ours.key], [])
         ours.result()
         theirs.result()
 
