@@ -162,6 +162,27 @@ def test_an_update_copies_what_has_not_changed(
     assert "ingest: 70 items in 5 chunks of 16 items (0.6 MiB); 0 to do" in command("run", config).lines
 
 
+def test_a_retry_reads_what_failed(command: Command, bucket: str, tmp_path: Path):
+    draw_images(tmp_path / "images", count=4)
+    broken = tmp_path / "images" / "disc" / "000.png"
+    good = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    config = write_config(
+        tmp_path, tmp_path / "images", output=bucket, name="retried",
+        fit=None, evaluate=None, report=None, quantize=None,
+    )  # fmt: skip
+    assert command("run", config).status == 0
+    broken.write_bytes(good)
+
+    said = command("retry", f"{bucket}/retried")
+
+    assert said.status == 0
+    assert said.lines[0] == "retried: 1 items could not be read, 0 outputs had failed"
+    collection = open_collection(f"{bucket}/retried/collection.zarr")
+    assert collection.items["status"].to_pylist() == ["ok"] * 4
+    assert collection.images.compute(scheduler="sync").any(axis=(1, 2, 3)).all()
+
+
 def test_what_has_lost_its_marker_is_not_finished(bucket: str, tmp_path: Path, command: Command):
     folder = location(f"{bucket}/small")
     (folder / "collection.zarr" / "zarr.json").unlink()
