@@ -29,8 +29,8 @@ POINTS: Mapping[str, tuple[int, int, str, Mapping[str, Any]]] = {
     "60,000 arrays of 28 x 28, K = 256": (
         60_000, 28, "npy", {"ingest": {"size": [28, 28], "mode": "L"}, "fit": {"k": [256]}, "evaluate": {}},
     ),
-    "4,000 arrays of 64 x 64 in colour, K = 1,000": (
-        4_000, 64, "npy", {"ingest": {"size": [64, 64]}, "fit": {"k": [1000], "max_iter": 5}, "evaluate": {}},
+    "2,000 arrays of 64 x 64 in colour, K = 500": (
+        2_000, 64, "npy", {"ingest": {"size": [64, 64]}, "fit": {"k": [500], "max_iter": 5}, "evaluate": {}},
     ),
     "400 photos of 0.6 megapixels as 512 x 512 in colour, K = 30": (
         400, 768, "jpg",
