@@ -116,7 +116,7 @@ def _stages(config: Config, cluster: Processes, n: int, log: Path) -> None:
 def _estimate(n: int, walls: dict[str, float], a_task: float) -> None:
     """Multiply the measured rates: what the workers do and what the scheduler does go on at the same time."""
     rows_a_chunk = CHUNK_MIB * 2**20 // WIDTH
-    chunks, batches = -(-IMAGES // rows_a_chunk), -(-IMAGES // 64)
+    chunks, batches = -(-IMAGES // rows_a_chunk), -(-IMAGES // 256)
     flops = 2.0 * IMAGES * WIDTH * CENTRES
     rows = []
     for what, work, count in (
