@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slurm test-ssh test-hosts test-docker test-disk lint format clean
+.PHONY: run test test-slurm test-ssh test-hosts test-docker test-disk test-clocks lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/kmeans-dask run configs/digits.yaml
@@ -28,6 +28,10 @@ test-hosts: $(VENV)/installed
 
 test-disk: $(VENV)/installed
 	$(BIN)/python -m pytest tests/disk
+
+test-clocks: $(VENV)/installed
+	ls /usr/lib/*/faketime/libfaketimeMT.so.1 > /dev/null || apt-get install --yes --no-install-recommends faketime
+	$(BIN)/python -m pytest tests/clocks
 
 test-docker: $(VENV)/installed
 	which debootstrap ip > /dev/null || apt-get install --yes --no-install-recommends debootstrap iproute2

@@ -10,6 +10,9 @@ from pathlib import Path
 ROOMY = 2**30
 """Bytes; what is not written takes no memory."""
 
+_PAGE = 4096
+"""Bytes; a size of 0 would be no limit."""
+
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
@@ -29,7 +32,7 @@ def fill(folder: Path) -> None:
         used = subprocess.run(["df", "--block-size=1", "--output=used", folder], capture_output=True, check=True)
         if (
             subprocess.run(
-                ["mount", "-o", f"remount,size={int(used.stdout.split()[-1])}", folder],
+                ["mount", "-o", f"remount,size={max(int(used.stdout.split()[-1]), _PAGE)}", folder],
                 capture_output=True,
                 check=False,
             ).returncode

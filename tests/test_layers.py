@@ -19,7 +19,7 @@ sources.items sources.reading sources decoding
 reduction memory_plan estimate updating collection ingesting rows sampling seeding lloyd starting kmeans minibatch \
 models metrics embeddings features feature_fit spread sketches evaluation second_look cluster_facts suspects \
 duplicates choice prediction moves comparison model_files image_folders shared_palette quantize
-cluster.security cluster.kinds cluster.allocation cluster.watchdog cluster.spans cluster.connecting \
+cluster.security cluster.clocks cluster.kinds cluster.allocation cluster.watchdog cluster.spans cluster.connecting \
 cluster.detached cluster.tasks cluster.watching \
 cluster \
 report plots colour_plots crosstabs projection thumbnails gallery colour_gallery

@@ -111,6 +111,8 @@ def test_workers_that_are_all_gone_are_waited_for_and_told(monkeypatch: pytest.M
     def work_without_workers() -> None:
         with connect(Cluster(kind="local", workers=1), said.append) as client, explained(tmp_path, client):
             client.cluster.scale(0)
+            while client.scheduler_info(n_workers=-1)["workers"]:
+                time.sleep(0.01)
             client.submit(int, "2").result()
 
     with pytest.raises(JobError, match=r"all workers of .* went away, and none has come for"):

@@ -6,7 +6,7 @@ import logging
 import signal
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 import dask
 from distributed import Client, Worker, WorkerPlugin
@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from kmeans_dask import careful
 from kmeans_dask.cluster.allocation import scheduler_address
+from kmeans_dask.cluster.clocks import SteadyClock, measure_steadily
 from kmeans_dask.cluster.kinds import kubernetes, local, pbs, slurm, ssh, threads
 from kmeans_dask.cluster.security import check_certificates, tls_settings
 from kmeans_dask.cluster.spans import spans_forgotten
@@ -76,6 +77,7 @@ class _LeaveErrorsToDriver(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         for name in ("distributed.worker", "distributed.worker.state_machine", "distributed.nanny"):
             logging.getLogger(name).addFilter(_is_not_left_to_driver)
+        logging.getLogger("distributed.spill").addFilter(_in_one_line)
 
 
 _LEFT_TO_DRIVER = (
@@ -87,6 +89,13 @@ _LEFT_TO_DRIVER = (
 
 def _is_not_left_to_driver(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_LEFT_TO_DRIVER)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Of a full disk to spill to: the data stay in memory, and the work goes on."""
+    if record.exc_info and record.exc_info[1]:
+        record.msg, record.exc_info = f"{record.msg}: {record.exc_info[1]}", None
+    return True
 
 
 @contextmanager
@@ -112,6 +121,7 @@ def connect(config: Cluster, tell: Callable[[str], None] = LOG.warning) -> Itera
     JobError
         The scheduler has no workers.
     """
+    measure_steadily()
     environ = {name: value for name, value in dask.config.get(_ENVIRON).items() if name != _TRIM}
     settings = {"distributed.admin.large-graph-warning-threshold": _LARGE_GRAPH, _ENVIRON: environ}
     logged = logging.root.manager.disable
@@ -146,8 +156,7 @@ def _client_of_started(config: Cluster) -> Iterator[Client]:
             raise
         except Exception as error:
             raise UserError(f"cluster.kind={config.kind} cannot be started here: {_one_line(error)}") from None
-        client.register_plugin(_OneBlasThread())
-        client.register_plugin(_KnowMemoryLimit())
+        _prepare(client)
         if config.kind == "local":
             client.register_plugin(_LeaveInterruptToDriver())
         if config.kind in ("local", "threads"):
@@ -169,7 +178,7 @@ def _client_of(address: str, *, own: bool = False) -> Iterator[Client]:
     with client, client.as_current(), ExitStack() as ended:
         try:
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
-            _register(client, _OneBlasThread(), _KnowMemoryLimit())
+            _prepare(client)
             ended.enter_context(spans_forgotten(client))
             if own:
                 client.register_plugin(_LeaveErrorsToDriver())
@@ -181,6 +190,13 @@ def _client_of(address: str, *, own: bool = False) -> Iterator[Client]:
         except (OSError, CancelledError):
             raise JobError(f"the scheduler at {address} went away; the same command goes on from here") from None
         yield client
+
+
+def _prepare(client: Client) -> None:
+    """Give scheduler and workers what every kind of cluster needs."""
+    with suppress(ImportError):  # a scheduler that does not know this package can do its work
+        client.run_on_scheduler(measure_steadily)
+    _register(client, SteadyClock(), _OneBlasThread(), _KnowMemoryLimit())
 
 
 def _register(client: Client, *plugins: WorkerPlugin) -> None:

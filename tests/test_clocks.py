@@ -1,0 +1,43 @@
+"""A clock that is set back amid the work: in a process of its own, where it is the clock of all that Dask has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+SET_BACK = """
+import sys, threading, time
+
+clock, back = time.time, 0
+time.time = lambda: clock() - back
+
+from kmeans_dask.cluster import connect, run_tasks
+from kmeans_dask.config import Cluster
+import dask
+
+with connect(Cluster(kind="threads", workers=2)) as client:
+    done = []
+
+    def count(result):
+        global back
+        done.append(result)
+        if len(done) == 20:
+            back = 3600
+
+    task = dask.delayed(time.sleep, pure=False)
+    for _ in range(40):
+        run_tasks(client, [task(0.001) for _ in range(5)], count)
+    before = client.run_on_scheduler(lambda dask_scheduler: [w.last_seen for w in dask_scheduler.workers.values()])
+    time.sleep(1.5)
+    after = client.run_on_scheduler(lambda dask_scheduler: [w.last_seen for w in dask_scheduler.workers.values()])
+    print(len(done), back, [a > b for a, b in zip(after, before)])
+"""
+
+
+def test_streams_and_heartbeats_go_on():
+    done = subprocess.run(
+        [sys.executable, "-c", SET_BACK], capture_output=True, text=True, timeout=60, check=False, env=os.environ
+    )
+
+    assert (done.returncode, done.stdout) == (0, "200 3600 [True, True]\n"), done.stderr
