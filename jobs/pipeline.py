@@ -82,7 +82,9 @@ def run_stages(
         raise UserError(f"the config has no section {stages[0]}, so there is nothing to do; add it, or use run")
     folder = make_run_folder(config)
     command = command or command_line()
-    with explained(folder.path), holding(folder, command, job) as lock:
+    held = ExitStack()
+    lock = held.enter_context(holding(folder, command, job))  # a store that is not reached yet is the user's mistake
+    with explained(folder.path), held:
         again = job is not None and lock.before is not None and lock.before["job"] == job
         open_run(config, fresh=fresh and not again, command=command, driver_starts=lock.number)
         # the end is recorded before the workers are ended

@@ -17,11 +17,15 @@ import boto3
 import pyarrow.parquet as pq
 import pytest
 from conftest import Process, Said, draw_images, write_config
+from s3fs import S3FileSystem
 from test_resume import results_of
 
 from kmeans_dask.object_store import location
 from kmeans_dask.publish import read_json
 from kmeans_dask.sources.locations import lost_place
+
+FILE_SYSTEMS: dict[str, Any] = {}
+"""Those of this module's server: fsspec keeps one for all of a process, whatever the environment says later."""
 
 SERVER = """
 import sys, threading
@@ -92,6 +96,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
             "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",  # s3fs itself tries five times, in two seconds
         }.items():  # fmt: skip
             patch.setenv(name, value)
+        patch.setattr(S3FileSystem, "_cache", FILE_SYSTEMS)  # tests of this process may have had another server
         yield store
     store.kill()
 
