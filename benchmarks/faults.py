@@ -185,6 +185,13 @@ def kill(scratch: Path, images: Path, kills: int) -> None:
         print(f"{victim}: at most {worst[0]} chunks begun twice, {worst[1]} images written twice, {worst[2]} of passes")
 
 
+def undisturbed(scratch: Path, images: Path) -> dict[str, str]:
+    """Run once in peace: hashes of the outputs."""
+    run = Run(scratch, images, scratch, None)
+    assert run.start().wait(MOST_SECONDS) == 0, run.log.read_text()
+    return run.hashes()
+
+
 def full_disk(scratch: Path, images: Path, stage: str) -> tuple[int, str, dict[str, str]]:
     """Leave no room for the run folder when a stage has begun, then all room.
 
@@ -219,9 +226,7 @@ def full_disk(scratch: Path, images: Path, stage: str) -> tuple[int, str, dict[s
 
 def disk(scratch: Path, images: Path) -> None:
     """Leave no room in each stage, make room, and go on."""
-    undisturbed = Run(scratch, images, scratch, None)
-    assert undisturbed.start().wait(MOST_SECONDS) == 0, undisturbed.log.read_text()
-    whole = undisturbed.hashes()
+    whole = undisturbed(scratch, images)
 
     def told() -> Iterator[list[str]]:
         for stage in STAGES:

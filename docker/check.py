@@ -75,7 +75,7 @@ class Image:
             for source in sources:
                 self._copy(PROJECT / source, self.root / self.folder[1:] / target, is_folder=target.endswith("/"))
         elif name not in ("FROM", "CMD"):
-            raise NotImplementedError(f"{name} is not known here")
+            raise SystemExit(f"docker/Dockerfile: {name} is an instruction that this check cannot run; add it here")
 
     def _copy(self, source: Path, target: Path, is_folder: bool) -> None:
         if source.is_dir():

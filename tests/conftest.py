@@ -10,10 +10,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from html.parser import HTMLParser
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,6 +86,19 @@ def s3() -> Iterator[S3Server]:
             yield S3Server(boto3.client("s3"), requests)
         finally:
             server.terminate()
+
+
+@contextmanager
+def meanwhile(function: Callable[[Event], object]) -> Iterator[None]:
+    """Run a function in a thread until the event that it is given is set, at the end of the block."""
+    ended = Event()
+    thread = Thread(target=function, args=[ended])
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def write_config(folder: Path, source: Path, **changes: Any) -> Path:

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from conftest import meanwhile
 
 from kmeans_dask import lock
 from kmeans_dask.errors import UserError
@@ -42,22 +42,14 @@ def rewrite(drivers: Path, **changes: object) -> None:
     write_json(drivers / f"{last['number']}.json", last | changes)
 
 
-@contextmanager
-def beating(held: lock.Lock) -> Iterator[None]:
+def beating(held: lock.Lock) -> AbstractContextManager[None]:
     """Beat as a driver does, in a thread."""
-    ended = threading.Event()
 
-    def beat() -> None:
+    def beat(ended: threading.Event) -> None:
         while not ended.wait(0.01):
             held.beat({})
 
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return meanwhile(beat)
 
 
 def test_the_second_is_refused_with_the_name_of_the_first(drivers: Path):

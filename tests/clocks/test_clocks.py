@@ -6,16 +6,16 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import cycle
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Process, draw_images, write_config
+from conftest import Process, draw_images, meanwhile, write_config
 
-from benchmarks.faults import Run
+from benchmarks.faults import Run, undisturbed
 from kmeans_dask.publish import read_json
 
 HOUR = 3600
@@ -46,24 +46,16 @@ class Clock:
             yield
 
 
-@contextmanager
-def jumping(clocks: list[Clock], seconds: float = 1.5) -> Iterator[None]:
+def jumping(clocks: list[Clock], seconds: float = 1.5) -> AbstractContextManager[None]:
     """Let one clock after the other jump an hour ahead, then an hour back."""
-    ended = threading.Event()
 
-    def jump() -> None:
+    def jump(ended: threading.Event) -> None:
         for clock, off in cycle((clock, off) for off in (HOUR, -HOUR) for clock in clocks):
             clock.set(off)
             if ended.wait(seconds):
                 return
 
-    thread = threading.Thread(target=jump)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return meanwhile(jump)
 
 
 Start = Callable[..., Process]
@@ -79,10 +71,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, str]:
     """Hashes of the outputs of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("whole")
-    run = Run(folder, images, folder, None)
-    assert run.start().wait(200) == 0, run.log.read_text()
-    return run.hashes()
+    return undisturbed(tmp_path_factory.mktemp("whole"), images)
 
 
 def test_clocks_that_jump_and_differ(start: Start, images: Path, tmp_path: Path, whole: dict[str, str]):

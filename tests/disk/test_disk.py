@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import draw_images
 
-from benchmarks.faults import STAGES, Run, full_disk
+from benchmarks.faults import STAGES, Run, full_disk, undisturbed
 from benchmarks.small_disk import bind, fill, lose, small_disk
 
 
@@ -23,10 +23,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, str]:
     """Hashes of the outputs of an undisturbed run."""
-    folder = tmp_path_factory.mktemp("whole")
-    run = Run(folder, images, folder, None)
-    assert run.start().wait(200) == 0, run.log.read_text()
-    return run.hashes()
+    return undisturbed(tmp_path_factory.mktemp("whole"), images)
 
 
 @pytest.mark.parametrize("stage", STAGES)

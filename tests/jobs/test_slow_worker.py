@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import psutil
 import pyarrow.csv
-from conftest import Process, Said, draw_images, write_config
+from conftest import Process, Said, draw_images, meanwhile, write_config
 
 from benchmarks.poison import NOTICE
 from kmeans_dask.lock import last_driver
 
 
-@contextmanager
-def slowed(process: psutil.Process) -> Iterator[None]:
+def slowed(process: psutil.Process) -> AbstractContextManager[None]:
     """Let a process run a tenth of the time."""
-    ended = threading.Event()
 
-    def slow() -> None:
+    def slow(ended: threading.Event) -> None:
         with suppress(psutil.NoSuchProcess):
             while not ended.is_set():
                 process.send_signal(signal.SIGSTOP)
@@ -29,13 +27,7 @@ def slowed(process: psutil.Process) -> Iterator[None]:
                 process.send_signal(signal.SIGCONT)
                 ended.wait(0.02)
 
-    thread = threading.Thread(target=slow)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return meanwhile(slow)
 
 
 def test_a_worker_that_runs_a_tenth_of_the_time(
