@@ -45,14 +45,15 @@ def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator
     """
     with reached(folder.path):
         lock = take(folder.drivers, command, job)
-    ended, is_lost = threading.Event(), False
+    ended, is_lost, speaking = threading.Event(), False, threading.Lock()
     try:
         with logged(folder.log(lock.number)) as log:
             facts = {"command": command, "host": platform.node(), "pid": os.getpid()}
             LOG.info("driver started", extra={"facts": facts})
             if lock.took_over:
                 say(f"{folder.path.name}: {lock.took_over} is dead; this goes on from where it was")
-            heart = threading.Thread(target=_beat, args=(lock, folder, log, ended), name="heartbeat", daemon=True)
+            parts = (lock, folder, log, ended, speaking)
+            heart = threading.Thread(target=_beat, args=parts, name="heartbeat", daemon=True)
             heart.start()
             try:
                 yield lock
@@ -61,7 +62,8 @@ def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator
                 log.abandon()
                 raise
             finally:
-                ended.set()
+                with speaking:
+                    ended.set()
                 if not is_lost:
                     heart.join()
     finally:
@@ -70,7 +72,7 @@ def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator
                 lock.release()
 
 
-def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event) -> None:
+def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event, speaking: threading.Lock) -> None:
     """Say once a second how far the work is, and interrupt it where that is asked for."""
     stopping = False
     while True:
@@ -88,7 +90,9 @@ def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event) -> No
             return
         # OSError, or what the package of an object store raises: it may come back; if not, the work itself finds out
         except Exception as error:
-            LOG.warning(f"the run folder cannot be reached: {error}")
+            with speaking:  # nothing is said after the line that ends the job
+                if not ended.is_set():
+                    LOG.warning(f"the run folder cannot be reached: {error}")
         if ended.wait(BEAT_SECONDS):
             return
 

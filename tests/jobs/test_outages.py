@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,8 +22,11 @@ from conftest import Process, Said, draw_images, write_config
 from s3fs import S3FileSystem
 from test_resume import results_of
 
+from jobs.driving import holding
+from jobs.failures import StoreLostError
 from kmeans_dask.object_store import location
 from kmeans_dask.publish import read_json
+from kmeans_dask.runs import RunFolder
 from kmeans_dask.sources.locations import lost_place
 
 FILE_SYSTEMS: dict[str, Any] = {}
@@ -81,6 +86,9 @@ class Store:
     def let_in(self, requests: str) -> None:
         """Let in whoever comes, for so many requests; then only those whom it knows, and it knows nobody."""
         self.ask("reset-auth", requests)
+
+    def stop_answering(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         self._process.kill()
@@ -153,6 +161,27 @@ def test_a_store_that_is_killed_or_lets_nobody_in(
     assert command("run", config, f"output={tmp_path}").status == 0
     folder.fs.get(folder.path, str(tmp_path / "copy"), recursive=True)  # type: ignore[attr-defined]
     assert results_of(tmp_path / "copy") == results_of(tmp_path / "small")
+
+
+@pytest.mark.usefixtures("config")
+def test_the_line_that_ends_a_job_is_the_last(store: Store, caplog: pytest.LogCaptureFixture):
+    hearts = []
+
+    def work() -> None:
+        with holding(RunFolder(location("s3://outages/runs/heart")), "kmeans-dask run"):
+            hearts.extend(thread for thread in threading.enumerate() if thread.name == "heartbeat")
+            store.stop_answering()
+            time.sleep(1.5)  # more than a beat: it waits for an answer
+            raise StoreLostError("the last line")
+
+    with pytest.raises(StoreLostError, match="the last line"):
+        work()
+    (heart,) = hearts
+    store.kill()
+    heart.join(60)
+    assert not heart.is_alive()
+    assert [line for line in caplog.messages if "cannot be reached" in line] == []
+    store.start()
 
 
 def test_a_source_in_a_store_that_lets_nobody_in(store: Store, config: Path):
