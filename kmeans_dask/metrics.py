@@ -14,8 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from sklearn.metrics import mutual_info_score
-from sklearn.metrics.cluster import expected_mutual_information
 
 from kmeans_dask.publish import publish
 
@@ -195,6 +193,8 @@ def agreement(contingency: NDArray[np.int64]) -> dict[str, float]:
         The scores of `scores`, without purity and accuracy, which need labels. Above 4 million items the expected
         information of the adjusted one is approximated.
     """
+    from sklearn.metrics import mutual_info_score  # a second that the tasks, which count, are spared
+
     # absent clusters and classes are no part of the clustering: scikit-learn never sees them
     table = contingency[contingency.any(axis=1)][:, contingency.any(axis=0)]
     cluster_entropy, class_entropy = _entropy(table.sum(axis=1)), _entropy(table.sum(axis=0))
@@ -223,6 +223,9 @@ def _entropy(counts: NDArray[np.int64]) -> float:
 
 def _adjusted_information(table: NDArray[np.int64], entropy: float) -> float:
     """Mutual information above its expectation, as a share of the most that it could be."""
+    from sklearn.metrics import mutual_info_score
+    from sklearn.metrics.cluster import expected_mutual_information
+
     if 1 in table.shape:
         return float(table.shape == (1, 1))
     # a sparse table with a row a class, as scikit-learn makes it: where nothing is left but rounding, the order counts

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
+from kmeans_dask.batches import Batch, Plan, combine_batches, draw_batch
 from kmeans_dask.checkpoint import Checkpoint
-from kmeans_dask.draws import row_uniforms
-from kmeans_dask.kernels import Block, Floats, Stack, Sums, sum_by_cluster
+from kmeans_dask.kernels import Floats, Stack
 from kmeans_dask.kmeans import KMeans, finish, starts_of
-from kmeans_dask.lloyd import Run, add_sums, assign_all, prepare
-from kmeans_dask.moments import moments
+from kmeans_dask.lloyd import Run, assign_all, prepare
 from kmeans_dask.reduction import map_chunks, share, tree_reduce
 from kmeans_dask.rows import as_rows, as_weights
 from kmeans_dask.sampling import Data, first_rows, shifted
@@ -209,9 +208,9 @@ class MiniBatchKMeans(KMeans):
                 centres, _ = self._start(data, starts_of(self, X))
                 counts = np.zeros(self.n_clusters)
             steps = _Steps(centres, counts, 0.0)
-            plan = _Plan(Stack.of([steps.centres], data.origin), 1.0, 0, 0, 0)
-            objects = map_chunks(_draw_batch, data.X, data.weights, first_rows(data.X), plan=share(plan))
-            batch: _Batch = tree_reduce(objects, partial(_combine_batches, spare=0)).compute()
+            plan = Plan(Stack.of([steps.centres], data.origin), 1.0, 0, 0, 0)
+            objects = map_chunks(draw_batch, data.X, data.weights, first_rows(data.X), plan=share(plan))
+            batch: Batch = tree_reduce(objects, partial(combine_batches, spare=0)).compute()
             steps.update(batch, np.empty(0, np.int64))
             (assignment,) = assign_all(data, [steps.centres])
         history = [*getattr(self, "inertia_history_", []), steps.history[0] * data.total]
@@ -252,9 +251,9 @@ class MiniBatchKMeans(KMeans):
         smoothing = min(_SMOOTHED_ROWS * chance, 1.0)
         offsets = first_rows(data.X).persist()
         for step in range(steps.step, int(np.ceil(self.max_iter / chance))):
-            plan = _Plan(Stack.of([steps.centres], data.origin), chance, seed, step, len(steps.starving))
-            objects = map_chunks(_draw_batch, data.X, data.weights, offsets, plan=share(plan))
-            batch: _Batch = tree_reduce(objects, partial(_combine_batches, spare=len(steps.starving))).compute()
+            plan = Plan(Stack.of([steps.centres], data.origin), chance, seed, step, len(steps.starving))
+            objects = map_chunks(draw_batch, data.X, data.weights, offsets, plan=share(plan))
+            batch: Batch = tree_reduce(objects, partial(combine_batches, spare=len(steps.starving))).compute()
             if not batch.sums.counts.any():
                 continue
             shift = steps.update(batch, steps.starving)
@@ -294,7 +293,7 @@ class _Steps:
     lowest: float = np.inf
     without_improvement: int = 0
 
-    def update(self, batch: _Batch, starving: NDArray[np.int64]) -> float:
+    def update(self, batch: Batch, starving: NDArray[np.int64]) -> float:
         """Add a batch to the means of its centres; return the mean squared shift of the centres."""
         old = self.centres.astype(np.float64)
         counts = batch.sums.counts.astype(np.float64)
@@ -324,51 +323,3 @@ class _Steps:
             self.without_improvement += 1
         self.lowest = min(self.lowest, self.smoothed)
         return patience is not None and self.without_improvement >= patience
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What every chunk needs to know of a step."""
-
-    stack: Stack
-    chance: float
-    seed: int
-    step: int
-    spare: int  # random rows wanted for starving centres
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What a step brings back: sums by cluster, sum of squares, and a few random rows, shifted."""
-
-    sums: Sums
-    squares: float
-    spare_keys: NDArray[np.float64]
-    spare: Floats
-
-
-def _draw_batch(
-    block: Block, weights: NDArray[np.float64] | None, first_row: NDArray[np.int64], *, plan: _Plan
-) -> _Batch:
-    uniforms = row_uniforms(int(first_row[0]), int(first_row[0]) + len(block), plan.seed, plan.step)
-    chosen = uniforms < plan.chance
-    (drawn,) = np.nonzero(chosen if weights is None else chosen & (weights > 0))
-    rows, row_weights = block[drawn], None if weights is None else weights[drawn]
-    lucky = drawn[np.argsort(uniforms[drawn])[: plan.spare]]
-    return _Batch(
-        sum_by_cluster(rows, row_weights, stack=plan.stack),
-        moments(rows, row_weights).squares(plan.stack.origin),
-        uniforms[lucky],
-        shifted(block[lucky], plan.stack.origin),
-    )
-
-
-def _combine_batches(parts: list[_Batch], spare: int) -> _Batch:
-    keys = np.concatenate([part.spare_keys for part in parts])
-    order = np.argsort(keys)[:spare]
-    return _Batch(
-        add_sums([part.sums for part in parts]),
-        float(sum(part.squares for part in parts)),
-        keys[order],
-        np.concatenate([part.spare for part in parts])[order],
-    )

@@ -29,7 +29,6 @@ from kmeans_dask.config import Quantize
 from kmeans_dask.errors import UserError
 from kmeans_dask.images import Content, ImageError, open_image
 from kmeans_dask.kernels import slice_rows
-from kmeans_dask.kmeans import KMeans, fit_together
 from kmeans_dask.painting import picture_of
 from kmeans_dask.palettes import complete, fit_palette, in_order, protect_rare, thin
 from kmeans_dask.publish import remove
@@ -137,6 +136,8 @@ def fit_shared(run_folder: Path, settings: Quantize, seed: int) -> Palettes:
     palettes = {k: palette for k, (palette, _) in zip(ks, begun, strict=True) if palette is not None}
     starts = {k: start for k, (_, start) in zip(ks, begun, strict=True) if start is not None}
     if starts:
+        from kmeans_dask.kmeans import KMeans, fit_together  # takes 1.5 s: workers are spared it
+
         X, weights = kept_colours(run_folder, settings.space)
         estimators = [KMeans(k, init=start, max_iter=_PASSES) for k, start in starts.items()]
         fit_together(estimators, X, weights)

@@ -48,6 +48,22 @@ def test_help_and_mistakes_in_a_config_import_nothing_heavy():
     assert modules_after("from jobs import cli; cli.main(['run', 'no-such-file'])").isdisjoint(heavy)
 
 
+def test_worker_processes_import_no_estimators():
+    tasks = (
+        "batches",
+        "evaluation",
+        "ingesting",
+        "lloyd",
+        "prediction",
+        "quantize",
+        "second_look",
+        "seeding",
+        "spread",
+    )
+
+    assert modules_after("import kmeans_dask." + ", kmeans_dask.".join(tasks)).isdisjoint({"dask_ml", "sklearn"})
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_what_is_public_has_a_docstring(path: Path):
     module = ast.parse(path.read_text())
