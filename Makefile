@@ -14,8 +14,8 @@ test: $(VENV)/installed
 
 # These need root, and install Debian's packages where they are missing.
 test-slurm: $(VENV)/installed
-	which munged slurmctld slurmd srun > /dev/null || apt-get install --yes --no-install-recommends \
-		munge slurm-client slurmctld slurmd
+	which munged slurmctld slurmd srun qsub > /dev/null || apt-get install --yes --no-install-recommends \
+		munge slurm-client slurmctld slurmd slurm-wlm-torque
 	$(BIN)/python -m pytest tests/slurm
 
 test-ssh: $(VENV)/installed

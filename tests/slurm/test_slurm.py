@@ -64,17 +64,19 @@ def results(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in centres if path.is_file()}
 
 
-def test_workers_are_jobs_and_end_with_it(slurm: Slurm, job: Path, start: Callable[..., Process]):
-    cluster = cluster_file(job.parent, kind="slurm", workers=2, walltime="00:10:00", **SMALL)
+@pytest.mark.parametrize("kind", ["slurm", "pbs"])
+def test_workers_are_jobs_and_end_with_it(kind: str, slurm: Slurm, job: Path, start: Callable[..., Process]):
+    """Of kind pbs they are submitted by the commands of PBS, in a script of PBS, which Slurm has too."""
+    cluster = cluster_file(job.parent, kind=kind, workers=2, walltime="00:10:00", **SMALL)
 
-    process = start("kmeans-dask", "run", job, "name=workers", "--cluster", cluster, folder=job.parent)
+    process = start("kmeans-dask", "run", job, f"name={kind}", "--cluster", cluster, folder=job.parent)
     process.wait_until(lambda: len(slurm.jobs()) == 2)
     details = slurm.run("scontrol", "show", "job", slurm.jobs()[0])
 
     assert process.wait(200) == 0, process.output
     assert "TimeLimit=00:10:00" in details
     assert "MinMemoryNode=1G" in details
-    assert results(job.parent / "runs" / "workers") == results(job.parent / "runs" / "local")
+    assert results(job.parent / "runs" / kind) == results(job.parent / "runs" / "local")
     assert all(state == "CANCELLED" for state in map(slurm.state, slurm.jobs()))
 
 
