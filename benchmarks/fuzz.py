@@ -1,7 +1,8 @@
 """Random configs and images for their readers: nothing but the documented errors may come out.
 
 ``python -m benchmarks.fuzz [CASES]`` draws 10,000 cases for each; the suite a few hundred.
-``python -m benchmarks.fuzz CASES config|image`` lets atheris guide the draws by coverage (the extra ``fuzz``).
+``python -m benchmarks.fuzz CASES config|image`` lets atheris change the bytes of files, guided by coverage (the extra
+``fuzz``): it begins with the configs of this project, or with a picture in every format.
 """
 
 from __future__ import annotations
@@ -162,7 +163,6 @@ def changed(changes: list[tuple[tuple[str, ...], Any]]) -> str:
     return yaml.safe_dump(raw, allow_unicode=True)
 
 
-@given(CONFIGS, OVERRIDES, CLUSTERS)
 def check_config(text: str | bytes, overrides: list[str], cluster: str | None) -> None:
     """Read a config: it is refused by a UserError of one line, or can be written and read again."""
     begun = time.perf_counter()
@@ -281,13 +281,6 @@ def mended(png: bytes) -> bytes:
     return b"".join([*parts, png[at:]])
 
 
-@given(
-    FILES,
-    st.sampled_from(["L", "RGB"]),
-    st.tuples(st.integers(1, 20), st.integers(1, 20)),
-    st.sampled_from(["resize", "crop", "pad"]),
-    st.sampled_from(["box", "lanczos", "nearest"]),
-)
 def check_image(file: bytes, mode: Any, size: tuple[int, int], fit: Any, resampling: Any) -> None:
     """Decode a file: it becomes a row of the collection, or an ImageError of one line."""
     begun = time.perf_counter()
@@ -307,7 +300,16 @@ def check_image(file: bytes, mode: Any, size: tuple[int, int], fit: Any, resampl
 
 # -- runs
 
-CHECKS: dict[str, Callable[[], None]] = {"config": check_config, "image": check_image}
+CHECKS: dict[str, Callable[[], None]] = {
+    "config": given(CONFIGS, OVERRIDES, CLUSTERS)(check_config),
+    "image": given(
+        FILES,
+        st.sampled_from(["L", "RGB"]),
+        st.tuples(st.integers(1, 20), st.integers(1, 20)),
+        st.sampled_from(["resize", "crop", "pad"]),
+        st.sampled_from(["box", "lanczos", "nearest"]),
+    )(check_image),
+}
 
 
 def run(name: str, cases: int, *, same: bool = False) -> None:
@@ -323,14 +325,43 @@ def run(name: str, cases: int, *, same: bool = False) -> None:
     drawn(CHECKS[name])()
 
 
+def config_of_bytes(data: bytes) -> None:
+    """Check the config whose text these bytes are; what stands after zero bytes are overrides."""
+    text, *overrides = data.split(b"\0")
+    check_config(text, [each.decode("utf-8", "surrogateescape") for each in overrides[:2]], None)
+
+
+def image_of_bytes(data: bytes) -> None:
+    """Check the image whose file these bytes are; their number decides what is made of it."""
+    check_image(data, ("L", "RGB")[len(data) % 2], (7, 5), ("resize", "crop", "pad")[len(data) % 3], "box")
+
+
 def guided(name: str, cases: int) -> None:
-    """Let atheris draw the cases: it looks for what reaches new lines of Python; it ends the process."""
+    """Let atheris change files: it looks for what reaches new lines of Python; it ends the process."""
     import atheris  # type: ignore[import-not-found, unused-ignore]
 
-    atheris.instrument_all()
-    limits = [f"-runs={cases}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=20000"]
-    atheris.Setup(["fuzz", *limits], CHECKS[name].hypothesis.fuzz_one_input)  # type: ignore[attr-defined]
-    atheris.Fuzz()
+    if name == "config":
+        check_bytes, words = config_of_bytes, [word.encode() for word in (*NAMES, *SNIPPETS)]
+        configs = [path.read_bytes() for path in Path("configs").glob("*.yaml")]
+        seeds = [yaml.safe_dump(VALID).encode() + b"\0fit.k=[4,9]", *configs]
+    else:
+        check_bytes, words, seeds = image_of_bytes, [*MAGIC, *WORDS], EXAMPLES
+
+    def check(data: bytes) -> None:
+        check_bytes(data)
+        if OUTCOMES.total() % 1000 == 0:
+            print(dict(OUTCOMES), SLOWEST, flush=True)
+
+    with tempfile.TemporaryDirectory() as corpus, tempfile.NamedTemporaryFile("w", suffix=".dict") as dictionary:
+        for number, seed in enumerate(seeds):
+            (Path(corpus) / str(number)).write_bytes(seed)
+        for word in (word for word in words if 0 < len(word) < 64):
+            dictionary.write('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n')
+        dictionary.flush()
+        atheris.instrument_all()
+        limits = [f"-runs={cases}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=20000", f"-dict={dictionary.name}"]
+        atheris.Setup(["fuzz", *limits, corpus], check)
+        atheris.Fuzz()
 
 
 def main() -> None:
