@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +14,7 @@ from kmeans_dask.errors import UserError
 from kmeans_dask.object_store import is_local
 from kmeans_dask.relisting import REMOVED, update_manifest
 from kmeans_dask.runs import RunFolder
-from kmeans_dask.sources import list_items, read_manifest, write_manifest
+from kmeans_dask.sources import list_items, ranges_of, read_manifest, write_manifest
 
 
 def list_items_of(config: Config, folder: RunFolder, *, look_again: bool) -> None:
@@ -40,10 +41,10 @@ def list_items_of(config: Config, folder: RunFolder, *, look_again: bool) -> Non
     known = folder.finished("listing", settings) is not None and folder.manifest.exists()
     if known and not look_again:
         return
-    items = list_items(config.input, config.seed, folder.path / "input")
-    if known:
+    old = read_manifest(folder.manifest) if known else None
+    items = list_items(config.input, config.seed, folder.path / "input", known=old)
+    if old is not None:
         items = _without_own(items, folder)
-        old = read_manifest(folder.manifest)
         items, added, changed, removed = update_manifest(
             old, items, keep_splits=isinstance(config.input.holdout, float)
         )
@@ -53,12 +54,26 @@ def list_items_of(config: Config, folder: RunFolder, *, look_again: bool) -> Non
         for stage in ("ingest", "quantize", *(["report"] if config.quantize else [])):
             folder.forget(stage)
         say(f"{config.name}: the input has changed: {added:,} items added, {changed:,} changed, {removed:,} removed")
+        gone = ranges_of(old).keys() - ranges_of(items).keys()
+        if gone:
+            say(f"{config.name}: numbers were taken as {_shown(gone)} before: all such images are read again")
     else:
         folder.forget("listing")
     write_manifest(items, folder.manifest)
     n_items = len(items) - items["split"].to_pylist().count(REMOVED)
     folder.finish("listing", settings, {"items": n_items}, 0.0)
     say(f"{config.name}: {n_items:,} items")
+    say_ranges(config, items)
+
+
+def say_ranges(config: Config, items: pa.Table) -> None:
+    """Say how the numbers of arrays are taken, if that has been judged by what they are."""
+    if config.input.range is None and (ranges := ranges_of(items)):
+        say(f"{config.name}: numbers are taken as {_shown(ranges)} (black to white); input.range states another range")
+
+
+def _shown(ranges: Collection[tuple[float, float]]) -> str:
+    return " and ".join(f"{black:g} to {white:g}" for black, white in sorted(ranges))
 
 
 def _without_own(items: pa.Table, folder: RunFolder) -> pa.Table:

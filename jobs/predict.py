@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from itertools import count
 from pathlib import Path
 
 from jobs.console import progress, say, show_line
 from jobs.failures import explained
 from jobs.finished import choose_model, config_of
+from jobs.listing import say_ranges
 from kmeans_dask.cluster import connect, open_to_others, run_tasks
 from kmeans_dask.collection import read_names_and_settings
 from kmeans_dask.config import Config, Input
@@ -15,9 +18,17 @@ from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.features import open_features
 from kmeans_dask.models import Model
 from kmeans_dask.object_store import location
-from kmeans_dask.prediction import Predictor, PredictSummary, farthest_fitted, join_predicted, predict_tasks
+from kmeans_dask.prediction import (
+    Predictor,
+    PredictSummary,
+    farthest_fitted,
+    join_predicted,
+    predict_tasks,
+    source_of_table,
+)
 from kmeans_dask.runs import RunFolder, run_folder
-from kmeans_dask.sources import list_items
+from kmeans_dask.sources import list_items, ranges_of, read_manifest
+from kmeans_dask.sources.locations import full_name, shown
 
 
 def predict(
@@ -43,7 +54,7 @@ def predict(
         As for `config_files.load_config`.
     output
         File of the table, ``.parquet`` or ``.csv``; None: ``predictions/<source>-<algorithm>-k<k>.parquet`` in the run
-        folder.
+        folder, ``<source>~2-...`` where that is of another source of this name.
     column
         As ``input.column``; None: that of the run.
 
@@ -62,12 +73,17 @@ def predict(
     config = config_of(run, cluster)
     folder = run_folder(config)
     model = choose_model(config, folder, k, algorithm)
-    path = _output_of(output, folder, source, model)
+    column = column or config.input.column
+    told = _told_of(source, column)
+    path = _output_of(output, folder, source, column, told, model)
     features = open_features(folder.path)
     features.check_new_images()
     class_names, ingest = read_names_and_settings(folder.collection)
-    new = Input(path=[source], labels="none", column=column or config.input.column)
-    items = list_items(new, config.seed, folder.path / "input")
+    new = Input(path=[source], labels="none", column=column, range=config.input.range)
+    ranges = list(ranges_of(read_manifest(folder.manifest)))
+    usual = ranges[0] if len(ranges) == 1 else None  # numbers mean what they mean in the run
+    items = list_items(new, config.seed, folder.path / "input", usual=usual)
+    say_ranges(config, items)
     farthest = farthest_fitted(folder.clusters, model)
     parts = path.with_name(f".{path.name}.parts")
     predictor = Predictor(model, class_names, farthest, ingest, config.input.max_pixels, features)
@@ -80,16 +96,27 @@ def predict(
                     say(f"warning: {risk}")
                 with progress("predict", len(items), "images") as advance:
                     run_tasks(client, tasks, lambda summary: advance(summary.items))
-        total = join_predicted(parts, path)
+        total = join_predicted(parts, path, told)
     show_line(f"predicted: {path}")
     _judge(config, total, path)
     return path
 
 
-def _output_of(output: str | None, folder: RunFolder, source: str, model: Model) -> Path:
+def _told_of(source: str, column: str | None) -> str:
+    """Write what tells one source from another into its table: of URLs without their secrets."""
+    return shown(full_name(source)) + (f" column {column}" if column else "")
+
+
+def _output_of(output: str | None, folder: RunFolder, source: str, column: str | None, told: str, model: Model) -> Path:
     if output is None:
-        name = re.sub(r"[^\w.-]+", "_", Path(source).resolve().name) or "images"
-        return folder.path / "predictions" / f"{name}-{model.algorithm}-k{model.k}.parquet"
+        base = os.path.basename(shown(full_name(source)).rstrip("/"))
+        name = re.sub(r"[^\w.-]+", "_", f"{base}-{column}" if column else base) or "images"
+        for number in count(1):
+            of_its_own = f"{name}~{number}" if number > 1 else name
+            path = folder.path / "predictions" / f"{of_its_own}-{model.algorithm}-k{model.k}.parquet"
+            if source_of_table(path) in (None, told):
+                return path
+    assert output is not None
     path = location(output)
     if path.suffix.lower() not in (".parquet", ".csv"):
         raise UserError(f"--output={output}: the name must end in .parquet or .csv")

@@ -114,6 +114,10 @@ class Input(Section):
     holdout: Annotated[str | float | None, BeforeValidator(_folder_or_share)] = None
     """Scored, never fitted: a second source; a share of the items of each label (0-1); ``column:NAME=VALUE``, the items
     with that value; or ``pattern:REGEX``, those with such a path."""
+    holdout_column: str | None = None
+    """As `column`, of a holdout that is a source, where it is another one: ``x_test`` beside ``x_train``."""
+    holdout_labels: Annotated[str | None, AfterValidator(lambda value: value and _labels(value))] = None
+    """As `labels`, of a holdout that is a source, where they are told otherwise: ``column:y_test``."""
     labels: Annotated[str, AfterValidator(_labels)] = "folder"
     """``folder``: the name of the folder that an image lies in. ``none``. ``pattern:REGEX``: its group ``label`` or
     first group, on the path. ``column:NAME``: of the source, or of `table`. ``json:KEY``: of a JSON file beside it.
@@ -126,6 +130,9 @@ class Input(Section):
     """Shell patterns of the paths that are left out; one that ends with ``/``: all below such a folder."""
     column: str | None = None
     """Column of a table, or array of an .npz file or zarr group, that holds the images; of a CSV list, the paths."""
+    range: tuple[float, float] | None = None
+    """Numbers that are black and white, [black, white], where images are not of bytes: in arrays of any type, and in
+    grey files of 16 bits, 32 bits or floats. None: see `sources.ranges`."""
     table: str | None = None
     """CSV or Parquet file of columns for `labels` and `holdout`, joined on its column ``path``."""
     max_failed: float = Field(0.5, ge=0, le=1)
@@ -137,10 +144,22 @@ class Input(Section):
     def _one_source(self) -> Input:
         if (self.path is None) == (self.builtin is None):
             raise ValueError("give either path (a folder or another source) or builtin (digits or photos)")
-        reads_column = any(str(value).startswith("column:") for value in (self.labels, self.holdout))
+        if (self.holdout_column or self.holdout_labels) and self.holdout_source is None:
+            raise ValueError("holdout_column and holdout_labels are of a second source, which holdout names")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError("range is [black, white], the number that is black and a larger one that is white")
+        reads_column = any(
+            str(value).startswith("column:") for value in (self.labels, self.holdout, self.holdout_labels)
+        )
         if self.table is not None and not reads_column:
             raise ValueError("table is read for labels=column:NAME or holdout=column:NAME=VALUE: give one of them")
         return self
+
+    @property
+    def holdout_source(self) -> str | None:
+        """The second source, if that is what is held out."""
+        is_source = isinstance(self.holdout, str) and not self.holdout.startswith(("column:", "pattern:"))
+        return str(self.holdout) if is_source else None
 
 
 class Ingest(Section):

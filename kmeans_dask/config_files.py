@@ -98,8 +98,8 @@ def check_sources(source: Input) -> None:
         One is missing. Patterns and URLs are not looked at.
     """
     named = [("input.path", name) for name in source.path or []]
-    if isinstance(source.holdout, str) and not source.holdout.startswith(("column:", "pattern:")):
-        named.append(("input.holdout", source.holdout))
+    if source.holdout_source is not None:
+        named.append(("input.holdout", source.holdout_source))
     if source.table is not None:
         named.append(("input.table", source.table))
     for key, name in named:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from kmeans_dask.errors import UserError
-from kmeans_dask.images import Content, ImageError, open_image
+from kmeans_dask.images import Content, ImageError, Ranged, open_image
 from kmeans_dask.publish import publish
 
 _MAX_NAME = 100
@@ -99,10 +99,11 @@ def place(
 
 def _place(content: Content, folder: Path, name: str, taken: set[str], link: bool) -> bool:
     """Copy, write or link one image under the first free name; False if it is there."""
-    source = Path(os.fsdecode(content)) if isinstance(content, bytes) else _bytes_of(content)
+    plain = content.content if isinstance(content, Ranged) else content
+    source = Path(os.fsdecode(plain)) if isinstance(plain, bytes) else _bytes_of(content)
     if isinstance(source, Path) and not source.is_file():
         raise FileNotFoundError(source)
-    for candidate in _numbered(f"{name}.png" if isinstance(content, np.ndarray) else name):
+    for candidate in _numbered(f"{name}.png" if isinstance(plain, np.ndarray) else name):
         target = folder / candidate
         if candidate.casefold() in taken:
             continue
@@ -124,14 +125,15 @@ def _place(content: Content, folder: Path, name: str, taken: set[str], link: boo
 
 def _bytes_of(content: Content) -> bytes:
     """Return an image that is no file as that of one."""
-    if isinstance(content, ImageError):
-        raise content
-    if isinstance(content, np.ndarray):
+    plain = content.content if isinstance(content, Ranged) else content
+    if isinstance(plain, ImageError):
+        raise plain
+    if isinstance(plain, np.ndarray):
         stream = io.BytesIO()
-        open_image(content, max_pixels=content.size).save(stream, "PNG")
+        open_image(content, max_pixels=plain.size).save(stream, "PNG")
         return stream.getvalue()
-    assert isinstance(content, io.BytesIO)
-    return content.getvalue()
+    assert isinstance(plain, io.BytesIO)
+    return plain.getvalue()
 
 
 def _is(target: Path, source: Path | bytes, link: bool) -> bool:

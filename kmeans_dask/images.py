@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from kmeans_dask.normalize import Filter, Fit, Mode, normalize, to_bytes
+from kmeans_dask.normalize import Filter, Fit, Mode, Range, extremes, normalize, range_of, to_bytes
 
 Status = Literal["missing", "unreadable", "too large", "crashed", "hung"]
 
@@ -79,8 +79,19 @@ class ImageError(ValueError):
         return self.reason
 
 
-Content = bytes | str | os.PathLike[str] | BinaryIO | NDArray[Any] | ImageError
+Plain = bytes | str | os.PathLike[str] | BinaryIO | NDArray[Any] | ImageError
 """What an image is read from."""
+
+
+class Ranged(NamedTuple):
+    """An image whose numbers, where they are no bytes, have a known range."""
+
+    content: Plain
+    range: Range
+
+
+Content = Plain | Ranged
+"""What an image is read from, with or without the range of its numbers."""
 
 
 class Decoded(NamedTuple):
@@ -146,7 +157,7 @@ def decode(
         pixels = file.reshape(*size, -1)
         if pixels.shape[2] == (1 if mode == "L" else 3):  # a row as it is wanted
             return Decoded(pixels, size[1], size[0], mode, [])
-    loaded = _open(file, max_pixels, (mode, _DRAFT_MARGIN * max(size)))
+    loaded = _open(*_apart(file), max_pixels, (mode, _DRAFT_MARGIN * max(size)))
     try:
         pixels, changes = normalize(
             loaded.image, mode=mode, size=size, fit=fit, resampling=resampling, background=background
@@ -178,18 +189,22 @@ def open_image(file: Content, *, max_pixels: int) -> Image.Image:
         Status ``missing``: no such file. ``too large``: more than `max_pixels` or than the memory.
         ``unreadable``: everything else (empty, no image, truncated, corrupt, no permission, a folder).
     """
-    return _open(file, max_pixels, None).image
+    return _open(*_apart(file), max_pixels, None).image
 
 
-def _open(file: Content, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
+def _apart(file: Content) -> tuple[Plain, Range | None]:
+    return file if isinstance(file, Ranged) else (file, None)
+
+
+def _open(file: Plain, known: Range | None, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
     """Open and load; `draft` is the mode and the side in pixels that a JPEG may be decoded down to."""
     if isinstance(file, ImageError):
         raise file
     try:
         if isinstance(file, np.ndarray):
-            return _image_of(file, max_pixels)
+            return _image_of(file, known, max_pixels)
         if not isinstance(file, (bytes, str, os.PathLike)):
-            return _load(file, max_pixels, draft)
+            return _load(file, known, max_pixels, draft)
         with open(file, "rb", buffering=0) as raw:
             facts = os.fstat(raw.fileno())
             if not stat.S_ISREG(facts.st_mode):
@@ -197,15 +212,15 @@ def _open(file: Content, max_pixels: int, draft: tuple[Mode, int] | None) -> _Lo
             if facts.st_size == 0:
                 raise ImageError("unreadable", "empty file (0 bytes)")
             if facts.st_size <= _IN_MEMORY:
-                return _load(io.BytesIO(raw.read()), max_pixels, draft)
-            return _load(io.BufferedReader(raw), max_pixels, draft)
+                return _load(io.BytesIO(raw.read()), known, max_pixels, draft)
+            return _load(io.BufferedReader(raw), known, max_pixels, draft)
     # Hostile bytes make Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error,
     # ValueError, EOFError, KeyError, OverflowError, MemoryError. None may end the task of the other images.
     except Exception as error:
         raise _image_error(error) from error
 
 
-def _load(stream: Any, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
+def _load(stream: Any, known: Range | None, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
     image = Image.open(stream, formats=FORMATS)
     (width, height), mode = image.size, image.mode
     _check_size(width, height, max_pixels)
@@ -223,24 +238,34 @@ def _load(stream: Any, max_pixels: int, draft: tuple[Mode, int] | None) -> _Load
         changes.insert(0, "turned")
     if image.size != loaded:
         width, height = height, width
+    if known and image.mode[0] in "IF":
+        numbers = np.asarray(image)
+        grey = Image.fromarray(to_bytes(numbers, known))
+        return _Loaded(grey, width, height, mode, [*changes, _kind_of(numbers.dtype)])
     return _Loaded(image, width, height, mode, changes)
 
 
-def _image_of(pixels: NDArray[Any], max_pixels: int) -> _Loaded:
+def _image_of(pixels: NDArray[Any], known: Range | None, max_pixels: int) -> _Loaded:
     height, width = pixels.shape[:2]
     _check_size(width, height, max_pixels)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
+    changes: list[str] = []
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
-    elif pixels.dtype.kind in "ui" and pixels.dtype != np.uint16 and 0 <= pixels.min() <= pixels.max() <= 255:
-        pixels = pixels.astype(np.uint8)  # bytes that were saved in a wider type
-    changes: list[str] = []
-    if pixels.dtype != np.uint8:
-        changes.append("floats" if pixels.dtype.kind == "f" else "16 bits" if pixels.dtype.itemsize == 2 else "32 bits")
-        pixels = to_bytes(pixels)
+    elif pixels.dtype != np.uint8 or known:
+        is_whole = pixels.dtype.kind in "ui"
+        if known is None and is_whole and pixels.dtype.itemsize != 2:
+            known = range_of(pixels.dtype, *extremes(pixels), is_one_image=False)
+        if not (is_whole and known == (0, 255)):  # bytes that were saved in a wider type
+            changes.append(_kind_of(pixels.dtype))
+        pixels = to_bytes(pixels, known)
     image = Image.fromarray(np.ascontiguousarray(pixels))
     return _Loaded(image, width, height, image.mode, changes)
+
+
+def _kind_of(dtype: np.dtype[Any]) -> str:
+    return "floats" if dtype.kind == "f" else "16 bits" if dtype.itemsize == 2 else "32 bits"
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

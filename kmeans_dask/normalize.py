@@ -13,6 +13,8 @@ from PIL import Image, ImageCms, ImageOps
 Mode = Literal["L", "RGB"]
 Fit = Literal["resize", "crop", "pad"]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Range = tuple[float, float]
+"""Of numbers that are no bytes: which of them is black, and which is white."""
 
 POLICY = {
     "turned": "turned as the EXIF orientation says",
@@ -31,6 +33,10 @@ POLICY = {
     "grey to colour": "three equal channels",
 }
 """What may be done to an image beside resizing -> how. The keys are counted: they are the words of ``changes``."""
+
+_HIGH_BYTE: Range = (0.0, 65535.0)
+_ROUNDING = 0.001
+"""Share of white that floats may be beyond black and white: 1.0000001 is a rounding error, no byte."""
 
 _GREY_MODES = ("1", "L", "LA", "La", "F")
 """And I, I;16, I;16B ..."""
@@ -62,8 +68,7 @@ def normalize(
     """Bring an image of any mode to 8 bits, one mode and one size, as `POLICY` says.
 
     The mode comes first, then the size: indices of a palette cannot be averaged, and hidden colours under
-    transparent pixels must not bleed. Of values that are not finite, infinities take the nearer end and NaN the
-    minimum.
+    transparent pixels must not bleed. Of values that are not finite, infinity is white, the others are black.
 
     Parameters
     ----------
@@ -165,34 +170,64 @@ def _to_size(
     return padded
 
 
+def range_of(dtype: np.dtype[Any], low: float, high: float, *, is_one_image: bool) -> Range:
+    """Judge which numbers are black and white, by the least and the greatest one that there is.
+
+    Parameters
+    ----------
+    dtype
+        Integers or floats.
+    low, high
+        Of all numbers, as `extremes` tells.
+    is_one_image
+        Whether they are those of one image, not of a whole array. Of an image of integers nothing tells whether all are
+        small because it is dark: they are 16 bits. An array of hundreds of images that has none above 255 is of bytes.
+
+    Returns
+    -------
+    Range
+    """
+    if low > high:  # not one is finite
+        return 0.0, 1.0
+    is_float = dtype.kind == "f"
+    for white in (1.0, 255.0) if is_float else (65535.0,) if is_one_image else (255.0, 65535.0):
+        slack = _ROUNDING * white if is_float else 0.0
+        if -slack <= low and high <= white + slack:
+            return 0.0, white
+    return low, high
+
+
+def extremes(values: NDArray[Any]) -> Range:
+    """Return the least and the greatest finite number; (infinity, -infinity) if there is none."""
+    if values.dtype.kind != "f":
+        return float(values.min()), float(values.max())
+    finite = np.isfinite(values)
+    return float(values.min(where=finite, initial=np.inf)), float(values.max(where=finite, initial=-np.inf))
+
+
 @np.errstate(invalid="ignore")  # signalling NaNs, which hostile files hold
-def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale numbers of any range to bytes, as `POLICY` says.
+def to_bytes(values: NDArray[Any], given: Range | None = None) -> NDArray[np.uint8]:
+    """Scale numbers of any range to bytes, as `POLICY` says; what is beyond the range is black or white.
 
     Parameters
     ----------
     values : (height, width) or (height, width, channels)
         Integers or floats.
+    given
+        Which of them are black and white; None: judged by these values alone.
 
     Returns
     -------
     uint8 of the same shape
     """
-    if values.dtype.kind == "u":
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2 and given in (None, _HIGH_BYTE):
         return (values >> 8).astype(np.uint8)
-    is_float = values.dtype.kind == "f"
-    finite = np.isfinite(values)
-    low = float(values.min(where=finite, initial=np.inf if is_float else np.iinfo(values.dtype).max))
-    high = float(values.max(where=finite, initial=-np.inf if is_float else np.iinfo(values.dtype).min))
-    if not is_float and low >= 0 and high <= 65535:
-        return (values >> 8).astype(np.uint8)
-    if low > high:  # not one value is finite
-        low = high = 0.0
-    factor, offset = 255 / (high - low) if high > low else 0.0, low
-    if is_float and low >= 0 and high <= 255:
-        factor, offset = (255.0 if high <= 1 else 1.0), 0.0
+    black, white = given or range_of(values.dtype, *extremes(values), is_one_image=True)
+    by_high_byte = values.dtype.kind != "f" and (black, white) == _HIGH_BYTE
+    factor = 1 / 256 if by_high_byte else 255 / (white - black) if white > black else 0.0
+    round_ = np.floor if by_high_byte else np.rint
     result = np.empty(values.shape, np.uint8)
     for row in range(0, len(values), 64):  # a whole large photo as float64 would be eight times the result
-        part = np.nan_to_num(values[row : row + 64].astype(np.float64), nan=low, posinf=high, neginf=low)
-        result[row : row + 64] = np.rint((part - offset) * factor)
+        part = np.nan_to_num(values[row : row + 64].astype(np.float64), nan=black, posinf=white, neginf=black)
+        result[row : row + 64] = round_((part.clip(black, white) - black) * factor)
     return result

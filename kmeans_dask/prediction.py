@@ -46,6 +46,9 @@ PREDICTED_SCHEMA = pa.schema(
 )
 """One row an image, in the order of the manifest."""
 
+_SOURCE = b"kmeans-dask source"
+"""Key in the metadata of a table."""
+
 
 @dataclass(frozen=True)
 class Predictor:
@@ -179,7 +182,15 @@ def predict_chunk(manifest: Path, start: int, stop: int, predictor: Predictor, p
     return _summary_of(table)
 
 
-def join_predicted(parts: Path, output: Path) -> PredictSummary:
+def source_of_table(path: Path) -> str | None:
+    """Return what `join_predicted` was told of the source of a table; None if there is no table."""
+    try:
+        return (pq.read_schema(readable(path)).metadata or {}).get(_SOURCE, b"").decode()
+    except FileNotFoundError:
+        return None
+
+
+def join_predicted(parts: Path, output: Path, source: str = "") -> PredictSummary:
     """Join the rows of all chunks to one table, and remove the parts.
 
     Parameters
@@ -188,6 +199,8 @@ def join_predicted(parts: Path, output: Path) -> PredictSummary:
         Folder that the tasks wrote to.
     output
         Parquet file, or CSV file if its name ends in ``.csv``; what stands there is replaced.
+    source
+        Of the images; stands in the metadata of a Parquet file.
 
     Returns
     -------
@@ -196,9 +209,10 @@ def join_predicted(parts: Path, output: Path) -> PredictSummary:
     """
     writer_of = pyarrow.csv.CSVWriter if output.suffix.lower() == ".csv" else pq.ParquetWriter
     total = PredictSummary(0, 0, 0)
-    with publish(output) as partial, writer_of(partial, PREDICTED_SCHEMA) as writer:
+    schema = PREDICTED_SCHEMA.with_metadata({_SOURCE: source})
+    with publish(output) as partial, writer_of(partial, schema) as writer:
         for part in sorted(parts.glob("part-*.parquet")):  # one at a time: the table may be larger than memory
-            table = pq.read_table(readable(part))
+            table = pq.read_table(readable(part)).replace_schema_metadata(schema.metadata)
             writer.write_table(table)
             total = PredictSummary(*(a + b for a, b in zip(total, _summary_of(table), strict=True)))
     remove(parts)

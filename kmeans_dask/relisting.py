@@ -35,7 +35,7 @@ def update_manifest(old: pa.Table, listed: pa.Table, *, keep_splits: bool) -> Ch
     old : (n) pyarrow.Table
         `sources.MANIFEST_SCHEMA`; its split may be ``removed``.
     listed : (m) pyarrow.Table
-        The same source, listed now. An item is known by its file and path.
+        The same source, listed now. An item is known by its file, its array or column in it, and its path.
     keep_splits
         Whether an item stays fitted, or held out, whatever the listing says: a share is drawn from what is there, and
         an item that has been fitted must not become one that is scored.
@@ -90,7 +90,8 @@ def same_files(items: pa.Table, others: pa.Table) -> NDArray[np.bool_]:
 
 
 def _keys(items: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(items["file"], items["path"].cast(pa.binary()), b"\0")
+    names = (pc.fill_null(items[name].cast(pa.binary()), b"") for name in ("file", "member", "path"))
+    return pc.binary_join_element_wise(*names, b"\0")
 
 
 def _with_split(items: pa.Table, split: object) -> pa.Table:

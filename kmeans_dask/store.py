@@ -26,7 +26,7 @@ from kmeans_dask.publish import publish, remove
 
 Kind = Literal["collection", "model", "colour table"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Of the layout in the groups; raised when a reader of the old one would misread the new one."""
 
 _FEW_THREADS = {"async.concurrency": 4, "threading.max_workers": 2}

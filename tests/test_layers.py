@@ -15,7 +15,7 @@ extractors transformation
 chunks careful store runs journal lock checkpoint \
 sources.manifest sources.names sources.locations sources.listed sources.policies sources.folders sources.lists \
 sources.archives sources.arrays sources.tables sources.datasets sources.downloads sources.places \
-sources.items sources.reading sources decoding
+sources.ranges sources.items sources.reading sources decoding
 reduction memory_plan estimate updating collection ingesting rows sampling seeding lloyd starting kmeans batches \
 minibatch models metrics embeddings features feature_fit spread sketches evaluation second_look cluster_facts \
 suspects duplicates choice prediction moves comparison model_files image_folders shared_palette quantize

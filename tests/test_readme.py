@@ -70,11 +70,13 @@ def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_config_example_is_allowed(tmp_path: Path):
-    example, cluster = blocks("yaml")
+    example, arrays, cluster = blocks("yaml")
     path = tmp_path / "mine.yaml"
     path.write_text(example)
 
     assert load_config(path).name == "mine"
+    path.write_text(re.sub(r"(?m)^input:.*\n", arrays, example))
+    assert load_config(path).input.holdout_column == "x_test"
     path.write_text(example + cluster)
     assert load_config(path).cluster.tls is not None
 

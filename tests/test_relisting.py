@@ -56,6 +56,15 @@ def test_the_same_name_in_another_folder_is_another_item():
     assert numbers == [1, 0, 0]
 
 
+def test_a_row_of_another_array_of_the_file_is_another_item():
+    both = pa.concat_tables([manifest(A).set_column(2, "member", pa.array([name])) for name in ("x_train", "x_test")])
+
+    items, *numbers = update_manifest(both, both, keep_splits=True)
+
+    assert items["member"].to_pylist() == ["x_train", "x_test"]
+    assert numbers == [0, 0, 0]
+
+
 def test_a_share_that_is_drawn_again_moves_no_item():
     drawn_again = manifest(("a", 1, "x", "holdout"), ("c", 1, None, "train"), ("d", 1, "x", "holdout"))
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from kmeans_dask.collection import Collection
 from kmeans_dask.config import Ingest, Input
+from kmeans_dask.errors import UserError
 from kmeans_dask.ingesting import finish_collection, ingest_tasks
 from kmeans_dask.sources import list_items, write_manifest
 
@@ -102,7 +103,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "y.npy", NUMBERS)
     np.savez(folder / "x.npz", images=PIXELS, y=NUMBERS)
     np.savez_compressed(folder / "small.npz", images=PIXELS, y=NUMBERS)
-    np.savez(folder / "keras.npz", x_train=PIXELS, y_train=NUMBERS[:, None], x_test=PIXELS[:1])
+    np.savez(
+        folder / "keras.npz",
+        x_train=PIXELS,
+        y_train=NUMBERS[:, None],
+        x_test=PIXELS[:40] // 2,
+        y_test=NUMBERS[:40, None],
+    )
     np.savez(folder / "names.npz", images=PIXELS, y=np.array(LABELS)[NUMBERS], z=np.array(LABELS, bytes)[NUMBERS])
     old = zarr.create_group(folder / "old", zarr_format=2)
     old.create_array("images", data=PIXELS, chunks=(7, SIDE, SIDE, 3))
@@ -110,6 +117,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     group = zarr.create_group(folder / "x.zarr")
     group.create_array("images", data=PIXELS, chunks=(7, SIDE, SIDE, 3))
     group.create_array("y", data=NUMBERS)
+    for split, n, divisor in (("train", N, 1), ("test", 40, 2)):
+        group = zarr.create_group(folder / "two.zarr" / split)
+        group.create_array("x", data=PIXELS[:n] // divisor)
+        group.create_array("y", data=NUMBERS[:n])
+        np.save(folder / f"x_{split}.npy", PIXELS[:n] // divisor)
+        np.save(folder / f"y_{split}.npy", NUMBERS[:n])
     plain = pa.table({"image": FILES, "kind": [LABELS[i] for i in NUMBERS]})
     pq.write_table(plain, folder / "plain.parquet", row_group_size=40)
     structs = [{"bytes": FILES[row], "path": f"{row}.png"} for row in range(N)]
@@ -220,3 +233,46 @@ def test_idx_files_with_their_labels(ending: str, tmp_path: Path, data: Path) ->
 
     assert files_of(rows) == files_of(images)
     assert rows.class_names == ("0", "1", "2")
+
+
+HELD_OUT: dict[str, dict[str, Any]] = {
+    "two arrays of a file": {
+        "path": "keras.npz", "column": "x_train", "labels": "column:y_train",
+        "holdout": "keras.npz", "holdout_column": "x_test", "holdout_labels": "column:y_test",
+    },
+    "two groups of a zarr": {"path": "two.zarr/train", "column": "x", "labels": "column:y", "holdout": "two.zarr/test"},
+    "two files, and two of labels": {
+        "path": "x_train.npy", "labels": "column:y_train.npy",
+        "holdout": "x_test.npy", "holdout_labels": "column:y_test.npy",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HELD_OUT)
+def test_training_and_held_out_arrays(kind: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data)
+
+    collection = ingested(tmp_path, **HELD_OUT[kind], classes=LABELS)
+
+    X, rows = collection.rows("train")
+    held, _ = collection.rows("holdout")
+    assert rows.tolist() == list(range(N))
+    assert held.shape == (40, 120)
+    assert collection.labels.tolist() == [*NUMBERS, *NUMBERS[:40]]
+    assert held[0].compute().mean() == pytest.approx(X[0].compute().mean() / 2, abs=1)
+
+
+def test_arrays_held_out_must_be_others(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data)
+    options: dict[str, Any] = {"path": "keras.npz", "column": "x_train", "labels": "none", "holdout": "keras.npz"}
+
+    for change in ({}, {"holdout_column": "x_train"}):
+        with pytest.raises(UserError, match="overlap: held-out items would be fitted"):
+            list_items(Input(**options | change), 0, data)
+    with pytest.raises(UserError, match="overlap: both have"):
+        list_items(Input(**options | {"path": ["keras.npz", "x.npy"], "holdout": "ker*.npz"}), 0, data)
+    for holdout in (None, 0.2, "pattern:1", "column:y=1"):
+        with pytest.raises(ValueError, match="are of a second source, which holdout names"):
+            Input(path="x.npz", holdout=holdout, holdout_column="y")
+    with pytest.raises(ValueError, match="allowed are folder, none"):
+        Input(path="x.npz", holdout="x.npz", holdout_labels="y_test")

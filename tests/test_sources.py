@@ -49,6 +49,8 @@ def test_columns_of_one_item(tmp_path: Path) -> None:
             "mtime_ns": file.stat().st_mtime_ns,
             "label": "cats",
             "split": "train",
+            "black": None,
+            "white": None,
         }
     ]
 
@@ -259,6 +261,8 @@ def test_slices_of_a_manifest_on_disk(tmp_path: Path) -> None:
         "mtime_ns": range(n),
         "label": [None] * n,
         "split": ["train"] * n,
+        "black": [None] * n,
+        "white": [None] * n,
     }
     table = pa.table(columns, schema=MANIFEST_SCHEMA)
     write_manifest(table, tmp_path / "manifest.parquet")

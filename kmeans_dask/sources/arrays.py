@@ -82,6 +82,8 @@ def list_array(file: bytes, inside: str, wanted: Wanted) -> Listed:
                 column = values.read(0, values.shape[0])
                 columns[name] = (column.ravel() if column.size == len(column) else column).tolist()  # (n, 1) too
         size, mtime_ns = look_at(file)
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise not_there(error.filename or file) from None
     except _DAMAGE as error:
@@ -175,7 +177,10 @@ def _buffered(read: Read, step: int) -> Read:
             return read(start, stop)
         if not begin <= start < stop <= begin + len(buffer):
             begin = start // step * step
-            buffer = read(begin, max(begin + step, stop))
+            try:
+                buffer = read(begin, max(begin + step, stop))
+            except Exception:  # a damaged chunk near by, as libraries say it
+                begin, buffer = start, read(start, stop)
         return buffer[start - begin : stop - begin]
 
     return read_rows

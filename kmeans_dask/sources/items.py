@@ -24,13 +24,21 @@ from kmeans_dask.sources.manifest import MANIFEST_SCHEMA
 from kmeans_dask.sources.names import text_of_name
 from kmeans_dask.sources.places import Place, find_places
 from kmeans_dask.sources.policies import folder_label, hold_out_matching, hold_out_share, named, pattern_label
+from kmeans_dask.sources.ranges import with_ranges
 from kmeans_dask.sources.tables import list_table
 
 _WHERE = ("file", "member", "position")
 """Columns of a manifest that say where an item lies."""
 
 
-def list_items(source: Input, seed: int, builtin_folder: Path) -> pa.Table:
+def list_items(
+    source: Input,
+    seed: int,
+    builtin_folder: Path,
+    *,
+    known: pa.Table | None = None,
+    usual: tuple[float, float] | None = None,
+) -> pa.Table:
     """List the items of a job.
 
     Parameters
@@ -41,6 +49,8 @@ def list_items(source: Input, seed: int, builtin_folder: Path) -> pa.Table:
         Decides which items a share holds out.
     builtin_folder
         Folder that the built-in images are written into when `source` asks for them.
+    known, usual
+        As for `ranges.with_ranges`: an older manifest of the source; the range of numbers of another one.
 
     Returns
     -------
@@ -54,6 +64,11 @@ def list_items(source: Input, seed: int, builtin_folder: Path) -> pa.Table:
         A source is missing, cannot be read or holds no image; train and held-out items overlap; a share holds out no
         item; a label is none of the classes.
     """
+    items = _split_items(source, seed, builtin_folder)
+    return with_ranges(items, stated=source.range, known=known, usual=usual)
+
+
+def _split_items(source: Input, seed: int, builtin_folder: Path) -> pa.Table:
     builtin = write_builtin(source.builtin, builtin_folder) if source.builtin else None
     names = [str(builtin)] if builtin else source.path or []
     holdout = source.holdout
@@ -68,8 +83,10 @@ def list_items(source: Input, seed: int, builtin_folder: Path) -> pa.Table:
     if setting == "column":
         wanted = argument.partition("=")[2]
         return hold_out_matching(items, [str(value) == wanted for value in values], holdout)
-    _check_folders_apart(names, holdout)
-    held, _ = _list([holdout], source, "input.holdout")
+    of_held = {"column": source.holdout_column or source.column, "labels": source.holdout_labels or source.labels}
+    if of_held["column"] == source.column:
+        _check_folders_apart(names, holdout)
+    held, _ = _list([holdout], source.model_copy(update=of_held), "input.holdout")
     _check_items_apart(items, held, holdout)
     held = held.set_column(held.schema.get_field_index("split"), "split", pa.repeat("holdout", len(held)))
     return pa.concat_tables([items, held])
@@ -88,6 +105,7 @@ def _list(names: Sequence[str], source: Input, key: str) -> tuple[pa.Table, list
         beside=_beside(setting, argument),
     )
     places = [place for name in names for place in find_places(name, wanted, key)]
+    by_itself = len(names) == 1 and places[0].file == full_name(names[0])  # no pattern, which may match more tomorrow
     tables: list[pa.Table] = []
     values: list[object] = []
     for files in _grouped(places):
@@ -99,7 +117,7 @@ def _list(names: Sequence[str], source: Input, key: str) -> tuple[pa.Table, list
             if name not in listed.columns:
                 raise UserError(f"{shown(files[0].file)} has no column {name}; name another, or give input.table")
         labels = named(_labels(setting, argument, paths, listed), source.classes)
-        prefix = text_of_name(files[0].name) if len(places) > 1 and files[0].kind != "file" else ""
+        prefix = text_of_name(files[0].name) if not by_itself and files[0].kind != "file" else ""
         if prefix:
             paths = [f"{prefix}/{path}" for path in paths]
         tables.append(_as_manifest(listed.items, paths, labels))
@@ -143,7 +161,8 @@ def _labels(setting: str, argument: str, paths: Sequence[str], listed: Listed) -
 
 def _as_manifest(items: pa.Table, paths: Sequence[str], labels: Sequence[str | None]) -> pa.Table:
     items = items.set_column(items.schema.get_field_index("path"), "path", pa.array(paths, pa.string()))
-    columns = [*items.columns, pa.array(labels, pa.string()), pa.repeat("train", len(items))]
+    unknown = pa.nulls(len(items), pa.float64())
+    columns = [*items.columns, pa.array(labels, pa.string()), pa.repeat("train", len(items)), unknown, unknown]
     return pa.table(columns, schema=MANIFEST_SCHEMA)
 
 
@@ -196,7 +215,11 @@ def _check_folders_apart(names: Sequence[str], holdout: str) -> None:
 
 def _check_items_apart(items: pa.Table, held: pa.Table, holdout: str) -> None:
     """Refuse a holdout that has an item of the train part, for example by a pattern that matches both."""
-    both = pc.is_in(held["file"], pc.unique(items["file"]))
+    keys, held_keys = (
+        pc.binary_join_element_wise(part["file"], pc.fill_null(part["member"].cast(pa.binary()), b""), b"\0")
+        for part in (items, held)
+    )
+    both = pc.is_in(held_keys, pc.unique(keys))
     if pc.any(both).as_py():
         name = held.filter(both)["file"][0].as_py()
         raise UserError(f"input.holdout={shown(holdout)} and input.path overlap: both have {shown(name)}")

@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from kmeans_dask.sources.manifest import MANIFEST_SCHEMA
 
-FOUND_SCHEMA = pa.schema([field for field in MANIFEST_SCHEMA if field.name not in ("label", "split")])
+_TOLD_LATER = ("label", "split", "black", "white")
+
+FOUND_SCHEMA = pa.schema([field for field in MANIFEST_SCHEMA if field.name not in _TOLD_LATER])
 
 
 class Beside(NamedTuple):

@@ -24,6 +24,8 @@ MANIFEST_SCHEMA = pa.schema(
         ("mtime_ns", pa.int64()),  # of the file, nanoseconds since 1970; 0 if unknown
         ("label", pa.string()),  # null = none
         ("split", pa.string()),  # "train" | "holdout"
+        ("black", pa.float64()),  # number that is black, of an image of numbers that are no bytes
+        ("white", pa.float64()),  # and white; null: bytes, or a file that is judged for itself
     ]
 )
 

@@ -27,7 +27,7 @@ class Place(NamedTuple):
     file: bytes
     """Full path or URL."""
     name: bytes
-    """Stands before the paths of its items where there are several sources; name of a single file."""
+    """Stands before the paths of its items where there are several sources or a pattern; name of a single file."""
     kind: str
     """A value of `_KINDS`, ``folder`` or ``file``."""
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from kmeans_dask.careful import ended_by
 from kmeans_dask.errors import JobError
-from kmeans_dask.images import Content, ImageError
+from kmeans_dask.images import Content, ImageError, Plain, Ranged
 from kmeans_dask.sources.archives import member_reader
 from kmeans_dask.sources.arrays import open_array
 from kmeans_dask.sources.locations import file_system, is_remote, lost_place, open_stream, shown
@@ -43,7 +43,15 @@ def read_contents(rows: pa.Table, errors: Mapping[int, ImageError] | None = None
     content
         What `images.open_image` and `images.decode` take. They raise what is an `images.ImageError`.
     """
-    known = errors or {}
+    if rows["black"].null_count == len(rows):
+        yield from _plain_contents(rows, errors or {})
+        return
+    ranges = list(zip(rows["black"].to_pylist(), rows["white"].to_pylist(), strict=True))
+    for row, content in _plain_contents(rows, errors or {}):
+        yield row, content if ranges[row][0] is None else Ranged(content, ranges[row])
+
+
+def _plain_contents(rows: pa.Table, known: Mapping[int, ImageError]) -> Iterator[tuple[int, Plain]]:
     yield from known.items()
     plain, remote = [], []
     containers: dict[tuple[str, bytes, str | None], list[tuple[int, int, int]]] = {}
@@ -99,13 +107,13 @@ def _some_contents(rows: pa.Table, wanted: Sequence[int]) -> Iterator[tuple[int,
 
 def _contained(
     inside: str, file: bytes, member: str | None, places: Sequence[tuple[int, int, int]]
-) -> Iterator[tuple[int, Content]]:
+) -> Iterator[tuple[int, Plain]]:
     left = iter(places)
     try:
         with _opened(inside, file, member) as read:
             for position, row, size in left:
                 try:
-                    content: Content = read(position, size)
+                    content: Plain = read(position, size)
                 # damaged archives, tables and connections raise anything; none may end the task of the other images
                 except Exception as error:
                     content = _image_error(error)
@@ -116,7 +124,7 @@ def _contained(
 
 
 @contextmanager
-def _opened(inside: str, file: bytes, member: str | None) -> Iterator[Callable[[int, int], Content]]:
+def _opened(inside: str, file: bytes, member: str | None) -> Iterator[Callable[[int, int], Plain]]:
     """Open a file that holds many items; yields (position, bytes) -> content."""
     if inside in ("tar", "tar.gz", "zip"):
         with open_stream(file) as stream:
@@ -130,7 +138,7 @@ def _opened(inside: str, file: bytes, member: str | None) -> Iterator[Callable[[
             yield lambda row, _: array.read(row, row + 1)[0]
 
 
-def _fetched(files: list[tuple[int, bytes, int]]) -> Iterator[tuple[int, Content]]:
+def _fetched(files: list[tuple[int, bytes, int]]) -> Iterator[tuple[int, Plain]]:
     """Fetch remote files, several at a time."""
     while files:
         batch = [files.pop(0)]

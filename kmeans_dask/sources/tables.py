@@ -51,6 +51,8 @@ def list_table(file: bytes, wanted: Wanted) -> Listed:
             sizes = _row_sizes(table, member)
             columns = {name: _values(table, name) for name in wanted.columns if name in table.schema_arrow.names}
         _, mtime_ns = look_at(file)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise not_there(file) from None
     except (pa.ArrowException, ValueError, OSError) as error:

@@ -140,6 +140,27 @@ def test_the_table_lies_in_the_run_folder(command: Command, run: Path, images: P
     assert [path.name for path in (run / "predictions").iterdir()] == ["images-kmeans-k5.parquet"]
 
 
+def test_sources_of_one_name_have_a_table_each(
+    command: Command, run: Path, images: Path, tmp_path: Path, threads: Path
+):
+    def said(source: Path | str, *options: object) -> str:
+        out = command("predict", run, source, "--k", 3, "--cluster", threads, *options).out
+        return Path(out.removeprefix("predicted: ").strip()).name
+
+    for place, count in (("monday", 1), ("tuesday", 2)):
+        draw_images(tmp_path / place / "new", count=count)
+    np.savez(tmp_path / "new", x_train=np.zeros((4, 3, 3), np.uint8), x_test=np.ones((5, 3, 3), np.uint8))
+
+    assert said(tmp_path / "monday" / "new") == "new-kmeans-k3.parquet"
+    assert said(tmp_path / "tuesday" / "new") == "new~2-kmeans-k3.parquet"
+    draw_images(tmp_path / "monday" / "new", count=3)
+    assert said(f"{tmp_path}/tuesday/../monday/new/") == "new-kmeans-k3.parquet"
+    assert said(tmp_path / "new.npz", "--column", "x_train") == "new.npz-x_train-kmeans-k3.parquet"
+    assert said(tmp_path / "new.npz", "--column", "x_test") == "new.npz-x_test-kmeans-k3.parquet"
+    tables = {path.name: pq.read_metadata(path).num_rows for path in (run / "predictions").glob("new*")}
+    assert sorted(tables.values()) == [2, 3, 4, 5]
+
+
 def test_what_was_interrupted_goes_on(run: Path, new_images: Path, tmp_path: Path):
     model = read_model(run / "models" / "kmeans" / "k=3.zarr")
     farthest = farthest_fitted(run / "clusters.parquet", model)
