@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import Any
 
 import dask
 from distributed import Client, Worker, WorkerPlugin
+from distributed.client import AllExit
 from threadpoolctl import threadpool_limits
 
 from kmeans_dask import careful
@@ -126,15 +129,37 @@ def connect(config: Cluster, tell: Callable[[str], None] = LOG.warning) -> Itera
     settings = {"distributed.admin.large-graph-warning-threshold": _LARGE_GRAPH, _ENVIRON: environ}
     logged = logging.root.manager.disable
     try:
-        with dask.config.set({**settings, **tls_settings(config.tls)}), _client(config) as client:
-            try:
-                with watched(client, tell, queued=config.kind in ("slurm", "pbs", "kubernetes")):
-                    yield client
-            except (KeyboardInterrupt, JobError):
-                logging.disable(logging.CRITICAL)  # Dask, ended amid its work, would log tracebacks
-                raise
+        with (
+            dask.config.set({**settings, **tls_settings(config.tls)}),
+            _client(config) as client,
+            watched(client, tell, queued=config.kind in ("slurm", "pbs", "kubernetes")),
+        ):
+            yield client
     finally:
         logging.disable(logged)
+
+
+@contextmanager
+def _ended_quietly(client: Client) -> Iterator[None]:
+    """Let Dask say nothing of the work that its client is ended amid: why it ends is told in a line.
+
+    It would log the tracebacks of what it is about, reconnecting above all; and asyncio, whenever garbage is collected,
+    of what nobody waits for any more.
+    """
+    loop = client.loop.asyncio_loop  # type: ignore[attr-defined]
+    loop.set_exception_handler(_pass_over_lost)
+    try:
+        yield
+    except (KeyboardInterrupt, JobError):
+        loop.set_exception_handler(lambda *_: None)
+        logging.disable(logging.CRITICAL)
+        raise
+
+
+def _pass_over_lost(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Pass over what Dask met in the background of a lost cluster; who waits for it is told it otherwise."""
+    if not isinstance(context.get("exception"), (AllExit, OSError)):  # CommClosedError is one
+        loop.default_exception_handler(context)
 
 
 def _client(config: Cluster) -> AbstractContextManager[Client]:
@@ -156,6 +181,7 @@ def _client_of_started(config: Cluster) -> Iterator[Client]:
             raise
         except Exception as error:
             raise UserError(f"cluster.kind={config.kind} cannot be started here: {_one_line(error)}") from None
+        started.enter_context(_ended_quietly(client))
         _prepare(client)
         if config.kind == "local":
             client.register_plugin(_LeaveInterruptToDriver())
@@ -175,7 +201,7 @@ def _client_of(address: str, *, own: bool = False) -> Iterator[Client]:
     except (OSError, ValueError) as error:
         hint = "give certificates of its authority" if address.startswith("tls:") else "start one with `dask scheduler`"
         raise UserError(f"no Dask scheduler answers at {address} ({_one_line(error)}); {hint}") from None
-    with client, client.as_current(), ExitStack() as ended:
+    with client, _ended_quietly(client), client.as_current(), ExitStack() as ended:
         try:
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
             _prepare(client)

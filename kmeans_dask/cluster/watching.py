@@ -44,12 +44,15 @@ def worker_hosts(client: Client) -> dict[str, int]:
 
 
 def workers_of(client: Client) -> Workers:
-    """Return how many workers there are, and the threads and the memory limit of the one with the least."""
+    """Return how many workers there are, and the threads and the memory limit of the one with the least.
+
+    Where all have just gone it is one without a limit: new ones are waited for.
+    """
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     limits = [worker["memory_limit"] or 0 for worker in workers]
     # threads of one process share its limit, which nobody enforces
     least = min(limits, default=0) if all(worker["nanny"] for worker in workers) else 0
-    return Workers(len(limits), min((worker["nthreads"] for worker in workers), default=1), least)
+    return Workers(max(len(limits), 1), min((worker["nthreads"] for worker in workers), default=1), least)
 
 
 def worker_memory(client: Client) -> int:

@@ -1,0 +1,96 @@
+"""A job whose scheduler or workers go away says one line, and nothing of Dask's, at whatever moment it ends."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from threading import Timer
+
+import dask
+import pytest
+from distributed import Client, LocalCluster
+
+from kmeans_dask.cluster import connect, connecting, workers_of
+from kmeans_dask.config import Cluster
+from kmeans_dask.errors import JobError
+from kmeans_dask.memory_plan import Workers
+
+
+def _serve(told: Connection) -> None:
+    """Be a scheduler and a worker until killed."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, host="127.0.0.1"
+    ) as it:
+        told.send(it.scheduler_address)
+        time.sleep(600)
+
+
+@contextmanager
+def scheduler() -> Iterator[tuple[str, int]]:
+    """Yield address and number of a process that is a scheduler and its worker."""
+    ours, theirs = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=_serve, args=[theirs])
+    process.start()
+    try:
+        assert process.pid is not None
+        yield ours.recv(), process.pid
+    finally:
+        process.kill()
+        process.join()
+
+
+def records_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What would reach the user once everything that nobody needs any more is collected."""
+    for _ in range(2):
+        gc.collect()
+    return [f"{r.name}: {r.getMessage()} {r.exc_info}" for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+def test_a_scheduler_that_is_killed_while_the_workers_are_prepared(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    with scheduler() as (address, pid):
+
+        def killed(client: Client) -> None:
+            os.kill(pid, signal.SIGKILL)
+            while client.status == "running":  # else it would not be amid reconnecting
+                time.sleep(0.01)
+            time.sleep(0.3)
+            client.run_on_scheduler(os.getpid)
+
+        monkeypatch.setattr(connecting, "_prepare", killed)
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+            pytest.raises(JobError, match="went away; the same command goes on from here"),
+            connect(Cluster(kind="address", address=address)),
+        ):
+            pass
+
+    assert records_of(caplog) == []
+
+
+def _wait_for_ever() -> None:
+    with connect(Cluster(kind="threads", workers=1)) as client:
+        futures = [client.submit(pow, number, 2, resources={"none": 1}) for number in range(3)]
+        Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+        client.gather(futures)
+
+
+def test_an_interrupted_job_that_waits_for_workers(caplog: pytest.LogCaptureFixture):
+    """The futures are released when the client ends; what waits for each of them in Dask then fails."""
+    with pytest.raises(KeyboardInterrupt):
+        _wait_for_ever()
+
+    assert records_of(caplog) == []
+
+
+def test_a_cluster_whose_workers_have_just_gone_has_one_without_a_limit():
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:
+        assert workers_of(client) == Workers(1, 1, 0)
