@@ -2,7 +2,8 @@
 
 As root, on Debian: ``make test-docker``. The root is Debian 12 with its Python 3.11 where the image has 3.12 on Debian
 13: what is checked is that the steps work in order, with nothing but what they install, and that an ordinary user can
-run the commands of compose.yaml. The job runs in a network of its own, in which nothing else is.
+run the commands of compose.yaml. The job runs in a network of its own, in which nothing else is. In another root
+Debian's docker-compose, which needs no engine for it, says what it reads in compose.yaml.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ PYTHON = "python3,python3-pip,python3-venv,python-is-python3,ca-certificates"
 
 
 def main() -> None:
-    """Make the root, take the steps, run the job."""
+    """Read compose.yaml, make the root, take the steps, run the job."""
     with tempfile.TemporaryDirectory(prefix="kmeans-dask-image-") as folder:
-        root = Path(folder) / "root"
-        subprocess.run(["debootstrap", "--variant=minbase", f"--include={PYTHON}", "bookworm", str(root)], check=True)
+        check_compose(Image(make_root(Path(folder) / "compose", "docker-compose")))
+        root = make_root(Path(folder) / "root", PYTHON)
         for marker in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
             marker.unlink()  # Debian keeps pip out of its own Python; that of the image is not Debian's
         for path in ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt"):
@@ -39,6 +40,12 @@ def main() -> None:
         run_services(image)
         report = root / "kmeans/runs/digits/report.html"
         print(f"{report.stat().st_size:,} bytes of report, written by user {report.stat().st_uid}")
+
+
+def make_root(root: Path, packages: str) -> Path:
+    """Install Debian 12 with some packages into a new folder."""
+    subprocess.run(["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(root)], check=True)
+    return root
 
 
 def steps(dockerfile: str) -> list[str]:
@@ -94,6 +101,34 @@ class Image:
             f"exec {shlex.join(str(word) for word in [*enter, *words])}",
         ]
         return ["unshare", "--mount", *(["--net"] if alone else []), "sh", "-e", "-c", "\n".join(script)]
+
+
+def check_compose(image: Image) -> None:
+    """Have docker-compose say what compose.yaml stands for, and compare it with what the services need."""
+    text = (PROJECT / "docker" / "compose.yaml").read_text()
+    name = "name: kmeans-dask\n"
+    assert name in text  # a key of version 2; that of Debian is 1.29, which knows all others
+    words = ["docker-compose", "--file", "-", "--project-directory", "/kmeans/docker", "config"]
+    said = subprocess.run(
+        image.command(words), input=text.replace(name, ""), stdout=subprocess.PIPE, text=True, check=True
+    )
+    print(said.stdout, flush=True)
+    config = yaml.safe_load(said.stdout)
+    services = config["services"]
+    mounted = ["runs:/kmeans/runs:rw", "/kmeans/configs:/kmeans/configs:ro", "/kmeans/data:/kmeans/data:ro"]
+    assert sorted(services) == ["job", "scheduler", "worker"]
+    assert list(config["volumes"]) == ["runs"]
+    for service in services.values():
+        assert (service["image"], service["init"], service["volumes"]) == ("kmeans-dask", True, mounted)
+        assert "ports" not in service
+    scheduler, worker, job = services["scheduler"], services["worker"], services["job"]
+    assert scheduler["build"] == {"context": "/kmeans", "dockerfile": "docker/Dockerfile"}
+    assert scheduler["healthcheck"]["test"][:2] == ["CMD", "python"]
+    assert [service["pull_policy"] for service in (scheduler, worker, job)] == ["build", "never", "never"]
+    assert worker["deploy"] == {"replicas": 2}
+    assert worker["depends_on"] == {"scheduler": {"condition": "service_healthy"}}
+    assert job["depends_on"] == {**worker["depends_on"], "worker": {"condition": "service_started"}}
+    assert job["command"][:3] == ["kmeans-dask", "run", "configs/digits.yaml"]
 
 
 def run_services(image: Image) -> None:
