@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from jobs import cli
 
@@ -175,12 +176,12 @@ class Process:
     @property
     def output(self) -> str:
         """What it has written so far."""
-        return self._log.read_text()
+        return self._log.read_text(errors="replace")  # the last character may be half-written
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 240) -> int:
         return self._process.wait(seconds)
 
-    def wait_until(self, condition: Callable[[], object], seconds: float = 60, pause: float = 0.002) -> None:
+    def wait_until(self, condition: Callable[[], object], seconds: float = 120, pause: float = 0.01) -> None:
         """Wait for something that the running command brings about."""
         limit = time.monotonic() + seconds
         while not condition():
@@ -211,6 +212,77 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     yield call
     for process in started:
         process.end()
+
+
+PLANTED = """
+import os, sys, time
+from fnmatch import fnmatch
+from PIL.PngImagePlugin import PngImageFile
+
+gate, moment = os.environ["HELD_UNTIL"], os.environ.get("SIGNALLED_AT")
+open_png = PngImageFile._open
+
+def open_later(self):
+    begins = self.fp.read(100)
+    self.fp.seek(0)
+    while b"held" in begins and not os.path.exists(gate):
+        time.sleep(0.01)
+    open_png(self)
+
+PngImageFile._open = open_later
+if moment:
+    number, left, pattern = moment.split(maxsplit=2)
+    left = int(left)
+
+    def signal_all(event, arguments):
+        global left
+        if event == "os.rename" and fnmatch(str(arguments[1]), pattern):
+            left -= 1
+            if left == 0:
+                os.killpg(0, int(number))
+
+    sys.addaudithook(signal_all)
+"""
+"""In a module of the name that Python imports when it starts."""
+
+
+class Planted:
+    """Processes that are started meet a moment that no machine is too fast or too slow for."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self._gate, self._patch = folder / "gate", patch
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(PLANTED)
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))))
+        patch.setenv("HELD_UNTIL", str(self._gate))
+
+    def hold(self, image: Path) -> None:
+        """Let no process open a PNG file until `let_go`."""
+        text = PngInfo()
+        text.add_text("Comment", "held")
+        Image.open(image).save(image, pnginfo=text)
+        self._gate.unlink(missing_ok=True)
+
+    def let_go(self) -> None:
+        """Let whoever waits for held images open them."""
+        self._gate.touch()
+
+    @contextmanager
+    def signalled(self, number: signal.Signals, pattern: str, nth: int) -> Iterator[None]:
+        """Of processes that are started in the block, all get a signal when one renames its n-th file to such a name.
+
+        The file has not got its name when the signal is sent.
+        """
+        with self._patch.context() as patch:
+            patch.setenv("SIGNALLED_AT", f"{int(number)} {nth} {pattern}")
+            yield
+
+
+@pytest.fixture
+def planted(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Planted]:
+    planted = Planted(tmp_path_factory.mktemp("planted") / "modules", monkeypatch)
+    yield planted
+    planted.let_go()
 
 
 class Page(HTMLParser):

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-from conftest import Process, Run, Said, draw_images, write_config
+from conftest import Planted, Process, Run, Said, draw_images, write_config
 
 from jobs import evaluate, fit, ingest, quantize, report
 from jobs.cli import STAGES
@@ -182,17 +182,17 @@ def test_what_is_said_on_the_way(whole_run: Run):
     assert max(map(len, said.out.splitlines()[:-1])) <= 140
 
 
-def test_interrupted_by_the_keyboard_and_continued(command: Command, start: Callable[..., Process], tmp_path: Path):
+def test_interrupted_by_the_keyboard_and_continued(
+    command: Command, start: Callable[..., Process], planted: Planted, tmp_path: Path
+):
     draw_images(tmp_path / "images", count=160, side=160)
     config = write_config(
         tmp_path, tmp_path / "images", **FIT_ONLY, ingest={"size": [112, 112]}, cluster={"kind": "local", "workers": 1}
     )
-    process = start("kmeans-dask", "run", config)
-    process.wait_until(lambda: list((tmp_path / "runs").rglob("part-*.parquet")))
+    with planted.signalled(signal.SIGINT, "*/part-*.parquet", 3):  # as a terminal does: to the workers too
+        process = start("kmeans-dask", "run", config)
 
-    process.signal_all(signal.SIGINT)  # as a terminal does: to the workers too
-
-    assert process.wait() == 130
+    assert process.wait() == 130, process.output
     assert process.output.splitlines()[-1] == "kmeans-dask: interrupted; the same command again goes on from here"
     assert "Traceback" not in process.output
     assert read_json(tmp_path / "runs" / "small" / "run.json")["state"] == "interrupted"

@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import Process, Run, Said, draw_images, files_of, write_config
+from conftest import Planted, Process, Run, Said, draw_images, files_of, write_config
 
 from jobs import cli
 from jobs.cli import STAGES
@@ -298,34 +298,36 @@ def slow_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_killed_in_every_stage_and_run_again(command: Command, start: Callable[..., Process], slow_job: Path):
+def test_killed_in_every_stage_and_run_again(
+    command: Command, start: Callable[..., Process], planted: Planted, slow_job: Path
+):
     folder = slow_job.parent / "runs" / "killed"
 
-    def kill_when(condition: Callable[[], object]) -> Process:
-        process = start("kmeans-dask", "run", slow_job)
-        process.wait_until(condition)
-        process.signal_all(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    def kill_at(pattern: str, nth: int) -> Process:
+        with planted.signalled(signal.SIGKILL, f"{folder}/{pattern}", nth):
+            process = start("kmeans-dask", "run", slow_job)
+        assert process.wait() == -signal.SIGKILL, process.output
         return process
 
     def finished() -> set[str]:
         return read_json(folder / "run.json")["stages"].keys() - {"listing"}
 
-    kill_when(lambda: list(folder.rglob("items/part-*.parquet")))
+    kill_at("*/items/part-*.parquet", 3)
     assert finished() == set()
     assert not (folder / "collection.zarr").exists()
     shards = files_of(folder / "collection.zarr.partial" / "images" / "c")
     done = len(list(folder.rglob("items/part-*.parquet")))
+    assert done == 2
 
-    process = kill_when(lambda: list(folder.glob("models/*/k=*.zarr")))
+    process = kill_at("models/*/k=8.zarr", 2)
     assert f"ingest: 160 items in 10 chunks of 16 items (0.6 MiB); {10 - done} to do" in process.output
     assert finished() == {"ingest"}
     kept = files_of(folder / "collection.zarr" / "images" / "c")
     assert sum(kept[name] == shards[name] for name in shards) >= done
-    (model,) = list(folder.glob("models/*/k=*.zarr"))[:1]
+    (model,) = folder.glob("models/*/k=*.zarr")
     seconds = read_model(model).seconds
 
-    process = kill_when(lambda: len(list(folder.glob("quantized/6/*/*.png"))) > 20)
+    process = kill_at("quantized/6/*/*.png", 21)
     assert "ingest: finished before" in process.output
     assert finished() == {"ingest", "fit", "evaluate"}
     assert read_model(model).seconds == seconds  # of the first fit: it was not done again

@@ -11,7 +11,7 @@ import dask
 import numpy as np
 import pyarrow.csv
 import pytest
-from conftest import Process, Said, draw_images, files_of, write_config
+from conftest import Planted, Process, Said, draw_images, files_of, write_config
 from PIL import Image
 
 from jobs import cli
@@ -198,7 +198,9 @@ def test_killed_while_the_new_collection_takes_the_place_of_the_old_one(
     assert [path.name for path in run_of(job).iterdir() if "zarr" in path.name] == ["collection.zarr"]
 
 
-def test_killed_in_the_middle_of_an_update(command: Command, start: Callable[..., Process], tmp_path: Path):
+def test_killed_in_the_middle_of_an_update(
+    command: Command, start: Callable[..., Process], planted: Planted, tmp_path: Path
+):
     draw_images(tmp_path / "images", count=96, side=160)
     config = write_config(
         tmp_path, tmp_path / "images", **NO_QUANTIZE | {"cluster": {"workers": 1}, "fit": None, "evaluate": None}
@@ -210,10 +212,9 @@ def test_killed_in_the_middle_of_an_update(command: Command, start: Callable[...
     removed.unlink()
     draw_images(tmp_path / "images" / "more", count=160, side=160)
 
-    process = start("kmeans-dask", "ingest", config)
-    process.wait_until(lambda: list(run.glob("collection.zarr.partial/items/part-*.parquet")))
-    process.signal_all(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    with planted.signalled(signal.SIGKILL, "*/collection.zarr.partial/items/part-*.parquet", 3):
+        process = start("kmeans-dask", "ingest", config)
+    assert process.wait() == -signal.SIGKILL, process.output
 
     assert "ingest" not in read_json(run / "run.json")["stages"]
     assert rows_of(run) == before  # the old collection is whole
