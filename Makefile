@@ -9,8 +9,10 @@ run: $(VENV)/installed
 	$(BIN)/kmeans-dask run configs/digits.yaml
 	$(BIN)/kmeans-dask run configs/photos.yaml
 
+# The whole jobs come first, as pytest finds them: xdist would begin with the files of most tests, and the longest of few
+# tests would keep one process waiting at the end.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # These need root, and install Debian's packages where they are missing.
 test-slurm: $(VENV)/installed

@@ -246,6 +246,15 @@ if moment:
 """In a module of the name that Python imports when it starts."""
 
 
+def hold_later(image: Path) -> None:
+    """Mark a PNG file as one that `Planted` holds."""
+    text = PngInfo()
+    text.add_text("Comment", "held")
+    with Image.open(image) as picture:
+        picture.load()
+    picture.save(image, pnginfo=text)
+
+
 class Planted:
     """Processes that are started meet a moment that no machine is too fast or too slow for."""
 
@@ -256,15 +265,12 @@ class Planted:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))))
         patch.setenv("HELD_UNTIL", str(self._gate))
 
-    def hold(self, image: Path) -> None:
-        """Let no process open a PNG file until `let_go`."""
-        text = PngInfo()
-        text.add_text("Comment", "held")
-        Image.open(image).save(image, pnginfo=text)
+    def hold(self) -> None:
+        """Have whoever opens an image that is marked by `hold_later` wait until `let_go`, as from the beginning."""
         self._gate.unlink(missing_ok=True)
 
     def let_go(self) -> None:
-        """Let whoever waits for held images open them."""
+        """Let whoever waits for marked images open them."""
         self._gate.touch()
 
     @contextmanager

@@ -91,9 +91,9 @@ def test_the_marker_of_a_folder_is_removed_first_and_written_last(folder: Path, 
             (partial / "centres").mkdir(parents=True)
             (partial / "centres" / "c").write_bytes(bytes(10))
             (partial / "zarr.json").write_text("of the group")
+        while not s3.requests or "PUT" not in s3.requests[-1] or "model.zarr/zarr.json" not in s3.requests[-1]:
+            time.sleep(0.01)  # until all of its log has come
 
-    while not s3.requests or "PUT" not in s3.requests[-1] or "model.zarr/zarr.json" not in s3.requests[-1]:
-        time.sleep(0.01)  # until the log has come
     logged = re.findall(r"(DELETE|POST|PUT) /(\S+)", "".join(s3.requests))
     changes = [(verb, name.rpartition("/")[2]) for verb, name in logged]
     assert changes[0] == ("DELETE", "zarr.json")

@@ -27,7 +27,7 @@ def compute(*values: int) -> None:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(200):
+    for _ in range(1200):
         if condition():
             return
         time.sleep(0.05)

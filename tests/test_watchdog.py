@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -17,7 +19,7 @@ from conftest import Process
 from distributed import Client
 
 from jobs.failures import explained
-from kmeans_dask.cluster import connect, run_tasks, watchdog
+from kmeans_dask.cluster import connect, connecting, run_tasks, watchdog
 from kmeans_dask.config import Cluster
 from kmeans_dask.errors import JobError
 from kmeans_dask.reduction import task_key
@@ -51,16 +53,16 @@ def test_a_task_that_hangs_is_done_again_by_a_new_worker(monkeypatch: pytest.Mon
 
 def test_clocks_that_jump_and_the_tasks_of_others_make_nobody_hang(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(watchdog, "WATCH_SECONDS", 0.05)
-    monkeypatch.setattr(watchdog, "HANGS_ALONE_SECONDS", 2.5)
-    ahead = 0
+    ahead = waited = 0
     monkeypatch.setattr(distributed.worker, "time", lambda: time.time() + ahead)
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + waited))
     said: list[str] = []
 
     with (
         connect(Cluster(kind="threads", workers=2), said.append) as client,
         Client(client.scheduler.address, set_as_default=False) as somebody,
     ):
-        theirs, ours = somebody.submit(time.sleep, 3.5), client.submit(time.sleep, 2)
+        theirs, ours = somebody.submit(wait_for_theirs), client.submit(wait_for_ours)
         while len(executing := client.run_on_scheduler(times_that_dask_tells)) < 2:
             time.sleep(0.01)
         ahead = 3600
@@ -69,22 +71,41 @@ def test_clocks_that_jump_and_the_tasks_of_others_make_nobody_hang(monkeypatch: 
         assert len(executing) == 2
         seen = client.run_on_scheduler(watchdog._look, client.id)
         assert (seen.workers, [task.key for task in seen.running], seen.paused) == (2, [ours.key], [])
+        OURS.set()
         ours.result()
+        waited = 10 * watchdog.HANGS_ALONE_SECONDS
+        time.sleep(0.5)  # ten looks
+        THEIRS.set()
         theirs.result()
 
     assert said == []
+
+
+OURS, THEIRS = threading.Event(), threading.Event()
+
+
+def wait_for_ours() -> None:
+    assert OURS.wait(120)
+
+
+def wait_for_theirs() -> None:
+    assert THEIRS.wait(120)
 
 
 def times_that_dask_tells(dask_scheduler: Any) -> list[float]:
     return [seconds for worker in dask_scheduler.workers.values() for seconds in worker.executing.values()]
 
 
-def test_a_scheduler_that_is_killed_is_one_line(start: Callable[..., Process], tmp_path: Path):
+def test_a_scheduler_that_is_killed_is_one_line(
+    start: Callable[..., Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     scheduler = start("dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0")
     scheduler.wait_until(lambda: "Scheduler at:" in scheduler.output)
     address = next(word for word in scheduler.output.split() if word.startswith("tcp://"))
     listen = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--local-directory", tmp_path]
     worker = start("dask", "worker", address, *listen)
+    scheduler.wait_until(lambda: "Register worker" in scheduler.output)
+    monkeypatch.setattr(connecting, "_CONNECT_SECONDS", 5)  # the client looks for the scheduler as long again
 
     def work_until_it_is_killed() -> None:
         with connect(Cluster(kind="address", address=address)) as client, explained(tmp_path, client):
@@ -123,6 +144,11 @@ def test_workers_that_are_all_gone_are_waited_for_and_told(monkeypatch: pytest.M
     assert not [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
 
 
+def told_by_workers(dask_scheduler: Any) -> list[tuple[int, bool]]:
+    """Bytes that each worker takes, and whether it has paused, as far as the scheduler has heard."""
+    return [(worker.memory.process, worker.status.name == "paused") for worker in dask_scheduler.workers.values()]
+
+
 TAKEN: list[bytearray] = []
 
 
@@ -140,19 +166,23 @@ def test_workers_that_have_all_paused_end_the_work_with_the_numbers(monkeypatch:
     monkeypatch.setattr(watchdog, "PAUSED_SECONDS", 2.0)
     said: list[str] = []
 
-    def work_on(client: Client, share: float) -> int:
+    def work_on(client: Client, share: float, pauses: bool) -> int:
         client.run(take_memory, share)
-        time.sleep(1)  # the workers look at their memory ten times a second
+        while not all(
+            taken > 0.98 * share * LIMIT and paused == pauses
+            for taken, paused in client.run_on_scheduler(told_by_workers)
+        ):
+            time.sleep(0.05)
         with explained(tmp_path, client):
             return sum(client.gather(client.map(abs, range(20), pure=False)))
 
     with connect(Cluster(kind="local", workers=2, memory="500MiB"), said.append) as client:
-        assert work_on(client, 0.7) == 190
+        assert work_on(client, 0.7, pauses=False) == 190
         with pytest.raises(JobError) as told:
-            work_on(client, 0.87)
+            work_on(client, 0.87, pauses=True)
 
     assert re.fullmatch(
-        r"all 2 workers of tcp://\S+ have begun no task for \d s for want of memory: they take up to 4[34]\d MiB of "
+        r"all 2 workers of tcp://\S+ have begun no task for \d+ s for want of memory: they take up to 4[34]\d MiB of "
         r"500 MiB each, and begin none above 80%; give each worker 7[23]\d MiB, fewer threads or a smaller "
         r"ingest.chunk_mib; the same command goes on from here",
         str(told.value),

@@ -13,6 +13,7 @@ from conftest import COMMANDS, Process, Said, draw_images, write_config
 from distributed import Client
 
 from jobs import cli
+from kmeans_dask.cluster import connecting
 from kmeans_dask.models import read_model
 from kmeans_dask.publish import read_json
 
@@ -38,7 +39,7 @@ class Running:
                 self._start("worker", self.address, "--nthreads", "1", "--local-directory", str(self.folder))
             if self.workers:
                 with Client(self.address) as client:
-                    client.wait_for_workers(self.workers, timeout=60)
+                    client.wait_for_workers(self.workers, timeout=120)
         except BaseException:
             self.__exit__()
             raise
@@ -145,17 +146,20 @@ def test_workers_that_are_killed_are_made_up_for(running: Running, job: Path, st
     assert_same_results(job.parent / "runs" / "local", folder)
 
 
-def test_nobody_answers_or_nobody_works(job: Path, start: Callable[..., Process], tmp_path: Path):
-    """Both are waited for, a quarter of a minute at the same time, since a cluster may still be starting."""
+def test_nobody_answers_or_nobody_works(command: Command, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Both are waited for, since a cluster may still be starting; here for less than a quarter of a minute."""
+    monkeypatch.chdir(job.parent)
+    monkeypatch.setattr(connecting, "_CONNECT_SECONDS", 1)
+    nobody = command("ingest", job, "name=nobody", "--cluster", "tcp://127.0.0.1:1")
     with Running(tmp_path, workers=0) as lonely:
-        nobody = start("kmeans-dask", "ingest", job, "name=nobody", "--cluster", "tcp://127.0.0.1:1", folder=job.parent)
-        idle = start("kmeans-dask", "ingest", job, "name=idle", "--cluster", lonely.address, folder=job.parent)
-        assert nobody.wait() == 2
-        assert idle.wait() == 1
+        monkeypatch.setattr(connecting, "_CONNECT_SECONDS", 5)  # it answers, as soon as it can
+        idle = command("ingest", job, "name=idle", "--cluster", lonely.address)
 
-    for process, name in ((nobody, "nobody"), (idle, "idle")):
-        assert process.output.splitlines()[0] == f"{name}: 160 items"
-        assert len(process.output.splitlines()) == 2
-    assert "kmeans-dask: no Dask scheduler answers at tcp://127.0.0.1:1" in nobody.output
-    assert nobody.output.endswith("start one with `dask scheduler`\n")
-    assert f"kmeans-dask: the scheduler at {lonely.address} has no workers after 15 s" in idle.output
+    assert (nobody.status, idle.status) == (2, 1)
+    for said, name in ((nobody, "nobody"), (idle, "idle")):
+        assert said.lines[0] == f"{name}: 160 items"
+        assert len(said.lines) == 2
+        assert said.out == ""
+    assert "kmeans-dask: no Dask scheduler answers at tcp://127.0.0.1:1" in nobody.err
+    assert nobody.err.endswith("start one with `dask scheduler`\n")
+    assert f"kmeans-dask: the scheduler at {lonely.address} has no workers after 5 s" in idle.err

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Process, Said, draw_images, write_config
+from conftest import Planted, Process, Said, draw_images, hold_later, write_config
 from distributed import Client
 from test_running_cluster import Running
 
@@ -24,7 +24,14 @@ LONG = {"k": list(range(150, 250)), "init": "k-means||"}
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
+    """What the workers and drivers of this module wait for."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield Planted(tmp_path_factory.mktemp("planted") / "modules", patch)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, gate: Planted) -> Iterator[Running]:
     """One scheduler and two workers."""
     with Running(tmp_path_factory.mktemp("cluster"), workers=2) as cluster:
         yield cluster
@@ -41,7 +48,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "waited in vain"
@@ -126,12 +133,13 @@ def test_a_submitted_job_is_asked_and_cancelled_from_afar(
 
 
 def test_a_driver_that_is_killed_and_a_worker_that_is_killed_with_its_driver_are_made_up_for(
-    command: Command, running: Running, job: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, running: Running, job: Path, gate: Planted, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(job.parent)
     run = job.parent / "runs" / "killed"
-    draw_images(job.parent / "many", count=768)  # twelve tasks; those that run when the driver is killed are finished
-    ks = list(range(50, 90, 5))
+    draw_images(job.parent / "many", count=256)  # four tasks; those that run when the driver is killed are finished
+    hold_later(max((job.parent / "many").rglob("*.png")))
+    ks = [10, 20]
     submit = ("submit", job, "name=killed", "input.path=many", f"quantize.k={ks}", "--fresh", "--cluster")
     assert command(*submit, running.address).status == 0
 
@@ -143,10 +151,11 @@ def test_a_driver_that_is_killed_and_a_worker_that_is_killed_with_its_driver_are
     parent = parent_of(driver_of(run)["pid"])
     assert parent in pids
     os.kill(parent, signal.SIGKILL)
-    wait_until(lambda: state_of(run) == "finished" and driver_of(run)["ended"], 120)
+    gate.let_go()
+    wait_until(lambda: state_of(run) == "finished" and driver_of(run)["ended"])
 
     assert read_json(run / "run.json")["driver_starts"] == 3
-    assert len(list((run / "quantized").rglob("*.png"))) == len(ks) * 768
+    assert len(list((run / "quantized").rglob("*.png"))) == len(ks) * 256
     assert " is dead; this goes on from where it was" in (run / "logs" / "2.jsonl").read_text()
     wait_until(lambda: tasks_of(running) == [])
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from certificates import Authority
 from conftest import COMMANDS, Process, Said, write_config
+from distributed import Client, Security
 
 from kmeans_dask.publish import read_json
 
@@ -42,7 +43,11 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
     try:
         processes.append(begin("worker", "--scheduler-file", str(file), "--nthreads", "1"))
         processes[0].wait_until(lambda: file.exists() and "workers" in file.read_text())
-        yield Encrypted(read_json(file)["address"], ours.certify("client"), stranger)
+        address, mine = read_json(file)["address"], ours.certify("client")
+        known = Security(tls_ca_file=mine["ca"], tls_client_cert=mine["cert"], tls_client_key=mine["key"])
+        with Client(address, security=known, set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=120)
+        yield Encrypted(address, mine, stranger)
     finally:
         for process in reversed(processes):
             process.end()
@@ -72,7 +77,7 @@ def test_a_submitted_job_has_the_certificates_too(encrypted: Encrypted, command:
 
     assert command("submit", config, "--cluster", file).status == 0
 
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while "small: finished" not in command("status", tmp_path / "runs" / "small", "--cluster", file).out:
         assert time.monotonic() < limit
         time.sleep(0.2)

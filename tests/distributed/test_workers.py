@@ -62,7 +62,7 @@ class Cluster:
         self.scheduler_file = folder / "scheduler.json"
         self.processes: list[subprocess.Popen[bytes]] = []
         self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 120
         while not self._address():
             assert self.processes[0].poll() is None, (folder / "log-0").read_text()
             assert time.monotonic() < limit, "the scheduler wrote no address"
@@ -122,7 +122,7 @@ def test_bitwise_the_same_centres_for_any_number_of_workers(cluster: Cluster, he
     while len(cluster.processes) < 1 + n_workers:
         cluster.start_worker()
     with Client(scheduler_file=str(cluster.scheduler_file)) as client:
-        client.wait_for_workers(n_workers, timeout=60)
+        client.wait_for_workers(n_workers, timeout=120)
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == n_workers
         X = da.from_array(ROWS, chunks=(2048, 64)).persist()
         for one, other in zip([*fitted(X), fitted_to_floats(X)], here, strict=True):
