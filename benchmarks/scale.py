@@ -31,7 +31,7 @@ from kmeans_dask.quantize import missing_outputs, quantize_tasks
 from kmeans_dask.sources import list_items, write_manifest
 
 STAGES = ("ingest", "fit", "evaluate", "quantize")
-IMAGES, HOSTS, CHUNK_MIB, WIDTH, CENTRES = 10**8, 100, 64, 784, 256
+IMAGES, HOSTS, CHUNK_MIB, BATCH, WIDTH, CENTRES = 10**8, 100, 64, 1024, 784, 256
 """What is estimated: so many images on so many workers of one thread."""
 
 
@@ -116,7 +116,7 @@ def _stages(config: Config, cluster: Processes, n: int, log: Path) -> None:
 def _estimate(n: int, walls: dict[str, float], a_task: float) -> None:
     """Multiply the measured rates: what the workers do and what the scheduler does go on at the same time."""
     rows_a_chunk = CHUNK_MIB * 2**20 // WIDTH
-    chunks, batches = -(-IMAGES // rows_a_chunk), -(-IMAGES // 256)
+    chunks, batches = -(-IMAGES // rows_a_chunk), -(-IMAGES // BATCH)
     flops = 2.0 * IMAGES * WIDTH * CENTRES
     rows = []
     for what, work, count in (

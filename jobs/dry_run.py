@@ -42,7 +42,7 @@ def dry_run(config: Config, stages: Sequence[str]) -> None:
     workers = _workers_of(config)
     chunks, plan = plan_of(config, items, workers)
     n_bytes = int(pc.sum(items["bytes"]).as_py() or 0)
-    batches = len(plan_batches(items)) if config.quantize else 0
+    batches = len(plan_batches(items, workers.n * workers.threads)) if config.quantize else 0
     n_chunks = len(chunks.starts) if chunks else 0
     estimates = {
         stage: estimate(

@@ -15,17 +15,18 @@ from distributed import Client
 
 from jobs.console import progress, say
 from jobs.tables import show_colours
-from kmeans_dask.cluster import run_tasks
+from kmeans_dask.cluster import run_tasks, workers_of
 from kmeans_dask.config import Config, Quantize
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.object_store import is_local
 from kmeans_dask.outputs import output_names, renamed
 from kmeans_dask.palette_files import read_palette, write_palette
+from kmeans_dask.palettes import Palettes
 from kmeans_dask.publish import publish
 from kmeans_dask.quantize import BatchSummary, finish_quantized, missing_outputs, plan_batches, quantize_tasks
 from kmeans_dask.relisting import REMOVED
 from kmeans_dask.runs import run_folder
-from kmeans_dask.shared_palette import Palettes, count_tasks, fit_shared, kept_number
+from kmeans_dask.shared_palette import count_tasks, fit_shared, kept_number
 from kmeans_dask.sources import read_manifest
 
 
@@ -59,12 +60,14 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     manifest = read_manifest(folder.manifest)
     _refuse_own_outputs(config, manifest)
     missing = missing_outputs(*job, given)
+    workers = workers_of(client)
+    threads = workers.n * workers.threads
     n_items = len(manifest) - manifest["split"].to_pylist().count(REMOVED)
     say(f"quantize: {n_items:,} items in K = {', '.join(map(str, ks))}; {len(missing):,} items to do")
     _tell_renamed(manifest["path"].to_pylist(), settings.format)
     palettes = given or None
     if missing and settings.palette == "shared":
-        palettes = _shared_palettes(config, client, plan_batches(manifest))
+        palettes = _shared_palettes(config, client, plan_batches(manifest, threads))
     for k, palette in (palettes or {}).items():
         for kind in ("gpl", "json", "png"):
             write_palette(folder.path / "palettes" / f"{k}.{kind}", palette)
@@ -73,7 +76,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
         def count(summary: BatchSummary) -> None:
             advance(summary.done + summary.failed, summary.failed)
 
-        run_tasks(client, quantize_tasks(*job, missing, palettes), count)
+        run_tasks(client, quantize_tasks(*job, missing, palettes, threads), count)
     table = finish_quantized(folder.path, ks)
     return _judge(config, table, ks, n_items)
 

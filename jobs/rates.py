@@ -11,6 +11,7 @@ from kmeans_dask.config import Config
 from kmeans_dask.errors import UserError
 from kmeans_dask.estimate import Estimate, estimate
 from kmeans_dask.object_store import location, reached
+from kmeans_dask.quantize import batch_limits
 from kmeans_dask.runs import RunFolder
 
 _LONG = 5.0
@@ -103,8 +104,9 @@ def _estimate_of(config: Config, stage: str, stages: Mapping[str, Any]) -> Estim
     """Estimate with the built-in rates what a stage of an earlier run has done."""
     entry, ingested = stages[stage], stages.get("ingest", {}).get("summary", {"chunks": 0})
     n_items, n_bytes = ingested.get("items", entry["summary"].get("items")), entry["bytes_read"]
-    batches = max(n_items // 256, n_bytes // 2**20)  # about: quantize.plan_batches
     cores = max(sum(entry["workers"].values()) * entry["threads"], 1)
+    most_items, most_bytes = batch_limits(n_items, n_bytes, cores)
+    batches = max(n_items // most_items, n_bytes // most_bytes)  # about: quantize.plan_batches
     return estimate(
         config, stage, n_items=n_items, n_bytes=n_bytes, chunks=ingested["chunks"], batches=batches, cores=cores
     )

@@ -31,7 +31,7 @@ def output_names(paths: Sequence[str], suffix: str = ".png") -> list[str]:
         Relative paths, all distinct, without ``..``.
     """
     safe = [_inside(path) for path in paths]  # strings: a million of pathlib's paths would take a minute
-    plain = [f"{os.path.splitext(path)[0]}{suffix}" for path in safe]
+    plain = [plain_name(path, suffix) for path in safe]
     uses = Counter(name.casefold() for name in plain)
     uses.update({folder.casefold() for folder in _folders(safe)})
     taken = set(uses)
@@ -46,6 +46,11 @@ def output_names(paths: Sequence[str], suffix: str = ".png") -> list[str]:
             taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def plain_name(path: str, suffix: str) -> str:
+    """Name the output of an item, if no other one would have this name: its path inside the folder, with the suffix."""
+    return f"{os.path.splitext(_inside(path))[0]}{suffix}"
 
 
 def renamed(paths: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:

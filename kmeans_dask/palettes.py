@@ -17,6 +17,9 @@ from kmeans_dask.errors import UserError
 from kmeans_dask.grey_levels import grey_optimum
 from kmeans_dask.painting import PALETTE_COLOURS, Picture, paint, picture_of
 
+Palettes = dict[int, NDArray[np.uint8]]
+"""K -> palette of all images."""
+
 MOST_COLOURS = 65_536
 """Beyond it a fit takes minutes, and the result is near to the photo itself."""
 

@@ -25,22 +25,24 @@ from numpy.typing import NDArray
 from kmeans_dask.careful import attempt
 from kmeans_dask.colours import psnr
 from kmeans_dask.config import Quantize
+from kmeans_dask.draws import path_number
 from kmeans_dask.errors import JobError
 from kmeans_dask.images import Content, ImageError, open_image
 from kmeans_dask.journal import Journal, Outcome, journal_of, open_journal, write_table
 from kmeans_dask.object_store import failure_of, is_local, put
-from kmeans_dask.outputs import output_names, write_file
+from kmeans_dask.outputs import output_names, plain_name, write_file
 from kmeans_dask.painting import PNG_LEVEL, Picture, encode, paint, picture_of
 from kmeans_dask.palette_files import write_palette
-from kmeans_dask.palettes import fit_palette, room_for
+from kmeans_dask.palettes import Palettes, fit_palette, room_for
 from kmeans_dask.reduction import task_key
 from kmeans_dask.relisting import REMOVED
-from kmeans_dask.shared_palette import Palettes, path_number
 from kmeans_dask.sources import read_contents, read_manifest, refuse_outage, unreadable
 
-_BATCH_ITEMS, _BATCH_BYTES = 256, 2**20
-"""Limits of a batch: 256 images of 28 x 28 take 0.3 s, and Dask's scheduler 4 ms; 1 MiB of JPEG are about 6 megapixels,
-0.5 s."""
+_BATCHES = 8
+"""Of a thread, at least: the last ones end at about the same time, and a kill costs little."""
+_ITEMS, _BYTES = (64, 1024), (2**18, 2**22)
+"""Least and most of a batch. 1,024 images of 28 x 28 take 1.2 s, and Dask's scheduler 4 ms; 4 MiB of JPEG are about 24
+megapixels, 2 s."""
 _FORMAT_VERSION = 3
 
 
@@ -67,22 +69,43 @@ class _Job(NamedTuple):
     max_pixels: int
 
 
-def plan_batches(manifest: pa.Table) -> list[tuple[int, int]]:
-    """Cut the items into batches, one for each task; it does not depend on the workers.
+def batch_limits(n_items: int, n_bytes: int, threads: int) -> tuple[int, int]:
+    """Return the items and the bytes of files that a batch has at most: fewer where there is little to do.
+
+    Parameters
+    ----------
+    n_items, n_bytes
+        Of the job.
+    threads
+        Of all workers together.
+    """
+    pieces = _BATCHES * max(threads, 1)
+    items, n_bytes = (
+        min(max(-(-total // pieces), least), most) for total, (least, most) in ((n_items, _ITEMS), (n_bytes, _BYTES))
+    )
+    return items, n_bytes
+
+
+def plan_batches(manifest: pa.Table, threads: int = 1) -> list[tuple[int, int]]:
+    """Cut the items into batches, one for each task; what is written does not depend on them.
 
     Parameters
     ----------
     manifest
         `sources.MANIFEST_SCHEMA`.
+    threads
+        Of all workers together.
 
     Returns
     -------
     list of (start, stop)
-        Rows; each batch has at most 256 items, and at most 1 MiB of files unless it is a single one.
+        Rows; each batch has at most what `batch_limits` says, unless it is a single item.
     """
+    sizes = manifest["bytes"].to_pylist()
+    most_items, most_bytes = batch_limits(len(sizes), sum(sizes), threads)
     batches, start, total = [], 0, 0
-    for row, size in enumerate(manifest["bytes"].to_pylist()):
-        if row > start and (row - start == _BATCH_ITEMS or total + size > _BATCH_BYTES):
+    for row, size in enumerate(sizes):
+        if row > start and (row - start == most_items or total + size > most_bytes):
             batches.append((start, row))
             start, total = row, 0
         total += size
@@ -139,6 +162,7 @@ def quantize_tasks(
     max_pixels: int,
     missing: Mapping[int, Sequence[int]],
     palettes: Palettes | None = None,
+    threads: int = 1,
 ) -> list[Delayed]:
     """Make the tasks that quantize what is missing, one a batch.
 
@@ -158,6 +182,8 @@ def quantize_tasks(
         From `missing_outputs`.
     palettes
         K -> palette of all images; None: each image gets its own.
+    threads
+        Of all workers together, as for `plan_batches`.
 
     Returns
     -------
@@ -174,44 +200,64 @@ def quantize_tasks(
     if journal is None:
         raise JobError(f"{folder} has no journal; call missing_outputs first")
     manifest = read_manifest(manifest_path)
-    names = output_names(manifest["path"].to_pylist(), f".{settings.format}")
+    suffix, paths = f".{settings.format}", manifest["path"].to_pylist()
+    names = output_names(paths, suffix)
     job = _Job(manifest_path.absolute(), folder, journal.folder, settings, seed, max_pixels)
     task = dask.delayed(quantize_batch, pure=False, traverse=False)
     shared = None if palettes is None else dask.delayed(palettes, traverse=False)
+    n_k = len(settings.k or palettes or {})
     tasks = []
-    for start, stop in plan_batches(manifest):
+    for start, stop in plan_batches(manifest, threads):
         todo = {row: list(missing[row]) for row in range(start, stop) if row in missing}
         if todo:
+            # the scheduler keeps what a task is given: no word of an item that is as all are
+            odd = {row: names[row] for row in todo if names[row] != plain_name(paths[row], suffix)}
+            is_all = len(todo) == stop - start and all(len(ks) == n_k for ks in todo.values())
             key = task_key("quantize_batch", start, stop)
-            tasks.append(task(job, start, names[start:stop], todo, shared, dask_key_name=key))
+            tasks.append(task(job, start, stop, odd, None if is_all else todo, shared, dask_key_name=key))
     return tasks
 
 
 def quantize_batch(
-    job: _Job, start: int, names: list[str], todo: dict[int, list[int]], palettes: Palettes | None
+    job: _Job,
+    start: int,
+    stop: int,
+    names: dict[int, str],
+    todo: dict[int, list[int]] | None,
+    palettes: Palettes | None,
 ) -> BatchSummary:
-    """Write the items of the rows from `start` on, each in the K that are to do, one item after the other.
+    """Write the items of the rows from `start` to `stop`, one after the other.
 
-    A bad image is an outcome with its reason for every K.
+    A bad image is an outcome with its reason for every K. `names` are of outputs that could not have their plain name;
+    `todo` are the rows with the K that are missing, None if all rows miss all K.
     """
+    if todo is None:
+        todo = dict.fromkeys(range(start, stop), job.settings.k or list(palettes or {}))
     with attempt(job.journal / f"{start:012d}.begun") as careful:
-        return _quantize_rows(job, start, names, todo, palettes, careful)
+        return _quantize_rows(job, start, stop, names, todo, palettes, careful)
 
 
 def _quantize_rows(
-    job: _Job, start: int, names: list[str], todo: dict[int, list[int]], palettes: Palettes | None, careful: bool
+    job: _Job,
+    start: int,
+    stop: int,
+    names: dict[int, str],
+    todo: dict[int, list[int]],
+    palettes: Palettes | None,
+    careful: bool,
 ) -> BatchSummary:
     begun = time.perf_counter()
     failed = 0
     rows = sorted(todo)
-    manifest = read_manifest(job.manifest, start, start + len(names)).take([row - start for row in rows])
+    manifest = read_manifest(job.manifest, start, stop).take([row - start for row in rows])
     items = manifest.select(["path", "bytes"]).to_pylist()
     bad = unreadable(manifest, partial(_rehearse, job, sorted({*chain(*todo.values())}), palettes)) if careful else None
     with Journal(job.journal).attempt(start) as tell:
         for i, content in read_contents(manifest, bad):
             row, item, ks = rows[i], items[i], todo[rows[i]]
+            name = names.get(row) or plain_name(item["path"], f".{job.settings.format}")
             try:
-                outcomes = list(_quantize_item(job, row, item, content, names[row - start], ks, palettes))
+                outcomes = list(_quantize_item(job, row, item, content, name, ks, palettes))
             except ImageError as error:
                 refuse_outage(manifest, i, error)
                 outcomes = [_failed(row, k, item, error.status, error) for k in ks]
@@ -313,9 +359,10 @@ def _rehearse(job: _Job, ks: Sequence[int], palettes: Palettes | None, content: 
 
 
 def _read(job: _Job, content: Content) -> Picture:
-    image = open_image(content, max_pixels=job.max_pixels)
     try:
-        return picture_of(image)
+        return picture_of(open_image(content, max_pixels=job.max_pixels))
+    except ImageError:
+        raise
     except Exception as error:  # an odd mode or too little memory: it may not end the task of the other images
         raise ImageError("unreadable", f"{type(error).__name__}: {error}") from error
 

@@ -26,17 +26,16 @@ from kmeans_dask.colour_means import coarse_centres
 from kmeans_dask.colour_spaces import Space, from_space, to_space
 from kmeans_dask.colours import ColourTable, merge
 from kmeans_dask.config import Quantize
+from kmeans_dask.draws import path_number
 from kmeans_dask.errors import UserError
 from kmeans_dask.images import Content, ImageError, open_image
 from kmeans_dask.kernels import slice_rows
 from kmeans_dask.painting import picture_of
-from kmeans_dask.palettes import complete, fit_palette, in_order, protect_rare, thin
+from kmeans_dask.palettes import Palettes, complete, fit_palette, in_order, protect_rare, thin
 from kmeans_dask.publish import remove
 from kmeans_dask.reduction import task_key
 from kmeans_dask.relisting import REMOVED
 from kmeans_dask.sources import read_contents, read_manifest, refuse_outage, unreadable
-
-Palettes = dict[int, NDArray[np.uint8]]
 
 _FAN_IN = 4
 """Colour tables merged by one task: at most 4 x 184 MB are in memory at a time."""
@@ -264,11 +263,6 @@ def _read_points(folder: Path, space: Space, block_info: Any = None) -> NDArray[
 def _read_weights(folder: Path, block_info: Any = None) -> NDArray[np.float64]:
     ((start, stop),) = block_info[None]["array-location"]
     return store.read_colours(folder, start, stop)[1].astype(np.float64)
-
-
-def path_number(path: str) -> int:
-    """Return a number below 2^64 that is the same for the same path: the seed of its draws."""
-    return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big")
 
 
 def _fingerprint(manifest_path: Path, settings: Quantize, seed: int, max_pixels: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 
 import dask
@@ -125,6 +126,18 @@ def test_making_the_tasks_reads_no_image(run, photos):
     assert len(tasks_of(run)) == 1
 
 
+def test_tasks_do_not_grow_with_their_images(photos, tmp_path):
+    """What a task is given stays in the memory of the scheduler."""
+    sizes = []
+    for n in (1024, 10 * 1024):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        paths = [f"many/{number:05}.png" for number in range(n)]
+        write_manifest(manifest_of(photos, paths), folder / "manifest.parquet")
+        sizes.append(max(len(pickle.dumps(task.dask)) for task in tasks_of(folder, k=[3])))
+    assert sizes[1] == pytest.approx(sizes[0], abs=20)
+
+
 def test_a_finished_run_does_nothing_again(run):
     quantize(run)
     before = {path: path.stat().st_mtime_ns for path in run.glob("**/*")}
@@ -144,7 +157,7 @@ def test_changed_settings_or_items_are_done_anew(run, photos):
 @pytest.mark.parametrize("palette", ["image", "shared"])
 def test_an_interrupted_run_goes_on_and_gives_the_same_files(run, photos, tmp_path, palette):
     paths = []
-    for number in range(600):  # three batches
+    for number in range(600):  # eight batches of 75
         paths.append(f"many/{number:03}.png")
         (photos / "many").mkdir(exist_ok=True)
         Image.fromarray(noise(4, 5)).save(photos / paths[-1])
@@ -158,18 +171,17 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(run, photos, tmp_pa
     other.mkdir()
     write_manifest(manifest_of(photos, paths), other / "manifest.parquet")
     tasks = tasks_of(other, **settings)
-    assert len(tasks) == 3
-    tasks[1].compute(scheduler="synchronous")
-    tasks[2].compute(scheduler="synchronous")
-    (cut,) = other.glob("quantized.journal/*/000000000512-*.jsonl")  # as if it had been killed in the tenth image
+    assert len(tasks) == 8
+    dask.compute(tasks[2:], scheduler="synchronous")
+    (cut,) = other.glob("quantized.journal/*/000000000525-*.jsonl")  # as if it had been killed in the tenth image
     lines = cut.read_bytes().splitlines(keepends=True)
     cut.write_bytes(b"".join(lines[:9]) + lines[9][:20])
-    with pytest.raises(JobError, match="335 of 600 outputs"):
+    with pytest.raises(JobError, match="216 of 600 outputs"):
         finish_quantized(other, [3])
-    done = [other / f"quantized/3/many/{number:03}.png" for number in range(256, 521)]
+    done = [other / f"quantized/3/many/{number:03}.png" for number in range(150, 534)]
     before = [path.stat().st_mtime_ns for path in done]
     summaries, table = quantize(other, **settings)
-    assert [(summary.start, summary.done) for summary in summaries] == [(0, 256), (512, 79)]
+    assert [(summary.start, summary.done) for summary in summaries] == [(0, 75), (75, 75), (525, 66)]
     assert [path.stat().st_mtime_ns for path in done] == before
     assert outputs(other) == expected
     assert table.drop_columns("seconds").equals(whole.drop_columns("seconds"))
@@ -339,10 +351,14 @@ def test_settings_that_do_not_go_together(settings, message):
 
 
 def test_batches_are_bounded_by_items_and_bytes():
-    def batches(sizes):
-        return plan_batches(pa.table({"bytes": pa.array(sizes, pa.int64())}))
+    def batches(sizes, threads=1):
+        return plan_batches(pa.table({"bytes": pa.array(sizes, pa.int64())}), threads)
 
-    assert batches([100] * 600) == [(0, 256), (256, 512), (512, 600)]
+    assert batches([100] * 600) == [(start, start + 75) for start in range(0, 600, 75)]
+    assert batches([100] * 100) == [(0, 64), (64, 100)]
+    assert {stop - start for start, stop in batches([100] * 102_400)} == {1024}
+    assert batches([100] * 1024, 2) == [(start, start + 64) for start in range(0, 1024, 64)]
     assert batches([3 * 2**20] * 3) == [(0, 1), (1, 2), (2, 3)]
+    assert batches([2**20] * 64)[0] == (0, 4)
     assert batches([2**30, 1, 1]) == [(0, 1), (1, 3)]
     assert batches([]) == []

@@ -40,7 +40,7 @@ def test_a_worker_that_runs_a_tenth_of_the_time(
         ingest={"size": [112, 112]},  # ten chunks
         fit={"k": 3},
         evaluate=None,
-        quantize={"k": 2},  # three batches
+        quantize={"k": 2},  # several batches
         report=None,
         cluster={"kind": "local", "workers": 2},
     )
