@@ -1,13 +1,15 @@
 """The memory plan against what a worker process really takes, for four kinds of collections.
 
 ``python -m benchmarks.memory_plan [SHARE]``: of each collection only this share of the items, 1 if it is not given.
+``python -m benchmarks.memory_plan quantize FOLDER ...``: images that are quantized, nothing else, by one worker.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from jobs.pipeline import run_stages
 from kmeans_dask.cluster import connect, workers_of
 from kmeans_dask.config import Cluster, Config
 from kmeans_dask.memory_plan import PROCESS
+from kmeans_dask.publish import remove
 from kmeans_dask.runs import run_folder
 from kmeans_dask.sources import read_manifest
 
@@ -77,6 +80,42 @@ def _rows(share: float, scratch: Path) -> Iterator[list[str]]:
                 yield [what, stage, *(f"{size / 2**20:,.0f}" for size in told)]
 
 
+def quantize(folders: Sequence[Path], scratch: Path) -> None:
+    """Print a row a folder and number of threads: the peak of a process that compiles the kernels, and of the next."""
+    os.environ["NUMBA_CACHE_DIR"] = str(scratch / "numba")
+
+    def rows() -> Iterator[list[str]]:
+        for folder in folders:
+            for threads in (1, 2):
+                remove(scratch / "numba")
+                (total, first), (_, second) = (_quantized(folder, threads, scratch / "run") for _ in range(2))
+                yield [
+                    folder.name, f"{threads}", *(f"{size / 2**20:,.0f}" for size in (total, first, second)),
+                    f"{total / first:.2f}, {total / second:.2f}",
+                ]  # fmt: skip
+
+    columns = ["images", "threads", "planned, MiB", "peak with compiling, MiB", "without", "planned / peak"]
+    table("one worker that quantizes, K = 30", columns, rows())
+
+
+def _quantized(folder: Path, threads: int, output: Path) -> tuple[int, int]:
+    """Bytes that a new worker should take at most, and takes."""
+    remove(output)
+    with connect(Cluster(kind="local", workers=1, threads=threads, memory="6GiB")) as client:
+        config = Config.model_validate(
+            {
+                "name": "quantized",
+                "output": str(output),
+                "input": {"path": str(folder), "labels": "none"},
+                "quantize": {"k": [30]},
+                "cluster": {"kind": "address", "address": client.scheduler.address},
+            }
+        )
+        run_stages(config, ("quantize",))
+        _, plan = plan_of(config, read_manifest(run_folder(config).manifest), workers_of(client))
+        return plan.total("quantize"), *client.run(_peak).values()
+
+
 def _draw(folder: Path, n: int, side: int, kind: str) -> Path:
     rng = np.random.default_rng(0)
     if kind == "npy":
@@ -113,4 +152,7 @@ def _reset_peak() -> None:
 if __name__ == "__main__":
     print(machine())
     with tempfile.TemporaryDirectory() as scratch_folder:
-        main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0, Path(scratch_folder))
+        if sys.argv[1:2] == ["quantize"]:
+            quantize([Path(name) for name in sys.argv[2:]], Path(scratch_folder))
+        else:
+            main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0, Path(scratch_folder))

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow.compute as pc
 from distributed import Client
 
 from jobs.console import progress, say
+from jobs.memory import largest_image
 from kmeans_dask.cluster import run_tasks, workers_of
 from kmeans_dask.collection import write_items_csv
 from kmeans_dask.config import Config
@@ -42,7 +42,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     """
     assert config.ingest is not None
     folder = run_folder(config)
-    largest = int(pc.max(read_manifest(folder.manifest)["bytes"]).as_py() or 0)
+    largest = largest_image(read_manifest(folder.manifest))
     chunk_bytes = chunk_limit(config, workers_of(client), largest)
     tasks = ingest_tasks(folder.manifest, folder.collection, config.ingest, config.input, chunk_bytes)
     plan = plan_of(folder.collection)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from kmeans_dask.chunks import ChunkPlan, plan_chunks
 from kmeans_dask.config import Config
-from kmeans_dask.memory_plan import MemoryPlan, Workers, chunk_limit, plan_memory
+from kmeans_dask.images import pixels_of
+from kmeans_dask.memory_plan import PIXELS_A_BYTE, Largest, MemoryPlan, Workers, chunk_limit, plan_memory
 from kmeans_dask.runs import RunFolder
 from kmeans_dask.sources import read_manifest
+from kmeans_dask.sources.locations import is_remote
+
+_LOOKED_AT = 32
+"""Files whose headers are read: so many of the largest, and so many of all; 10 ms."""
 
 
 def check_memory(config: Config, folder: RunFolder, workers: Workers) -> None:
@@ -36,8 +41,31 @@ def plan_of(config: Config, items: pa.Table, workers: Workers) -> tuple[ChunkPla
         None without the section ``ingest``.
     memory : MemoryPlan
     """
-    largest = int(pc.max(items["bytes"]).as_py() or 0)
+    largest = largest_image(items)
     chunks = None
     if config.ingest:
         chunks = plan_chunks(len(items), config.ingest, chunk_limit(config, workers, largest))
     return chunks, plan_memory(config, workers, len(items), chunks.chunk_rows if chunks else 0, largest)
+
+
+def largest_image(items: pa.Table) -> Largest:
+    """Say how large the images are, by the headers of some local files: the largest ones, and some of all.
+
+    Parameters
+    ----------
+    items
+        `sources.MANIFEST_SCHEMA`.
+
+    Returns
+    -------
+    Largest
+        Where no header can be read, as in an archive or an object store, by the bytes of the largest item.
+    """
+    if not len(items):
+        return Largest(0, 0, 0)
+    sizes = items["bytes"].to_numpy()
+    first = np.argpartition(sizes, -min(_LOOKED_AT, len(sizes)))[-_LOOKED_AT:]
+    some = items.take(np.union1d(first, np.linspace(0, len(sizes) - 1, _LOOKED_AT, dtype=np.int64)))
+    files = zip(some["file"].to_pylist(), some["inside"].to_pylist(), strict=True)
+    pixels = max(0 if inside or is_remote(file) else pixels_of(file) for file, inside in files)
+    return Largest(int(sizes.max()), pixels or PIXELS_A_BYTE * int(sizes.max()), int(sizes.sum()))

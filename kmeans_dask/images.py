@@ -192,6 +192,17 @@ def open_image(file: Content, *, max_pixels: int) -> Image.Image:
     return _open(*_apart(file), max_pixels, None).image
 
 
+def pixels_of(path: bytes) -> int:
+    """Return the pixels (width x height) that the header of an image file tells; 0 if it tells none."""
+    try:
+        if not os.path.isfile(path):  # opening a pipe would wait
+            return 0
+        with Image.open(path, formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # see _open
+        return 0
+
+
 def _apart(file: Content) -> tuple[Plain, Range | None]:
     return file if isinstance(file, Ranged) else (file, None)
 

@@ -6,27 +6,53 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kmeans_dask.config import Config
+from kmeans_dask.config import Config, Quantize
 from kmeans_dask.errors import UserError
 from kmeans_dask.kernels import slice_rows
 from kmeans_dask.reduction import FAN_IN
 
 MIB = 2**20
 
-PROCESS = 350 * MIB
-"""A worker process with what ingest and fit import, and a kernel compiled: 333 MiB after a fit of 40 rows."""
-LATER_IMPORTS = 70 * MIB
-"""What evaluate and quantize import beside that, scikit-learn above all: 392 and 415 MiB after 40 rows."""
+PROCESS = 365 * MIB
+"""A worker process with what ingest and fit import, and a kernel compiled: 333 MiB after a fit of 40 rows, and up to 32
+that stay of what was freed."""
+LATER_IMPORTS = 75 * MIB
+"""What evaluate and shared palettes import beside that, scikit-learn above all: 392 and 415 MiB after 40 rows."""
+COMPILING = 120 * MIB
+"""What numba takes to compile the kernels of quantize and does not give back, in a process that finds none compiled:
+LFW 94 MiB, colour photos 124 MiB more than with compiled ones."""
 _SHARE = 0.8
 """Of a worker's limit, above which Dask gives it no more tasks."""
 KEPT_SHARE = 0.4
 """Rows are kept in the workers' memory if they take at most this share of it; Dask spills at 0.6."""
 _COPIES = 3
 """Of a chunk while it is written: the block, the shard that is put together, and its compressed inner chunks."""
-_BYTES_A_PIXEL = 11
-"""Of one decoded image of any mode, with its colours counted and painted: 549 MiB for 50 megapixels."""
-_PIXELS_A_BYTE = 8
-"""A JPEG of one bit a pixel is a bad one; few files hold more pixels a byte than that."""
+_DECODED = 11
+"""Bytes a pixel of an image of any mode while it is decoded and brought to 8 bits; 549 MiB for 50 megapixels."""
+_PAINTED = 12
+"""Bytes a pixel while it is decoded, counted, painted and encoded; photos take 8, with transparency 12."""
+_MORE_PAINTED = {"webp": 30, "floyd-steinberg": 20, "ordered": 34, "many colours": 10}
+"""What the encoder of WebP, dithering, and more than 256 colours add, bytes a pixel."""
+_COLOUR, _WEIGHED_COLOUR = 36, 80
+"""Bytes a distinct colour; and where the fit is not the plain one: in OKLab, of a sample, protecting rare ones."""
+_BYTES_A_COLOUR = 3
+"""Of the file, at least: one of noise has 3.6 bytes for each distinct colour, photos have 3 to 8."""
+_COLOURS = 2**24
+_MERGED, _MERGED_COLOURS, _BYTES_A_MERGED_COLOUR = 60, 2**23, 6
+"""Bytes a distinct colour of all images while tables of them are merged: half a million of 30 photos, 0.7 of 60. Rough:
+images of noise may have more."""
+PIXELS_A_BYTE = 8
+"""Of files whose headers are not read. A JPEG of one bit a pixel is a bad one; few files hold more pixels a byte."""
+
+
+class Largest(NamedTuple):
+    """What the images of a job have at most, as far as it is known before they are read."""
+
+    bytes: int
+    """Of a file."""
+    pixels: int
+    together: int
+    """Bytes of all files."""
 
 
 class Workers(NamedTuple):
@@ -102,12 +128,36 @@ def row_bytes(config: Config) -> int:
     return height * width * (1 if config.ingest.mode == "L" else 3)
 
 
-def decode_bytes(config: Config, largest_file: int) -> int:
-    """Bytes that decoding one image takes: of a file that has 8 pixels a byte, but of `input.max_pixels` at most."""
-    return _BYTES_A_PIXEL * min(config.input.max_pixels, _PIXELS_A_BYTE * largest_file)
+def decode_bytes(config: Config, largest: Largest) -> int:
+    """Bytes that decoding the largest image takes, but of `input.max_pixels` at most."""
+    return _DECODED * min(config.input.max_pixels, largest.pixels)
 
 
-def chunk_limit(config: Config, workers: Workers, largest_file: int) -> float:
+def paint_bytes(config: Config, largest: Largest) -> int:
+    """Bytes that quantizing the largest image takes: its pixels, its distinct colours, its file."""
+    assert config.quantize is not None
+    pixels = min(config.input.max_pixels, largest.pixels)
+    colours = min(pixels, largest.bytes // _BYTES_A_COLOUR, _COLOURS)
+    return (
+        _painted(config) * pixels
+        + (_COLOUR if _is_plain(config.quantize) else _WEIGHED_COLOUR) * colours
+        + largest.bytes
+    )
+
+
+def _painted(config: Config) -> int:
+    """Bytes a pixel of an image that is quantized."""
+    settings = config.quantize
+    assert settings is not None
+    told = (settings.format, settings.dither, "many colours" if max(settings.k or [1]) > 256 else "")
+    return _PAINTED + sum(_MORE_PAINTED.get(each, 0) for each in told)
+
+
+def _is_plain(settings: Quantize) -> bool:
+    return settings.algorithm == "kmeans" and settings.space == "rgb" and settings.sample == 1 and settings.rare == 0
+
+
+def chunk_limit(config: Config, workers: Workers, largest: Largest) -> float:
     """Return the bytes a chunk may have: `ingest.chunk_mib`, or less where the workers have less memory.
 
     Parameters
@@ -116,8 +166,8 @@ def chunk_limit(config: Config, workers: Workers, largest_file: int) -> float:
         With the section ``ingest``.
     workers
         Of the cluster.
-    largest_file
-        Bytes of the largest image file.
+    largest
+        Of the images.
 
     Returns
     -------
@@ -128,11 +178,11 @@ def chunk_limit(config: Config, workers: Workers, largest_file: int) -> float:
     wanted = config.ingest.chunk_mib * MIB
     if not workers.limit:
         return wanted
-    room = _SHARE * workers.limit - PROCESS - workers.threads * decode_bytes(config, largest_file)
+    room = _SHARE * workers.limit - PROCESS - workers.threads * decode_bytes(config, largest)
     return min(wanted, max(room / 2, 0) / (_COPIES * workers.threads))
 
 
-def plan_memory(config: Config, workers: Workers, n_items: int, chunk_rows: int, largest_file: int) -> MemoryPlan:
+def plan_memory(config: Config, workers: Workers, n_items: int, chunk_rows: int, largest: Largest) -> MemoryPlan:
     """Work out what each stage of a config takes of a worker.
 
     Parameters
@@ -145,8 +195,8 @@ def plan_memory(config: Config, workers: Workers, n_items: int, chunk_rows: int,
         Items of the collection.
     chunk_rows
         Items a chunk.
-    largest_file
-        Bytes of the largest image file.
+    largest
+        Of the images.
 
     Returns
     -------
@@ -155,7 +205,7 @@ def plan_memory(config: Config, workers: Workers, n_items: int, chunk_rows: int,
     """
     demands: list[Demand] = []
     row, threads = row_bytes(config), workers.threads
-    chunk, decoding = chunk_rows * row, threads * decode_bytes(config, largest_file)
+    chunk, decoding = chunk_rows * row, threads * decode_bytes(config, largest)
     if config.ingest:
         demands += [
             Demand("ingest", "chunks", threads * _COPIES * chunk),
@@ -189,10 +239,16 @@ def plan_memory(config: Config, workers: Workers, n_items: int, chunk_rows: int,
                 Demand("evaluate", "centres and their sums", results + 3 * 4 * n_centres * width),
             ]
     if config.quantize:
+        # of one process, which has done the stages before
+        is_later = config.evaluate is not None or config.quantize.palette == "shared"
         demands += [
-            Demand("quantize", "imports", LATER_IMPORTS),
-            Demand("quantize", "decoding and painting", decoding),
+            Demand("quantize", "imports", LATER_IMPORTS if is_later else 0),
+            Demand("quantize", "kernels that are compiled", COMPILING),
+            Demand("quantize", "decoding and painting", threads * paint_bytes(config, largest)),
         ]
+        if config.quantize.palette == "shared":
+            colours = min(largest.together // _BYTES_A_MERGED_COLOUR, _MERGED_COLOURS)
+            demands += [Demand("quantize", "colour tables that are merged", _MERGED * colours)]
     return MemoryPlan(tuple(demands), workers)
 
 
@@ -203,4 +259,4 @@ def megapixels_that_fit(config: Config, plan: MemoryPlan, stage: str) -> float:
         return most
     other = sum(d.bytes for d in plan.demands if d.stage == stage and not d.what.startswith("decoding"))
     room = (plan.allowed - PROCESS - other) / plan.workers.threads
-    return min(most, max(room, 0) / _BYTES_A_PIXEL / 1e6)
+    return min(most, max(room, 0) / (_DECODED if stage == "ingest" else _painted(config)) / 1e6)

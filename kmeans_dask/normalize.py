@@ -38,6 +38,9 @@ _HIGH_BYTE: Range = (0.0, 65535.0)
 _ROUNDING = 0.001
 """Share of white that floats may be beyond black and white: 1.0000001 is a rounding error, no byte."""
 
+_STRIP = 256
+"""Lines of an image that are laid over the background at a time."""
+
 _GREY_MODES = ("1", "L", "LA", "La", "F")
 """And I, I;16, I;16B ..."""
 
@@ -131,10 +134,15 @@ def _to_8_bits(image: Image.Image, background: str) -> tuple[Image.Image, list[s
 
 
 def _over(image: Image.Image, background: str) -> Image.Image:
-    if image.mode in ("La", "RGBa"):  # premultiplied; Pillow converts them only to their plain twins
-        image = image.convert(image.mode.upper())
-    below = Image.new("RGBA", image.size, background)
-    return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
+    plain = Image.new("RGB", image.size)
+    for top in range(0, image.height, _STRIP):  # whole copies of a large photo would be three more
+        box = (0, top, image.width, min(top + _STRIP, image.height))
+        part = image.crop(box)
+        if part.mode in ("La", "RGBa"):  # premultiplied; Pillow converts them only to their plain twins
+            part = part.convert(part.mode.upper())
+        below = Image.new("RGBA", part.size, background)
+        plain.paste(Image.alpha_composite(below, part.convert("RGBA")).convert("RGB"), box)
+    return plain
 
 
 def _by_profile(image: Image.Image) -> Image.Image | None:

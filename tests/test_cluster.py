@@ -60,11 +60,12 @@ def fill_the_disk() -> None:
     raise OSError(28, "the disk is full")
 
 
-def test_worker_processes_keep_freed_memory(monkeypatch: pytest.MonkeyPatch):
+def test_worker_processes_keep_freed_memory_but_large_blocks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
     with connect(Cluster(kind="local", workers=1)) as client:
         (environ,) = client.run(lambda: dict(os.environ)).values()
-    assert "MALLOC_TRIM_THRESHOLD_" not in environ
+    assert environ["MALLOC_TRIM_THRESHOLD_"] == str(64 * 2**20)
+    assert environ["MALLOC_MMAP_THRESHOLD_"] == str(12 * 2**20)
     assert environ["OPENBLAS_NUM_THREADS"] == environ["OMP_NUM_THREADS"] == "1"
 
 
