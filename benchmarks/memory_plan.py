@@ -155,4 +155,5 @@ if __name__ == "__main__":
         if sys.argv[1:2] == ["quantize"]:
             quantize([Path(name) for name in sys.argv[2:]], Path(scratch_folder))
         else:
+            os.environ["NUMBA_CACHE_DIR"] = str(Path(scratch_folder) / "numba")  # workers find no compiled kernels
             main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0, Path(scratch_folder))

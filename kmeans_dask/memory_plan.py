@@ -13,14 +13,15 @@ from kmeans_dask.reduction import FAN_IN
 
 MIB = 2**20
 
-PROCESS = 365 * MIB
-"""A worker process with what ingest and fit import, and a kernel compiled: 333 MiB after a fit of 40 rows, and up to 32
-that stay of what was freed."""
-LATER_IMPORTS = 75 * MIB
-"""What evaluate and shared palettes import beside that, scikit-learn above all: 392 and 415 MiB after 40 rows."""
-COMPILING = 120 * MIB
+PROCESS = 385 * MIB
+"""A worker process with what ingest and fit import, and the kernels of fit compiled: 377 MiB after digits of MNIST."""
+EVALUATING = 35 * MIB
+"""What evaluate imports and compiles beside that."""
+COMPILING = 105 * MIB
 """What numba takes to compile the kernels of quantize and does not give back, in a process that finds none compiled:
 LFW 94 MiB, colour photos 124 MiB more than with compiled ones."""
+LEFT = 105 * MIB
+"""What a process that has fitted and evaluated has left of that when it quantizes, with their kernels."""
 _SHARE = 0.8
 """Of a worker's limit, above which Dask gives it no more tasks."""
 KEPT_SHARE = 0.4
@@ -232,17 +233,15 @@ def plan_memory(config: Config, workers: Workers, n_items: int, chunk_rows: int,
         ]
         if config.evaluate is not None:
             demands += [
-                Demand("evaluate", "imports", LATER_IMPORTS),
+                Demand("evaluate", "imports and kernels", EVALUATING),
                 Demand("evaluate", "chunks that are read", read),
                 Demand("evaluate", "slices", slices),
                 Demand("evaluate", "clusters of the items", threads * 48 * n_models * chunk_rows),
                 Demand("evaluate", "centres and their sums", results + 3 * 4 * n_centres * width),
             ]
     if config.quantize:
-        # of one process, which has done the stages before
-        is_later = config.evaluate is not None or config.quantize.palette == "shared"
         demands += [
-            Demand("quantize", "imports", LATER_IMPORTS if is_later else 0),
+            Demand("quantize", "what fit and evaluate have left", LEFT if config.fit else 0),
             Demand("quantize", "kernels that are compiled", COMPILING),
             Demand("quantize", "decoding and painting", threads * paint_bytes(config, largest)),
         ]

@@ -148,7 +148,7 @@ def _ended_quietly(client: Client) -> Iterator[None]:
     It would log the tracebacks of what it is about, reconnecting above all; and asyncio, whenever garbage is collected,
     of what nobody waits for any more.
     """
-    loop = client.loop.asyncio_loop  # type: ignore[attr-defined]
+    loop = client.loop.asyncio_loop
     loop.set_exception_handler(_pass_over_lost)
     try:
         yield

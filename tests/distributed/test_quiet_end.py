@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from threading import Timer
 
 import dask
@@ -22,28 +21,25 @@ from kmeans_dask.config import Cluster
 from kmeans_dask.errors import JobError
 from kmeans_dask.memory_plan import Workers
 
-
-def _serve(told: Connection) -> None:
-    """Be a scheduler and a worker until killed."""
-    with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, host="127.0.0.1"
-    ) as it:
-        told.send(it.scheduler_address)
-        time.sleep(600)
+SERVE = """
+from distributed import LocalCluster
+with LocalCluster(n_workers=1, processes=False, protocol="tcp", dashboard_address=None) as cluster:
+    print(cluster.scheduler_address, flush=True)
+    input()
+"""
 
 
 @contextmanager
-def scheduler() -> Iterator[tuple[str, int]]:
-    """Yield address and number of a process that is a scheduler and its worker."""
-    ours, theirs = get_context("spawn").Pipe()
-    process = get_context("spawn").Process(target=_serve, args=[theirs])
-    process.start()
-    try:
-        assert process.pid is not None
-        yield ours.recv(), process.pid
-    finally:
-        process.kill()
-        process.join()
+def scheduler() -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Yield address and process of a scheduler and its worker."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip(), process
+        finally:
+            process.kill()
 
 
 def records_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -56,14 +52,11 @@ def records_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_scheduler_that_is_killed_while_the_workers_are_prepared(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    with scheduler() as (address, pid):
+    with scheduler() as (address, process):
 
         def killed(client: Client) -> None:
-            os.kill(pid, signal.SIGKILL)
-            while client.status == "running":  # else it would not be amid reconnecting
-                time.sleep(0.01)
-            time.sleep(0.3)
-            client.run_on_scheduler(os.getpid)
+            Timer(0.3, process.kill).start()
+            client.run_on_scheduler(time.sleep, 60)  # fails while Dask begins to connect again
 
         monkeypatch.setattr(connecting, "_prepare", killed)
         with (
