@@ -7,10 +7,10 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Timer
 
 import dask
 import pytest
@@ -55,8 +55,11 @@ def test_a_scheduler_that_is_killed_while_the_workers_are_prepared(
     with scheduler() as (address, process):
 
         def killed(client: Client) -> None:
-            Timer(0.3, process.kill).start()
-            client.run_on_scheduler(time.sleep, 60)  # fails while Dask begins to connect again
+            threading.Timer(0.3, process.kill).start()
+            try:
+                client.run_on_scheduler(time.sleep, 60)
+            finally:
+                time.sleep(0.3)  # by now Dask is about to connect again
 
         monkeypatch.setattr(connecting, "_prepare", killed)
         with (
@@ -70,10 +73,12 @@ def test_a_scheduler_that_is_killed_while_the_workers_are_prepared(
 
 
 def _wait_for_ever() -> None:
-    with connect(Cluster(kind="threads", workers=1)) as client:
-        futures = [client.submit(pow, number, 2, resources={"none": 1}) for number in range(3)]
-        Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
-        client.gather(futures)
+    with connect(Cluster(kind="threads", workers=1)):
+        with dask.annotate(resources={"none": 1}):
+            powers = [dask.delayed(pow)(2, number) for number in range(3)]
+        main = threading.main_thread().ident or 0
+        threading.Timer(0.3, signal.pthread_kill, [main, signal.SIGINT]).start()
+        dask.compute(*powers, optimize_graph=False)
 
 
 def test_an_interrupted_job_that_waits_for_workers(caplog: pytest.LogCaptureFixture):
