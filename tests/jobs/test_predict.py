@@ -1,4 +1,4 @@
-"""New images in a finished run, on real worker processes."""
+"""New images in a finished run, on worker processes and on threads."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ SIZE = (96, 96)
 def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished run; tests must not change what is in it."""
     folder = tmp_path_factory.mktemp("finished")
-    config = write_config(
-        folder, images, ingest={"size": list(SIZE)}, quantize=None, report=None, cluster={"workers": 2}
-    )
+    config = write_config(folder, images, ingest={"size": list(SIZE)}, quantize=None, report=None)
     assert cli.main(["run", str(config)]) == 0
     return folder / "runs" / "small"
 
@@ -49,21 +47,15 @@ def new_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def threads(tmp_path: Path) -> Path:
-    """Cluster file for tests that are not about the workers: processes take seconds to start."""
-    path = tmp_path / "threads.yaml"
-    path.write_text("kind: threads\n")
-    return path
-
-
 def pixels_of(folder: Path, paths: list[str]) -> np.ndarray:
     rows = [decode(folder / path, size=SIZE, mode="RGB", max_pixels=10**6).pixels for path in paths]
     return np.stack(rows).reshape(len(rows), -1)
 
 
 def test_the_table_says_what_the_estimator_predicts(command: Command, run: Path, new_images: Path, tmp_path: Path):
-    said = command("predict", run, new_images, "--k", 5, "--output", tmp_path / "table.parquet")
+    (tmp_path / "processes.yaml").write_text("kind: local\nworkers: 2\n")
+    options = ("--k", 5, "--output", tmp_path / "table.parquet", "--cluster", tmp_path / "processes.yaml")
+    said = command("predict", run, new_images, *options)
     table = pq.read_table(tmp_path / "table.parquet")
 
     assert said.status == 0
@@ -93,22 +85,17 @@ def test_the_table_says_what_the_estimator_predicts(command: Command, run: Path,
     assert [row["label"] for row in good] == [names[model.label_map[c]] for c in clusters]
 
 
-def test_the_column_of_the_images(command: Command, run: Path, images: Path, tmp_path: Path, threads: Path):
+def test_the_column_of_the_images(command: Command, run: Path, images: Path, tmp_path: Path):
     (tmp_path / "new.csv").write_text(f"path,file\nnowhere,{images / 'disc' / '000.png'}\n")
-    options = ("--cluster", threads, "--output", tmp_path / "t.csv")
+    options = ("--output", tmp_path / "t.csv")
 
     assert command("predict", run, tmp_path / "new.csv", "--column", "file", *options).status == 0
     assert pyarrow.csv.read_csv(tmp_path / "t.csv")["status"].to_pylist() == ["ok"]
     assert "1 of 1 images could not be read" in command("predict", run, tmp_path / "new.csv", *options).err
 
 
-def test_farther_than_anything_fitted(command: Command, run: Path, new_images: Path, tmp_path: Path, threads: Path):
-    assert (
-        command(
-            "predict", run, new_images, "--algorithm", "minibatch", "--cluster", threads, "--output", tmp_path / "t.csv"
-        ).status
-        == 0
-    )
+def test_farther_than_anything_fitted(command: Command, run: Path, new_images: Path, tmp_path: Path):
+    assert command("predict", run, new_images, "--algorithm", "minibatch", "--output", tmp_path / "t.csv").status == 0
     table = pyarrow.csv.read_csv(tmp_path / "t.csv").to_pylist()
 
     fitted = pq.read_table(run / "clusters.parquet").to_pylist()  # the same images: the first 60 are drawn alike
@@ -131,20 +118,15 @@ def test_farther_than_anything_fitted(command: Command, run: Path, new_images: P
     assert white["farther"]
 
 
-def test_the_table_lies_in_the_run_folder(command: Command, run: Path, images: Path, threads: Path):
-    assert (
-        command("predict", run, images, "--cluster", threads).out
-        == f"predicted: {run}/predictions/images-kmeans-k5.parquet\n"
-    )
+def test_the_table_lies_in_the_run_folder(command: Command, run: Path, images: Path):
+    assert command("predict", run, images).out == f"predicted: {run}/predictions/images-kmeans-k5.parquet\n"
 
     assert [path.name for path in (run / "predictions").iterdir()] == ["images-kmeans-k5.parquet"]
 
 
-def test_sources_of_one_name_have_a_table_each(
-    command: Command, run: Path, images: Path, tmp_path: Path, threads: Path
-):
+def test_sources_of_one_name_have_a_table_each(command: Command, run: Path, images: Path, tmp_path: Path):
     def said(source: Path | str, *options: object) -> str:
-        out = command("predict", run, source, "--k", 3, "--cluster", threads, *options).out
+        out = command("predict", run, source, "--k", 3, *options).out
         return Path(out.removeprefix("predicted: ").strip()).name
 
     for place, count in (("monday", 1), ("tuesday", 2)):
@@ -241,11 +223,11 @@ def test_what_is_no_run_or_not_finished(command: Command, run: Path, images: Pat
     assert command("predict", run, tmp_path / "nothing").status == 2
 
 
-def test_too_many_bad_images_fail_after_the_table(command: Command, run: Path, tmp_path: Path, threads: Path):
+def test_too_many_bad_images_fail_after_the_table(command: Command, run: Path, tmp_path: Path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.png").write_bytes(b"")
 
-    said = command("predict", run, tmp_path / "bad", "--output", tmp_path / "t.parquet", "--cluster", threads)
+    said = command("predict", run, tmp_path / "bad", "--output", tmp_path / "t.parquet")
 
     assert said.status == 1
     assert "1 of 1 images could not be read, more than input.max_failed=0.5 allows" in said.err
