@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Process, S3Server, Said, draw_images, write_config
+from conftest import Planted, Process, S3Server, Said, draw_images, hold_later, write_config
 from test_resume import results_of
 
 from kmeans_dask import open_collection
@@ -32,9 +32,10 @@ def bucket(s3: S3Server) -> str:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, bucket: str) -> Path:
-    """Config of a job of four chunks whose run folder is in the bucket."""
+    """Config of a job of four chunks whose run folder is in the bucket; an image of the last chunk can be held."""
     folder = tmp_path_factory.mktemp("job")
     draw_images(folder / "images", count=64, side=160, levels=16)
+    hold_later(max((folder / "images").rglob("*.png")))
     return write_config(
         folder,
         folder / "images",
@@ -65,29 +66,34 @@ def test_killed_and_run_again_it_gives_what_a_run_on_disk_gives(
     bucket: str,
     local_copy: Callable[[Path], Path],
     s3: S3Server,
+    planted: Planted,
 ):
     folder = location(f"{bucket}/small")
 
-    def kill_when(condition: Callable[[], object], *changes: str) -> Process:
+    def kill_when(condition: Callable[[], object], *changes: str) -> None:
         process = start("kmeans-dask", "run", job, *changes)
         process.wait_until(condition, pause=0.05)  # each look is a request
         process.signal_all(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        return process
 
     def finished() -> set[str]:
         return read_json(folder / "run.json")["stages"].keys() - {"listing"}
 
-    kill_when(lambda: list(folder.glob("collection.zarr.partial/items/part-*.parquet")))
+    def parts() -> list[Path]:
+        return list(folder.glob("collection.zarr.partial/items/part-*.parquet"))
+
+    kill_when(lambda: len(parts()) == 3, "cluster.threads=2")  # the other one has the image that is held
     assert finished() == set()
     with pytest.raises(UserError, match="is no collection that is finished"):
         open_collection(str(folder / "collection.zarr"))
-    done = len(list(folder.glob("collection.zarr.partial/items/part-*.parquet")))
+    assert len(parts()) == 3
 
-    process = kill_when(lambda: "fit" in finished(), "cluster.kind=threads")  # between two stages
-    assert f"ingest: 64 items in 4 chunks of 16 items (0.6 MiB); {4 - done} to do" in process.output
-    assert finished() == {"ingest", "fit"}
+    said = command("ingest", job, "cluster.kind=threads")
+    assert "ingest: 64 items in 4 chunks of 16 items (0.6 MiB); 1 to do" in said.lines
+    kill_when(lambda: "fit" in finished(), "cluster.kind=threads")
+    assert {"ingest", "fit"} <= finished() <= {"ingest", "fit", "evaluate"}
 
+    planted.let_go()
     process = start("kmeans-dask", "run", job)
     assert process.wait() == 0, process.output
     assert "ingest: finished before" in process.output
