@@ -108,7 +108,8 @@ def check_compose(image: Image) -> None:
     text = (PROJECT / "docker" / "compose.yaml").read_text()
     name = "name: kmeans-dask\n"
     assert name in text  # a key of version 2; that of Debian is 1.29, which knows all others
-    words = ["docker-compose", "--file", "-", "--project-directory", "/kmeans/docker", "config"]
+    image.take("WORKDIR /kmeans/docker")  # paths are taken from here
+    words = ["docker-compose", "--file", "-", "config"]
     said = subprocess.run(
         image.command(words), input=text.replace(name, ""), stdout=subprocess.PIPE, text=True, check=True
     )
