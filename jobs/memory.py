@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from functools import lru_cache
+
 import numpy as np
 import pyarrow as pa
 
 from kmeans_dask.chunks import ChunkPlan, plan_chunks
 from kmeans_dask.config import Config
-from kmeans_dask.images import pixels_of
 from kmeans_dask.memory_plan import PIXELS_A_BYTE, Largest, MemoryPlan, Workers, chunk_limit, plan_memory
 from kmeans_dask.runs import RunFolder
 from kmeans_dask.sources import read_manifest
 from kmeans_dask.sources.locations import is_remote
 
 _LOOKED_AT = 32
-"""Files whose headers are read: so many of the largest, and so many of all; 10 ms."""
+"""Files whose headers are read: so many of the largest, and so many of all; 0.3 s, for the process that does it."""
+_SECONDS = 10
+"""For that; a file system may hang."""
+
+_CHILD = """
+import sys
+from kmeans_dask.images import pixels_of
+for path in sys.stdin.buffer.read().split(b"\\0"):
+    print(pixels_of(path), flush=True)
+"""
 
 
 def check_memory(config: Config, folder: RunFolder, workers: Workers) -> None:
@@ -67,5 +79,24 @@ def largest_image(items: pa.Table) -> Largest:
     first = np.argpartition(sizes, -min(_LOOKED_AT, len(sizes)))[-_LOOKED_AT:]
     some = items.take(np.union1d(first, np.linspace(0, len(sizes) - 1, _LOOKED_AT, dtype=np.int64)))
     files = zip(some["file"].to_pylist(), some["inside"].to_pylist(), strict=True)
-    pixels = max(0 if inside or is_remote(file) else pixels_of(file) for file, inside in files)
+    local = tuple(file for file, inside in files if not inside and not is_remote(file))
+    pixels = _most_pixels(local) if local else 0
     return Largest(int(sizes.max()), pixels or PIXELS_A_BYTE * int(sizes.max()), int(sizes.sum()))
+
+
+@lru_cache(maxsize=1)  # asked for when the plan is checked, and by ingest
+def _most_pixels(files: tuple[bytes, ...]) -> int:
+    """Pixels of the largest of some files, by their headers, which another process reads: one may end it."""
+    child = [sys.executable, "-c", _CHILD]
+    try:
+        told = subprocess.run(
+            child,
+            input=b"\0".join(files),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_SECONDS,
+            check=False,
+        ).stdout
+    except subprocess.TimeoutExpired as error:
+        told = error.stdout or b""
+    return max(map(int, told.split()), default=0)

@@ -193,7 +193,10 @@ def open_image(file: Content, *, max_pixels: int) -> Image.Image:
 
 
 def pixels_of(path: bytes) -> int:
-    """Return the pixels (width x height) that the header of an image file tells; 0 if it tells none."""
+    """Return the pixels (width x height) that the header of an image file tells; 0 if it tells none.
+
+    No pixel is decoded, but a hostile file may end the process even so.
+    """
     try:
         if not os.path.isfile(path):  # opening a pipe would wait
             return 0

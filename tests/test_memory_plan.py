@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.poison import POISON, plant
 from jobs.memory import largest_image
 from kmeans_dask.chunks import plan_chunks
 from kmeans_dask.cluster import connect, run_tasks, workers_of
@@ -117,6 +118,20 @@ def test_how_large_images_are_is_told_by_the_headers_of_some(tmp_path: Path):
     packed = list_items(Input(path=[str(tmp_path / "some.tar")], labels="none"), 0, tmp_path)
     size = (tmp_path / "flat.png").stat().st_size
     assert largest_image(packed) == Largest(size, 8 * size, size)
+
+
+def test_an_image_that_ends_the_process_which_opens_it_ends_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("L", (500, 400)).save(folder / "a.png")
+    (folder / "b.png").write_bytes(POISON)
+    monkeypatch.setenv("PYTHONPATH", plant(tmp_path / "planted"))
+
+    files = list_items(Input(path=[str(folder)], labels="none"), 0, tmp_path)
+
+    assert largest_image(files).pixels == 200_000
 
 
 def test_rows_that_do_not_fit_are_not_kept():
