@@ -77,14 +77,17 @@ def write_file(path: str, data: bytes) -> None:
     OSError
         The file cannot be written; nothing of it is left.
     """
-    folder = os.path.dirname(path)
-    partial = f"{folder}/.{uuid4().hex}.partial"
     try:
-        try:
-            file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileNotFoundError:  # the folder's first file
-            os.makedirs(folder, exist_ok=True)
-            file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        _write_file(path, data)
+    except FileNotFoundError:  # the folder's first file; or a driver that has begun took what was unfinished away
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _write_file(path, data)
+
+
+def _write_file(path: str, data: bytes) -> None:
+    partial = f"{os.path.dirname(path)}/.{uuid4().hex}.partial"
+    try:
+        file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             rest = memoryview(data)
             while rest:

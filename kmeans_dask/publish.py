@@ -108,7 +108,7 @@ def remove_partials(folder: Path, leave: Sequence[str] = ()) -> None:
     Parameters
     ----------
     folder
-        Nobody writes below it now.
+        Nobody writes below it now but tasks of a driver that has died, which fail, or write anew what they lose.
     leave
         Names of folders in it that this is not true of; they are left alone.
     """

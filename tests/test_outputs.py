@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from kmeans_dask.outputs import output_names, renamed, write_file
+from kmeans_dask.publish import remove_partials
 
 
 def test_names_keep_the_folders_and_take_the_suffix():
@@ -47,6 +50,19 @@ def test_files_are_replaced_whole(tmp_path):
         write_file(str(path), data)
         assert path.read_bytes() == data
     assert [file.name for file in path.parent.iterdir()] == ["file.png"]
+
+
+def test_a_file_that_a_driver_tidies_away_amid_being_written_is_written_again(tmp_path, monkeypatch):
+    rename = os.replace
+
+    def tidy_once(partial, path):
+        monkeypatch.setattr(os, "replace", rename)
+        remove_partials(tmp_path)
+        rename(partial, path)
+
+    monkeypatch.setattr(os, "replace", tidy_once)
+    write_file(str(tmp_path / "file.png"), b"data")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("file.png", b"data")]
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
