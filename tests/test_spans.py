@@ -20,6 +20,10 @@ def spans_of(dask_scheduler: Scheduler) -> set[tuple[str, ...]]:
     return {(s.name[0], s.id) for s in known.spans.values()}
 
 
+def last_seen(dask_scheduler: Scheduler) -> float:
+    return min(worker.last_seen for worker in dask_scheduler.workers.values())
+
+
 def compute(*values: int) -> None:
     """Computations that share no task."""
     for value in values:
@@ -45,6 +49,9 @@ def test_the_spans_of_a_job_are_forgotten_and_no_others() -> None:
             with span("somebody's"):
                 compute(6)
             during = client.run_on_scheduler(spans_of)
+            for _ in range(2):  # a heartbeat that is sent now tells the scheduler of all of these spans, and none later
+                seen = client.run_on_scheduler(last_seen)
+                wait_until(lambda seen=seen: client.run_on_scheduler(last_seen) > seen)
         named = {s for s in during if s[0] == "somebody's"}
         assert len(during - before - named) >= 1
         assert len(named) == 1
