@@ -143,7 +143,9 @@ def read_layout(folder: Path) -> Layout:
 
 
 def array_names(location: str) -> list[str]:
-    """Names of the arrays of a zarr group that somebody else has written; none if it is a single array.
+    """Names of the arrays of a zarr group that somebody else has written, ``a/b`` in a group in it.
+
+    There are none if it is a single array.
 
     Raises
     ------
@@ -152,7 +154,12 @@ def array_names(location: str) -> list[str]:
     """
     with zarr.config.set(_FEW_THREADS):
         found = _open_any(location)
-        return [] if isinstance(found, zarr.Array) else sorted(found.array_keys())
+        if isinstance(found, zarr.Array):
+            return []
+        names = sorted(name for name, member in found.members(max_depth=None) if isinstance(member, zarr.Array))
+    if not names:
+        raise ValueError("it is a group without arrays")
+    return names
 
 
 def open_array(

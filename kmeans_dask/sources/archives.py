@@ -8,7 +8,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from io import BytesIO
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -28,6 +28,8 @@ _ZIP_HEADER = struct.Struct("<4s2xHH4xI8xHH")
 _ZIP_ENCRYPTED, _ZIP_SUMS_BEHIND = 1, 8
 """Flags of a member; of the second, the checksum stands behind the data."""
 _TAR_BLOCK = 512
+_SPARSE = -1
+"""Position of a member whose zeros are left out of the tar file: its bytes are in no one place."""
 _DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError, ValueError,
     RuntimeError,  # a member that is encrypted
@@ -45,7 +47,7 @@ class _Member(NamedTuple):
 
 
 def list_archive(file: bytes, inside: str, wanted: Wanted) -> Listed:
-    """Index the images of an archive, in natural order. Hidden members, links and folders are skipped.
+    """Index the images of an archive, in natural order. Hidden members, symbolic links and folders are skipped.
 
     Parameters
     ----------
@@ -71,7 +73,8 @@ def list_archive(file: bytes, inside: str, wanted: Wanted) -> Listed:
     members: dict[bytes, _Member] = {}  # of members with one name the last one counts, as when it is unpacked
     try:
         with open_stream(file) as stream:
-            for path, position, size, read in _zip_members(stream) if inside == "zip" else _tar_members(stream, inside):
+            found_members = _zip_members(stream) if inside == "zip" else _tar_members(stream, inside, members)
+            for path, position, size, read in found_members:
                 if is_hidden(path):
                     continue
                 if chosen(path):
@@ -118,6 +121,8 @@ def member_reader(stream: BinaryIO, inside: str) -> Callable[[int, int], BytesIO
     plain = stream if inside == "tar" else cast(BinaryIO, gzip.GzipFile(fileobj=stream))
 
     def read(position: int, size: int) -> BytesIO:
+        if position == _SPARSE:
+            raise ImageError("unreadable", "stored as a sparse file in the tar archive; make it without --sparse")
         _check_size(size)
         plain.seek(position)
         return BytesIO(_exactly(plain, size))
@@ -125,14 +130,20 @@ def member_reader(stream: BinaryIO, inside: str) -> Callable[[int, int], BytesIO
     return read
 
 
-def _tar_members(stream: BinaryIO, inside: str) -> Iterator[tuple[bytes, int, int, Callable[[], bytes]]]:
+def _tar_members(
+    stream: BinaryIO, inside: str, known: Mapping[bytes, _Member]
+) -> Iterator[tuple[bytes, int, int, Callable[[], bytes]]]:
+    """Yield the files of a tar archive; `known` are those that were chosen up to now, which hard links may name."""
     plain = gzip.GzipFile(fileobj=stream) if inside == "tar.gz" else stream
     with tarfile.open(fileobj=plain, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
         for info in archive:
             archive.members.clear()  # type: ignore[attr-defined]  # it would keep all: a gigabyte for a million
+            name = os.fsencode(info.name).removeprefix(b"./")
             if info.isreg():
-                name = os.fsencode(info.name).removeprefix(b"./")
-                yield name, info.offset_data, info.size, partial(_extract, archive, info)
+                position = _SPARSE if info.issparse() else info.offset_data
+                yield name, position, info.size, partial(_extract, archive, info)
+            elif info.islnk() and (same := known.get(os.fsencode(info.linkname).removeprefix(b"./"))):
+                yield name, same.position, same.bytes, bytes
         # a damaged header is taken for the end, and the members behind it would be missing without a word
         plain.seek(archive.offset)
         if plain.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):

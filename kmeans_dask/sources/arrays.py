@@ -234,9 +234,11 @@ def _column(file: bytes, inside: str, name: str) -> Iterator[Array]:
 def _check_images(file: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     is_grey, is_colour = len(shape) == 3, len(shape) == 4 and shape[3] in (1, 3, 4)
     if not (is_grey or is_colour) or min(shape) < 1 or dtype.kind not in "uifb":
+        first = len(shape) == 4 and shape[1] in (1, 3, 4)
         raise UserError(
             f"{shown(file)} holds {dtype} of shape {shape}, which are no images; allowed are numbers of shape "
             "(n, height, width) or (n, height, width, channels) with 1, 3 or 4 channels"
+            + ("; save numpy.moveaxis(..., 1, 3) of it" if first else "")
         )
 
 

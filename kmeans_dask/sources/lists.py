@@ -24,7 +24,8 @@ def list_list(file: bytes, wanted: Wanted) -> Listed:
     ----------
     file
         Full path or URL. A name ending in ``.csv`` is a table with a line of column names; any other has a path in
-        each line, empty lines are skipped. Paths are relative to the folder of the list, or full, or URLs.
+        each line, empty lines are skipped. Paths are relative to the folder of the list, or full, or URLs; backslashes
+        stand for slashes where no file has them in its name.
     wanted
         `column` of the paths, ``path`` if it is None; `columns` that are given back.
 
@@ -54,6 +55,8 @@ def list_list(file: bytes, wanted: Wanted) -> Listed:
     if bad := next((row for row, name in enumerate(names, 1) if not name or "\0" in name), None):
         raise UserError(f"{shown(file)}: entry {bad} is no path, but {names[bad - 1]!r}; correct it, or take it out")
     folder = os.path.dirname(file)
+    if not is_remote(folder):
+        names = [_as_here(folder, name) if "\\" in name else name for name in names]
     files = (
         [
             full_name(name) if is_remote(name) else os.path.normpath(os.path.join(folder, os.fsencode(name)))
@@ -86,6 +89,8 @@ def read_columns(file: bytes) -> dict[str, list[Any]]:
         delimiter = max(",;\t", key=text.partition("\n")[0].count)  # of spreadsheets in some languages a semicolon
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         names = next(rows, [])
+        if twice := next((name for name in names if name and names.count(name) > 1), None):
+            raise ValueError(f"it has two columns {twice}")
         columns: dict[str, list[Any]] = {name: [] for name in names}
         for row in rows:
             if not row:
@@ -98,6 +103,11 @@ def read_columns(file: bytes) -> dict[str, list[Any]]:
         reason = error.strerror if isinstance(error, OSError) else None
         raise UserError(f"cannot read the table {shown(file)}: {reason or shown(error)}") from None
     return columns
+
+
+def _as_here(folder: bytes, name: str) -> str:
+    """Return a path that was written on Windows as one of this machine."""
+    return name if os.path.lexists(os.path.join(folder, os.fsencode(name))) else name.replace("\\", "/")
 
 
 def joined(file: bytes, paths: Sequence[str], names: Sequence[str]) -> dict[str, list[Any]]:
