@@ -220,16 +220,14 @@ from fnmatch import fnmatch
 from PIL.PngImagePlugin import PngImageFile
 
 gate, moment = os.environ["HELD_UNTIL"], os.environ.get("SIGNALLED_AT")
-open_png = PngImageFile._open
+prepare = PngImageFile.load_prepare
 
-def open_later(self):
-    begins = self.fp.read(100)
-    self.fp.seek(0)
-    while b"held" in begins and not os.path.exists(gate):
+def decode_later(self):
+    while self.info.get("Comment") == "held" and not os.path.exists(gate):
         time.sleep(0.01)
-    open_png(self)
+    prepare(self)
 
-PngImageFile._open = open_later
+PngImageFile.load_prepare = decode_later
 if moment:
     number, left, pattern = moment.split(maxsplit=2)
     left = int(left)
@@ -266,11 +264,11 @@ class Planted:
         patch.setenv("HELD_UNTIL", str(self._gate))
 
     def hold(self) -> None:
-        """Have whoever opens an image that is marked by `hold_later` wait until `let_go`, as from the beginning."""
+        """Have whoever decodes an image that is marked by `hold_later` wait until `let_go`, as from the start."""
         self._gate.unlink(missing_ok=True)
 
     def let_go(self) -> None:
-        """Let whoever waits for marked images open them."""
+        """Let whoever waits for marked images decode them."""
         self._gate.touch()
 
     @contextmanager

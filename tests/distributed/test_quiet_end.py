@@ -21,9 +21,12 @@ from kmeans_dask.config import Cluster
 from kmeans_dask.errors import JobError
 from kmeans_dask.memory_plan import Workers
 
+ANY_PORT = "127.0.0.1:0"
+"""Without one it would be 8787, and a warning where that is taken."""
+
 SERVE = """
 from distributed import LocalCluster
-with LocalCluster(n_workers=1, processes=False, protocol="tcp", dashboard_address=None) as cluster:
+with LocalCluster(n_workers=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0") as cluster:
     print(cluster.scheduler_address, flush=True)
     input()
 """
@@ -81,6 +84,15 @@ def _wait_for_ever() -> None:
         dask.compute(*powers, optimize_graph=False)
 
 
+@pytest.fixture
+def own_handler() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, though dask_jobqueue has taken it over if anything here has imported it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("own_handler")
 def test_an_interrupted_job_that_waits_for_workers(caplog: pytest.LogCaptureFixture):
     """The futures are released when the client ends; what waits for each of them in Dask then fails."""
     with pytest.raises(KeyboardInterrupt):
@@ -90,5 +102,5 @@ def test_an_interrupted_job_that_waits_for_workers(caplog: pytest.LogCaptureFixt
 
 
 def test_a_cluster_whose_workers_have_just_gone_has_one_without_a_limit():
-    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=ANY_PORT) as cluster, Client(cluster) as client:
         assert workers_of(client) == Workers(1, 1, 0)
