@@ -18,8 +18,8 @@ from kmeans_dask.sources.locations import is_remote
 
 _LOOKED_AT = 32
 """Files whose headers are read: so many of the largest, and so many of all; 0.3 s, for the process that does it."""
-_SECONDS = 10
-"""For that; a file system may hang."""
+_SECONDS = 3
+"""For that: a file system may hang, and what has been read by then will do."""
 
 _CHILD = """
 import sys
