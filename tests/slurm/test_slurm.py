@@ -158,7 +158,7 @@ def test_a_job_that_runs_out_of_time_goes_on_when_it_is_submitted_again(
 
 def is_part_of(process: psutil.Process, job: str) -> bool:
     try:
-        return process.environ().get("SLURM_JOB_ID") == job and process.name() in ("python", "kmeans-dask")
+        return process.environ().get("SLURM_JOB_ID") == job and process.name().startswith(("python", "kmeans-dask"))
     except psutil.Error:  # it has ended
         return False
 
