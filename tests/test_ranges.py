@@ -17,7 +17,9 @@ from PIL import Image
 from kmeans_dask.collection import open_collection
 from kmeans_dask.config import Ingest, Input
 from kmeans_dask.decoding import decode_rows
-from kmeans_dask.sources import list_items, ranges_of
+from kmeans_dask.errors import UserError
+from kmeans_dask.normalize import extremes
+from kmeans_dask.sources import list_items, ranges, ranges_of
 
 DARK = np.array([[0.0, 1.0], [0.5, 0.25]])
 """An image that might be shares of white, or nearly black bytes."""
@@ -172,3 +174,19 @@ def test_an_array_that_tells_more_has_all_read_again_and_says_so(command: Callab
         pixels = collection.images.compute().reshape(4, 4)
     np.testing.assert_array_equal(pixels, [[0, 1, 0, 0]] * 3 + [[0, 255, 128, 64]])
     assert "numbers" not in command("ingest", config).err
+
+
+def test_numbers_are_not_judged_by_what_is_left_of_a_source_that_goes_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.stack([DARK, BRIGHT]))
+
+    def lose(values: np.ndarray) -> tuple[float, float]:
+        folder.rename(tmp_path / "elsewhere")
+        return extremes(values)
+
+    monkeypatch.setattr(ranges, "extremes", lose)
+    with pytest.raises(UserError, match=f"went away while it was read: {folder}"):
+        read(folder / "a.npy")

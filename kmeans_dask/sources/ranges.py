@@ -15,8 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from kmeans_dask.errors import UserError
 from kmeans_dask.normalize import Range, extremes, range_of
 from kmeans_dask.sources.arrays import Array, open_array
+from kmeans_dask.sources.locations import lost_place
 
 _ARRAYS = ("npy", "npz", "idx", "zarr")
 _READ_BYTES = 64 * 2**20
@@ -53,6 +55,11 @@ def with_ranges(
     -------
     pyarrow.Table
         `manifest.MANIFEST_SCHEMA`.
+
+    Raises
+    ------
+    UserError
+        The source of an array has gone.
     """
     if stated is not None:
         return _filled(items, np.zeros(len(items), np.int64), [stated])
@@ -85,6 +92,8 @@ def _judged(places: Sequence[_Place], usual: Range | None) -> list[Range | None]
             kinds.append(None if is_plain else array.dtype)
             if not is_plain:
                 spans[_kind(array.dtype)] += [extremes(block) for block in _blocks(array)]
+        if gone := lost_place(place.file):  # what could not be read was left out, or read as zeros
+            raise UserError(f"the input went away while it was read: {gone}; give the same command when it is back")
     return [None if dtype is None else _range(dtype, spans[_kind(dtype)], usual) for dtype in kinds]
 
 
