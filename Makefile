@@ -18,22 +18,22 @@ test: $(VENV)/installed
 test-slurm: $(VENV)/installed
 	which munged slurmctld slurmd srun qsub > /dev/null || apt-get install --yes --no-install-recommends \
 		munge slurm-client slurmctld slurmd slurm-wlm-torque
-	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest tests/system/test_slurm.py
 
 test-ssh: $(VENV)/installed
 	which sshd > /dev/null || apt-get install --yes --no-install-recommends openssh-server
-	$(BIN)/python -m pytest tests/ssh
+	$(BIN)/python -m pytest tests/system/test_ssh.py
 
 test-hosts: $(VENV)/installed
 	which ip > /dev/null || apt-get install --yes --no-install-recommends iproute2
-	$(BIN)/python -m pytest tests/hosts
+	$(BIN)/python -m pytest tests/system/test_hosts.py
 
 test-disk: $(VENV)/installed
-	$(BIN)/python -m pytest tests/disk
+	$(BIN)/python -m pytest tests/system/test_disk.py
 
 test-clocks: $(VENV)/installed
 	ls /usr/lib/*/faketime/libfaketimeMT.so.1 > /dev/null || apt-get install --yes --no-install-recommends faketime
-	$(BIN)/python -m pytest tests/clocks
+	$(BIN)/python -m pytest tests/system/test_clocks.py
 
 test-docker: $(VENV)/installed
 	which debootstrap ip > /dev/null || apt-get install --yes --no-install-recommends debootstrap iproute2

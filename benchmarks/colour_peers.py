@@ -17,11 +17,11 @@ from distributed import Client
 from PIL import Image
 from sklearn.cluster import KMeans
 
-from kmeans_dask.colours import colour_table, nearest
-from kmeans_dask.images import open_image
-from kmeans_dask.normalize import to_array
-from kmeans_dask.outputs import write_file
-from kmeans_dask.palettes import quantize_image
+from kmeans_dask.colours.palettes import quantize_image
+from kmeans_dask.colours.table import colour_table, nearest
+from kmeans_dask.sources.images import open_image
+from kmeans_dask.sources.normalize import to_array
+from kmeans_dask.storage.output_names import write_file
 
 MAX_PIXELS = 10**9
 KS = (2, 6, 30, 256)

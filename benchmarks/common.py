@@ -18,9 +18,9 @@ from distributed import Client
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info
 
-from kmeans_dask.cluster import connect
-from kmeans_dask.collection import open_collection
-from kmeans_dask.config import Cluster
+from kmeans_dask.collection.collection import open_collection
+from kmeans_dask.config.cluster import Cluster
+from kmeans_dask.deploy.client import connect
 
 
 def machine() -> str:

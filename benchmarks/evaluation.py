@@ -20,17 +20,16 @@ import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment
 from sklearn import metrics as reference
 
-from kmeans_dask.evaluation import Chunk, Counts, Task, add_counts, count_block
-from kmeans_dask.features import raw_features
-from kmeans_dask.kernels import NearestTwo, Stack, assign, assign_two
-from kmeans_dask.labels import label_map
-from kmeans_dask.metrics import contingency_block, scores
-from kmeans_dask.models import Model, read_model
-from kmeans_dask.publish import read_json
+from kmeans_dask.collection.features import raw_features
+from kmeans_dask.evaluation.duplicates import Sketcher
+from kmeans_dask.evaluation.first_pass import Chunk, Counts, Task, add_counts, count_block
+from kmeans_dask.evaluation.internal_metrics import means_of, scatter_block, spread_scores
+from kmeans_dask.evaluation.label_issues import suspects_block
+from kmeans_dask.evaluation.metrics import contingency_block, label_map, scores
+from kmeans_dask.kmeans.kernels import NearestTwo, Stack, assign, assign_two
+from kmeans_dask.models.model import Model, read_model
 from kmeans_dask.reduction import map_chunks, share, tree_reduce
-from kmeans_dask.sketches import Sketcher
-from kmeans_dask.spread import means_of, scatter_block, spread_scores
-from kmeans_dask.suspects import suspects_block
+from kmeans_dask.storage.publish import read_json
 
 SWEEP = (10, 16, 36, 64, 144, 256)
 Rows = Iterator[tuple[Any, ...]]

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from benchmarks.common import machine, table
 from benchmarks.processes import COMMANDS, Processes
 from benchmarks.small_disk import fill, make_room, small_disk
-from kmeans_dask.models import read_model
-from kmeans_dask.publish import read_json
+from kmeans_dask.models.model import read_model
+from kmeans_dask.storage.publish import read_json
 
 CONFIG = """
 name: run

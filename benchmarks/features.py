@@ -15,12 +15,11 @@ from distributed import Client, wait
 
 from benchmarks.common import machine, seconds, table, workers
 from kmeans_dask import KMeans
-from kmeans_dask.cluster import run_tasks
-from kmeans_dask.collection import Collection, open_collection
-from kmeans_dask.config import Features
-from kmeans_dask.feature_fit import Extracted, extraction_tasks, fit_features
-from kmeans_dask.labels import label_map
-from kmeans_dask.metrics import contingency_block, scores
+from kmeans_dask.collection.collection import Collection, open_collection
+from kmeans_dask.collection.fit_features import Extracted, extraction_tasks, fit_features
+from kmeans_dask.config.sections import Features
+from kmeans_dask.deploy.tasks import run_tasks
+from kmeans_dask.evaluation.metrics import contingency_block, label_map, scores
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "raw pixels": {},

@@ -27,11 +27,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import BaseModel
 
-from kmeans_dask.config import Config
-from kmeans_dask.config_files import check_sources, load_config
+from kmeans_dask.config.loading import check_sources, load_config
+from kmeans_dask.config.sections import Config
 from kmeans_dask.errors import UserError
-from kmeans_dask.images import ImageError, decode
-from kmeans_dask.normalize import POLICY
+from kmeans_dask.sources.images import ImageError, decode
+from kmeans_dask.sources.normalize import POLICY
 
 CASES = 10_000
 MAX_PIXELS = 1_000_000

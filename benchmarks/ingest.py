@@ -17,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import machine, seconds, table, workers
-from kmeans_dask.cluster import run_tasks
-from kmeans_dask.config import Ingest, Input
-from kmeans_dask.ingesting import finish_collection, ingest_tasks
-from kmeans_dask.sources import list_items, read_manifest, write_manifest
+from kmeans_dask.collection.ingest import finish_collection, ingest_tasks
+from kmeans_dask.config.sections import Ingest, Input
+from kmeans_dask.deploy.tasks import run_tasks
+from kmeans_dask.sources.listing import list_items
+from kmeans_dask.sources.manifest import read_manifest, write_manifest
 
 RUNS = 3
 

@@ -26,10 +26,10 @@ from dask_ml.cluster import KMeans as StockKMeans
 from threadpoolctl import threadpool_limits
 
 from kmeans_dask import KMeans, MiniBatchKMeans, fit_together
-from kmeans_dask.kernels import Stack, slice_rows, sum_by_cluster
-from kmeans_dask.lloyd import add_sums
+from kmeans_dask.kmeans.kernels import Stack, slice_rows, sum_by_cluster
+from kmeans_dask.kmeans.lloyd import add_sums
 from kmeans_dask.reduction import map_chunks, share, tree_reduce
-from kmeans_dask.store import Layout, create_collection, write_block
+from kmeans_dask.storage.zarr_groups import Layout, create_collection, write_block
 
 K = 256
 SWEEP = (10, 16, 36, 64, 144, 256)
@@ -270,9 +270,9 @@ def starts(data: Mnist, rows: int = 10_000, k: int = 64, seeds: int = 10) -> Row
     """Item 5: start and result over ten seeds, on a part of the rows (stock dask-ml takes minutes a fit on all)."""
     from dask_ml.cluster.k_means import k_init
 
-    from kmeans_dask.kmeans import starts_of
-    from kmeans_dask.lloyd import prepare
-    from kmeans_dask.seeding import choose_starts
+    from kmeans_dask.kmeans.estimator import starts_of
+    from kmeans_dask.kmeans.lloyd import prepare
+    from kmeans_dask.kmeans.seeding import choose_starts
 
     part = data.train[np.random.default_rng(0).choice(len(data.train), rows, replace=False)]
     floats, X = part.astype(np.float32), da.from_array(part, chunks=(2048, -1))
@@ -366,8 +366,8 @@ def memory(data: Mnist, gib: float = 8.2) -> Rows:
             dask.compute(
                 *[write(path, data.collection.folder, start, min(start + step, rows)) for start in range(0, rows, step)]
             )
-        from kmeans_dask.collection import _read_images
-        from kmeans_dask.store import read_layout
+        from kmeans_dask.collection.collection import _read_images
+        from kmeans_dask.storage.zarr_groups import read_layout
 
         X = _read_images(path, read_layout(path), "").reshape(rows, 784)
         with workers(2, "600MiB") as client:
@@ -395,7 +395,7 @@ def memory(data: Mnist, gib: float = 8.2) -> Rows:
 
 
 def _write_shifted(path: Path, source: Path, start: int, stop: int) -> None:
-    from kmeans_dask.store import read_block
+    from kmeans_dask.storage.zarr_groups import read_block
 
     first = start % 57_344
     block = read_block(source, first, first + stop - start)

@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from benchmarks.common import machine, seconds, table, workers
 from benchmarks.ingest import decode
-from kmeans_dask.cluster import run_tasks
-from kmeans_dask.config import Ingest, Input
-from kmeans_dask.features import raw_features
-from kmeans_dask.ingesting import finish_collection, ingest_tasks
-from kmeans_dask.models import Model
-from kmeans_dask.prediction import Predictor, join_predicted, predict_tasks
-from kmeans_dask.relisting import update_manifest
-from kmeans_dask.sources import list_items, write_manifest
+from kmeans_dask.collection.features import raw_features
+from kmeans_dask.collection.ingest import finish_collection, ingest_tasks
+from kmeans_dask.config.sections import Ingest, Input
+from kmeans_dask.deploy.tasks import run_tasks
+from kmeans_dask.models.model import Model
+from kmeans_dask.models.prediction import Predictor, join_predicted, predict_tasks
+from kmeans_dask.sources.listing import list_items
+from kmeans_dask.sources.manifest import update_manifest, write_manifest
 
 RUNS = 3
 ADDED = 1000

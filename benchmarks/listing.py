@@ -13,9 +13,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.common import machine, seconds, table
-from kmeans_dask.config import Ingest, Input
-from kmeans_dask.ingesting import ingest_tasks
-from kmeans_dask.sources import list_items, write_manifest
+from kmeans_dask.collection.ingest import ingest_tasks
+from kmeans_dask.config.sections import Ingest, Input
+from kmeans_dask.sources.listing import list_items
+from kmeans_dask.sources.manifest import write_manifest
 
 PER_FOLDER = 1000
 

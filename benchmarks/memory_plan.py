@@ -17,14 +17,16 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import machine, table
-from jobs.memory import plan_of
-from jobs.pipeline import run_stages
-from kmeans_dask.cluster import connect, workers_of
-from kmeans_dask.config import Cluster, Config
-from kmeans_dask.memory_plan import PROCESS
-from kmeans_dask.publish import remove
-from kmeans_dask.runs import run_folder
-from kmeans_dask.sources import read_manifest
+from kmeans_dask.config.cluster import Cluster
+from kmeans_dask.config.sections import Config
+from kmeans_dask.deploy.client import connect
+from kmeans_dask.deploy.workers import workers_of
+from kmeans_dask.pipeline.plan.image_sizes import plan_of
+from kmeans_dask.pipeline.plan.memory import PROCESS
+from kmeans_dask.pipeline.run import run_stages
+from kmeans_dask.sources.manifest import read_manifest
+from kmeans_dask.storage.publish import remove
+from kmeans_dask.storage.run_folder import run_folder
 
 STAGES = ("ingest", "fit", "evaluate", "quantize")
 LIMIT = "4GiB"

@@ -25,8 +25,8 @@ from PIL import Image
 
 from benchmarks.browser import Browser
 from benchmarks.common import table
-from kmeans_dask.report import write_report
-from kmeans_dask.sprites import encode_webp, pack
+from kmeans_dask.report.page import write_report
+from kmeans_dask.report.thumbnails import encode_webp, pack
 
 _DRAWN = "document.querySelectorAll('#main h2').length === 1"
 _CHARTS = "[...document.querySelectorAll('.chart')].every((e) => e.firstElementChild)"

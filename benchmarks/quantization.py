@@ -35,9 +35,9 @@ from benchmarks.colour_peers import KS, RECIPE, compare, peers, print_peers, who
 from benchmarks.common import machine
 from benchmarks.quantize_stage import MAX_PIXELS, config_of, files_of, peak_memory, run_stage, some, workers
 from benchmarks.shared_palettes import shared, variants
-from kmeans_dask.images import open_image
-from kmeans_dask.outputs import write_file
-from kmeans_dask.painting import encode
+from kmeans_dask.colours.remap import encode
+from kmeans_dask.sources.images import open_image
+from kmeans_dask.storage.output_names import write_file
 
 
 def encode_alone(files, painted, target):
@@ -150,7 +150,7 @@ def same_files(args: argparse.Namespace, folder: Path, work: Path, name: str) ->
     output = Path(tempfile.mkdtemp(dir=work))
     config = config_of(folder, output, "killed", k=[6, 30]).model_dump(mode="json", exclude_none=True)
     (output / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "jobs.cli", "quantize", str(output / "config.yaml")]
+    command = [sys.executable, "-m", "kmeans_dask", "quantize", str(output / "config.yaml")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and len(list((output / "killed").glob("quantized/30/**/*.png"))) < 20:
         time.sleep(0.02)

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from distributed import Client
 
-from jobs import quantize as stage_quantize
-from jobs.listing import list_items_of
-from kmeans_dask.cluster import connect
-from kmeans_dask.config import Cluster, Config
-from kmeans_dask.runs import open_run
+from kmeans_dask.config.cluster import Cluster
+from kmeans_dask.config.sections import Config
+from kmeans_dask.deploy.client import connect
+from kmeans_dask.pipeline.stages import quantize as stage_quantize
+from kmeans_dask.pipeline.stages.listing import list_items_of
+from kmeans_dask.storage.run_folder import open_run
 
 MAX_PIXELS = 10**9
 

@@ -24,11 +24,12 @@ from distributed import Client
 
 from benchmarks.common import machine, seconds, table
 from benchmarks.processes import WORKERS, Processes, processes, rss
-from jobs.pipeline import run_stages
-from kmeans_dask.config import Config, Ingest, Input, Quantize
-from kmeans_dask.ingesting import ingest_tasks, plan_of
-from kmeans_dask.quantize import missing_outputs, quantize_tasks
-from kmeans_dask.sources import list_items, write_manifest
+from kmeans_dask.collection.ingest import ingest_tasks, plan_of
+from kmeans_dask.colours.quantize import missing_outputs, quantize_tasks
+from kmeans_dask.config.sections import Config, Ingest, Input, Quantize
+from kmeans_dask.pipeline.run import run_stages
+from kmeans_dask.sources.listing import list_items
+from kmeans_dask.sources.manifest import write_manifest
 
 STAGES = ("ingest", "fit", "evaluate", "quantize")
 IMAGES, HOSTS, CHUNK_MIB, BATCH, WIDTH, CENTRES = 10**8, 100, 64, 1024, 784, 256

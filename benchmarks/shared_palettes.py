@@ -12,15 +12,15 @@ from PIL import Image
 from sklearn.cluster import KMeans
 
 from benchmarks.quantize_stage import MAX_PIXELS, config_of, files_of, peak_memory, run_stage, some, workers
-from jobs.listing import list_items_of
-from kmeans_dask import store
-from kmeans_dask.colour_means import coarse_centres
-from kmeans_dask.colours import ColourTable, nearest
-from kmeans_dask.images import open_image
-from kmeans_dask.quantize import finish_quantized, missing_outputs, plan_batches, quantize_tasks
-from kmeans_dask.runs import open_run
-from kmeans_dask.shared_palette import count_tasks, fit_shared
-from kmeans_dask.sources import read_manifest
+from kmeans_dask.colours.quantize import finish_quantized, missing_outputs, plan_batches, quantize_tasks
+from kmeans_dask.colours.shared_palette import count_tasks, fit_shared
+from kmeans_dask.colours.table import ColourTable, nearest
+from kmeans_dask.colours.weighted_kmeans import coarse_centres
+from kmeans_dask.pipeline.stages.listing import list_items_of
+from kmeans_dask.sources.images import open_image
+from kmeans_dask.sources.manifest import read_manifest
+from kmeans_dask.storage import zarr_groups
+from kmeans_dask.storage.run_folder import open_run
 
 K = 256
 
@@ -48,7 +48,7 @@ def shared(folder: Path, work: Path, n_workers: int, sample: int, name: str) -> 
         at.append(time.perf_counter())
         peak = max(client.run(peak_memory).values())
     count, fit, write = np.diff(at)
-    table = ColourTable(*store.read_colours(run.path / "colours.zarr"))
+    table = ColourTable(*zarr_groups.read_colours(run.path / "colours.zarr"))
     # measured on all pixels of the written files, not on the table
     pixels = {row["path"]: math.prod(open_image(folder / row["path"], max_pixels=MAX_PIXELS).size) for row in rows}
     error = sum(row["mse"] * pixels[row["path"]] for row in rows) / sum(pixels.values())

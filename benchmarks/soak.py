@@ -18,9 +18,9 @@ from distributed import Client
 
 from benchmarks.common import machine
 from benchmarks.processes import WORKERS, processes, rss
-from jobs.cli import STAGES
-from jobs.pipeline import run_stages
-from kmeans_dask.config import Config
+from kmeans_dask.config.sections import Config
+from kmeans_dask.pipeline.resume import STAGES
+from kmeans_dask.pipeline.run import run_stages
 
 _WARM_RUNS = 2
 """Runs that are not part of the line: modules are imported and kernels compiled in them."""

@@ -8,11 +8,10 @@
 import numpy as np
 import pyarrow.parquet as pq
 
-from jobs.predict import predict
 from kmeans_dask import KMeans, open_collection
-from kmeans_dask.labels import label_map
-from kmeans_dask.metrics import contingency_block, scores
-from kmeans_dask.plots import centroid_sheet
+from kmeans_dask.cli.predict import predict
+from kmeans_dask.evaluation.metrics import contingency_block, label_map, scores
+from kmeans_dask.report.plots import centroid_sheet
 
 collection = open_collection("runs/digits/collection.zarr")
 collection

@@ -9,23 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kmeans_dask.cluster import connect
-    from kmeans_dask.collection import open_collection
-    from kmeans_dask.config_files import load_config
-    from kmeans_dask.kmeans import KMeans, fit_together
-    from kmeans_dask.minibatch import MiniBatchKMeans
-    from kmeans_dask.palettes import quantize_image
+    from kmeans_dask.collection.collection import open_collection
+    from kmeans_dask.colours.palettes import quantize_image
+    from kmeans_dask.config.loading import load_config
+    from kmeans_dask.deploy.client import connect
+    from kmeans_dask.kmeans.estimator import KMeans, fit_together
+    from kmeans_dask.kmeans.minibatch import MiniBatchKMeans
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "KMeans": "kmeans",
-    "MiniBatchKMeans": "minibatch",
-    "connect": "cluster",
-    "fit_together": "kmeans",
-    "load_config": "config_files",
-    "open_collection": "collection",
-    "quantize_image": "palettes",
+    "KMeans": "kmeans.estimator",
+    "MiniBatchKMeans": "kmeans.minibatch",
+    "connect": "deploy.client",
+    "fit_together": "kmeans.estimator",
+    "load_config": "config.loading",
+    "open_collection": "collection.collection",
+    "quantize_image": "colours.palettes",
 }
 
 __all__ = [

@@ -1,47 +1,51 @@
-"""The layers of DESIGN.md, held by reading the imports of every module, also those inside functions."""
+"""The rooms of DESIGN.md, checked by reading the imports of every module, also those inside functions."""
 
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-FROM_THE_BOTTOM = """
-config config_files errors object_store publish relisting normalize images kernels moments draws labels \
-colours colour_spaces colour_starts colour_means grey_levels dither sprites painting palettes palette_files outputs \
-extractors transformation
-chunks careful store runs journal lock checkpoint \
-sources.manifest sources.names sources.locations sources.listed sources.policies sources.folders sources.lists \
-sources.archives sources.arrays sources.tables sources.datasets sources.downloads sources.places \
-sources.ranges sources.items sources.reading sources decoding
-reduction memory_plan estimate updating collection ingesting rows sampling seeding lloyd starting kmeans batches \
-minibatch models metrics embeddings features feature_fit spread sketches evaluation second_look cluster_facts \
-suspects duplicates choice prediction moves comparison model_files image_folders shared_palette quantize
-cluster.security cluster.clocks cluster.kinds cluster.allocation cluster.watchdog cluster.spans cluster.connecting \
-cluster.detached cluster.tasks cluster.watching \
-cluster \
-report plots colour_plots crosstabs projection thumbnails gallery colour_gallery
-"""
-LAYERS = [line.split() for line in FROM_THE_BOTTOM.strip().splitlines()]
-"""Jobs lie above all of them; ``__init__`` only names what users import."""
-
-ALLOWED = {
-    "zarr": ["store"],
-    "distributed": [name for name in LAYERS[3] if name.startswith("cluster.")],
-    "PIL": ["images", "normalize", "painting", "palettes", "plots", "sprites"],
-    "dask": [*LAYERS[2], *(name for name in LAYERS[3] if name.startswith("cluster."))],
-    "dask_ml": ["feature_fit", "kmeans"],
-    "skimage": ["extractors"],
-    "jobs": [],
+PACKAGE = Path(__file__).parents[1] / "kmeans_dask"
+DESIGN = (PACKAGE / "DESIGN.md").read_text(encoding="utf-8")
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+    if path.parent != PACKAGE or path.stem not in ("__init__", "__main__")
 }
-"""Modules of the package that may import a package; all others may not."""
 
 
-def imports_of(path: Path) -> set[str]:
+def rules() -> dict[str, set[str]]:
+    """Rooms from the bottom to the top, and the rooms that each may import."""
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", DESIGN, re.MULTILINE)
+    allowed: dict[str, set[str]] = {}
+    for room, cell in rows:
+        named = {"nothing": set(), "all above": set(allowed)}.get(cell, set(cell.split(", ")))
+        allowed[room] = named | ({"errors"} if room not in ("errors", "reduction", "kmeans") else set())
+    return allowed
+
+
+def packages() -> dict[str, set[str]]:
+    """Third-party packages, and the rooms that may import each."""
+    rows = re.findall(r"^\| `(\w+)` \| ([a-z, ]+) \|$", DESIGN, re.MULTILINE)
+    return {package: set(cell.split(", ")) for package, cell in rows}
+
+
+def imports_of(path: Path, *, typing_too: bool) -> set[str]:
+    """Dotted names that a module imports, those only for type checkers included or not."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    only_types = {
+        id(inner)
+        for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }  # fmt: skip
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
+        if id(node) in only_types and not typing_too:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -49,46 +53,66 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def modules_of(package: str) -> dict[str, set[str]]:
-    """Imports of every module under its dotted name, a sub-package's own under the sub-package's."""
-    folder = Path(__file__).parents[1] / package
-    paths = [path for path in folder.rglob("*.py") if path != folder / "__init__.py"]
-    names = [".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__") for path in paths]
-    return dict(zip(names, map(imports_of, paths), strict=True))
-
-
-MODULES = modules_of("kmeans_dask")
 OURS = {
-    module: {name.removeprefix("kmeans_dask.") for name in imports if name.startswith("kmeans_dask.")} & MODULES.keys()
-    for module, imports in MODULES.items()
+    module: {name.removeprefix("kmeans_dask.") for name in imports_of(path, typing_too=True)} & MODULES.keys()
+    for module, path in MODULES.items()
 }
 """Modules of the package that each of its modules imports."""
+ALLOWED = rules()
 
 
-def test_every_module_is_in_one_layer():
-    assert sorted(module for layer in LAYERS for module in layer) == sorted(MODULES)
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_the_design_page_names_every_room():
+    entries = {path.stem for path in PACKAGE.iterdir() if path.suffix in ("", ".py") and path.name != "py.typed"}
+
+    assert entries - {"__init__", "__main__", "__pycache__"} == set(ALLOWED)
+
+
+def test_rooms_import_only_those_below_them():
+    below: set[str] = set()
+    for room, allowed in ALLOWED.items():
+        assert allowed <= below, f"{room} may import a room that is not above it in the table"
+        below.add(room)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_go_downwards(module: str):
-    level = next(level for level, layer in enumerate(LAYERS) if module in layer)
+def test_imports_follow_the_table(module: str):
+    room = room_of(module)
 
-    assert OURS[module] <= {other for layer in LAYERS[: level + 1] for other in layer}
+    assert {room_of(other) for other in OURS[module]} - {room} <= ALLOWED[room]
 
 
 def test_imports_make_no_circle():
     assert set(TopologicalSorter(OURS).static_order()) == OURS.keys()
 
 
-@pytest.mark.parametrize("package", ALLOWED)
+@pytest.mark.parametrize("package", packages())
 def test_who_imports_a_package(package: str):
     importing = {
-        module for module, names in MODULES.items() if any(f"{name}.".startswith(f"{package}.") for name in names)
+        room_of(module)
+        for module, path in MODULES.items()
+        if any(f"{name}.".startswith(f"{package}.") for name in imports_of(path, typing_too=False))
     }
 
-    assert importing <= set(ALLOWED[package])
+    assert importing == packages()[package]
 
 
-def test_jobs_leave_files_and_pixels_to_the_package():
-    for module, names in modules_of("jobs").items():
-        assert {name.partition(".")[0] for name in names}.isdisjoint({"zarr", "PIL"}), module
+def test_no_module_imports_the_jobs():
+    for module, path in MODULES.items():
+        assert "jobs" not in {name.partition(".")[0] for name in imports_of(path, typing_too=True)}, module
+
+
+def test_rooms_and_files_stay_small():
+    folders = {path.parent for path in MODULES.values()} - {PACKAGE}
+    sizes = {
+        folder.name: sum(entry.name not in ("__init__.py", "__pycache__") for entry in folder.iterdir())
+        for folder in folders
+    }
+
+    assert {name: size for name, size in sizes.items() if size > 10} == {}
+    lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert {module: length for module, length in lengths.items() if length > 450} == {}
+    assert len(ALLOWED) <= 15

@@ -44,22 +44,15 @@ def test_importing_the_package_is_cheap():
 def test_help_and_mistakes_in_a_config_import_nothing_heavy():
     heavy = {"dask", "distributed", "numpy", "zarr", "sklearn", "pyarrow", "matplotlib", "numba", "PIL", "rich"}
 
-    assert modules_after("from jobs import cli; cli.main(['run', '--help'])").isdisjoint(heavy)
-    assert modules_after("from jobs import cli; cli.main(['run', 'no-such-file'])").isdisjoint(heavy)
+    assert modules_after("from kmeans_dask.cli import main; main.main(['run', '--help'])").isdisjoint(heavy)
+    assert modules_after("from kmeans_dask.cli import main; main.main(['run', 'no-such-file'])").isdisjoint(heavy)
 
 
 def test_worker_processes_import_no_estimators():
     tasks = (
-        "batches",
-        "evaluation",
-        "ingesting",
-        "lloyd",
-        "prediction",
-        "quantize",
-        "second_look",
-        "seeding",
-        "spread",
-    )
+        "collection.ingest", "colours.quantize", "evaluation.first_pass", "evaluation.internal_metrics",
+        "evaluation.second_pass", "kmeans.batches", "kmeans.lloyd", "kmeans.seeding", "models.prediction",
+    )  # fmt: skip
 
     assert modules_after("import kmeans_dask." + ", kmeans_dask.".join(tasks)).isdisjoint({"dask_ml", "sklearn"})
 

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kmeans_dask.errors import UserError
-from kmeans_dask.normalize import Range, extremes, range_of
-from kmeans_dask.sources.arrays import Array, open_array
-from kmeans_dask.sources.locations import lost_place
+from kmeans_dask.sources.kinds.arrays import Array, open_array
+from kmeans_dask.sources.kinds.locations import lost_place
+from kmeans_dask.sources.normalize import Range, extremes, range_of
 
 _ARRAYS = ("npy", "npz", "idx", "zarr")
 _READ_BYTES = 64 * 2**20

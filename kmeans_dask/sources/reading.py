@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from kmeans_dask.careful import ended_by
 from kmeans_dask.errors import JobError
-from kmeans_dask.images import Content, ImageError, Plain, Ranged
-from kmeans_dask.sources.archives import member_reader
-from kmeans_dask.sources.arrays import open_array
-from kmeans_dask.sources.locations import file_system, is_remote, lost_place, open_stream, shown
-from kmeans_dask.sources.tables import row_reader
+from kmeans_dask.sources.images import Content, ImageError, Plain, Ranged
+from kmeans_dask.sources.kinds.archives import member_reader
+from kmeans_dask.sources.kinds.arrays import open_array
+from kmeans_dask.sources.kinds.locations import file_system, is_remote, lost_place, open_stream, shown
+from kmeans_dask.sources.kinds.tables import row_reader
+from kmeans_dask.sources.sandbox import ended_by
 
 _AT_A_TIME, _BYTES_AT_A_TIME = 64, 32 * 2**20
 """Remote files that are asked for together, so that their latencies overlap; a single one may be larger."""

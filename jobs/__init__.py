@@ -1,1 +1,0 @@
-"""What people submit: one module a stage, and the command line."""

@@ -1,0 +1,1 @@
+"""The command ``kmeans-dask``: ``main`` checks what is typed, and one module for each verb does it."""

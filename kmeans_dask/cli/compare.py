@@ -1,0 +1,62 @@
+"""Command compare: how well the clusters of two finished runs agree."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kmeans_dask.errors import UserError
+from kmeans_dask.evaluation.metrics import Comparison, compare_clusters
+from kmeans_dask.models.model import column_prefix
+from kmeans_dask.pipeline.console import say, show_table
+from kmeans_dask.pipeline.finished import choose_model, config_of
+from kmeans_dask.storage.object_store import readable
+from kmeans_dask.storage.run_folder import run_folder
+
+
+def compare(first: str, second: str, k: int | None = None, algorithm: str | None = None) -> Comparison:
+    """Compare a model of each of two finished runs on the items that both have, and print how well they agree.
+
+    Parameters
+    ----------
+    first, second
+        Run folders; the same one is allowed.
+    k, algorithm
+        Of both models, as for `finished.choose_model`.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    UserError
+        A run has no such model, or the runs have no item in common.
+    """
+    (one, name), (other, other_name) = (_clusters_of(run, k, algorithm) for run in (first, second))
+    try:
+        found = compare_clusters(one, other)
+    except ValueError as error:
+        raise UserError(f"{first} and {second} cannot be compared: {error}; give two runs of the same images") from None
+    if found.only_first or found.only_second:
+        say(
+            f"compare: {found.items:,} items are in both and count; "
+            f"{found.only_first:,} are only in {first}, {found.only_second:,} only in {second}"
+        )
+    scores = (found.adjusted_rand, found.adjusted_mutual_information, found.v_measure, found.one_to_one)
+    show_table(
+        f"{name} and {other_name}",
+        ["items", "adjusted Rand", "adjusted mutual information", "V", "the same one to one"],
+        [[f"{found.items:,}", *(f"{score:.4f}" for score in scores)]],
+    )
+    return found
+
+
+def _clusters_of(run: str, k: int | None, algorithm: str | None) -> tuple[pa.Table, str]:
+    """Path, split and cluster of every item of a run, and what the model is called."""
+    config = config_of(run)
+    folder = run_folder(config)
+    model = choose_model(config, folder, k, algorithm)
+    column = f"{column_prefix(model)}_cluster"
+    table = pq.read_table(readable(folder.clusters), columns=["path", "split", column])
+    return table.rename_columns(["path", "split", "cluster"]), f"{run} ({model.algorithm}, K = {model.k})"

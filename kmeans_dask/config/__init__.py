@@ -1,0 +1,1 @@
+"""Every key of a config: a YAML file becomes the checked config."""

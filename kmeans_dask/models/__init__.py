@@ -1,0 +1,1 @@
+"""A fitted model on disk, in use, and exported."""

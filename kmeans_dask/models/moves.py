@@ -1,0 +1,104 @@
+"""How clusters have moved between two models of the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from numpy.typing import NDArray
+
+from kmeans_dask.kmeans.kernels import Block, Floats, Stack, assign
+from kmeans_dask.models.model import Model
+from kmeans_dask.reduction import map_chunks, share, tree_reduce
+from kmeans_dask.storage.publish import publish
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What became of the clusters of a model.
+
+    Attributes
+    ----------
+    model : Model
+        The newer one.
+    distances : (k,) float64
+        Euclidean distance between the old and the new centre, on the scale of the pixels.
+    table : (k, k) int64
+        Rows that were in a cluster (axis 0) and are in a cluster (axis 1).
+    """
+
+    model: Model
+    distances: NDArray[np.float64]
+    table: NDArray[np.int64]
+
+    @property
+    def changed(self) -> int:
+        """Rows that are in another cluster than before."""
+        return int(self.table.sum() - np.trace(self.table))
+
+
+def measure_moves(X: da.Array, old: Floats, model: Model) -> Moves:
+    """Assign all rows to both models, in one pass, and compare.
+
+    Parameters
+    ----------
+    X : (n, n_features) da.Array
+    old : (k, n_features)
+        Centres.
+    model
+        With as many centres; cluster i is what has become of the old one.
+
+    Returns
+    -------
+    Moves
+    """
+    origin = None if X.dtype == np.uint8 else model.centres.mean(axis=0)
+    both = [old.astype(model.centres.dtype), model.centres]
+    stack = share(Stack.of(both if origin is None else [centres - origin for centres in both], origin))
+    table = tree_reduce(map_chunks(_count_pairs, X, stack=stack, k=model.k), _add).compute()
+    steps = model.centres.astype(np.float64) - old
+    return Moves(model, np.sqrt(np.einsum("ij,ij->i", steps, steps)), table)
+
+
+def write_moves(moves: Sequence[Moves], path: Path) -> None:
+    """Write a CSV file, published by a rename: a row a model and cluster.
+
+    Parameters
+    ----------
+    moves
+        One a model.
+    path
+        File; columns algorithm, k, cluster, distance, before and after (fitted items), left and came (those that are in
+        another cluster than they were).
+    """
+    tables = [
+        pa.table(
+            {
+                "algorithm": pa.repeat(move.model.algorithm, move.model.k),
+                "k": pa.repeat(move.model.k, move.model.k),
+                "cluster": np.arange(move.model.k),
+                "distance": move.distances,
+                "before": move.table.sum(axis=1),
+                "after": move.table.sum(axis=0),
+                "left": move.table.sum(axis=1) - move.table.diagonal(),
+                "came": move.table.sum(axis=0) - move.table.diagonal(),
+            }
+        )
+        for move in moves
+    ]
+    with publish(path) as partial:
+        pyarrow.csv.write_csv(pa.concat_tables(tables), partial)
+
+
+def _count_pairs(block: Block, *, stack: Stack, k: int) -> NDArray[np.int64]:
+    (before, after), _ = assign(block, stack)
+    return np.bincount(before.astype(np.int64) * k + after, minlength=k * k).reshape(k, k)
+
+
+def _add(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.sum(parts, axis=0)

@@ -1,0 +1,54 @@
+"""How many bytes a stage has read and written: sizes of files, each counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kmeans_dask.sources.manifest import REMOVED, read_manifest
+from kmeans_dask.storage.object_store import bytes_below, readable
+from kmeans_dask.storage.run_folder import RunFolder
+
+
+def bytes_of_stage(stage: str, folder: RunFolder) -> tuple[int, int]:
+    """Measure what a finished stage has read and written.
+
+    Parameters
+    ----------
+    stage
+        Its name.
+    folder
+        Run folder.
+
+    Returns
+    -------
+    int, int
+        Bytes of the files that it reads, and of those that it writes. A file is counted once, however often it is
+        read; what an earlier call of the stage has written is counted too.
+    """
+    if stage == "ingest":
+        return _bytes_of_images(folder), _bytes([folder.collection])
+    if stage == "quantize":
+        written = pc.sum(pq.read_table(readable(folder.quantized), columns=["bytes_out"])["bytes_out"]).as_py() or 0
+        return _bytes_of_images(folder), written
+    rows, models = [folder.collection, folder.features], folder.path / "models"
+    tables = [folder.clusters, folder.cluster_facts, folder.confusion, folder.suspects, folder.outliers, folder.metrics]
+    reads, writes = {
+        "fit": (rows, [models]),
+        "evaluate": ([*rows, models], tables),
+        "report": ([*rows, models, *tables, folder.quantized], [folder.report, folder.sheets]),
+    }[stage]
+    return _bytes(reads), _bytes(writes)
+
+
+def _bytes_of_images(folder: RunFolder) -> int:
+    items = read_manifest(folder.manifest)
+    return int(pc.sum(items.filter(pc.not_equal(items["split"], REMOVED))["bytes"]).as_py() or 0)
+
+
+def _bytes(paths: Iterable[Path]) -> int:
+    """Bytes of files, and of all files below folders; nothing where there is none."""
+    return sum(map(bytes_below, paths))

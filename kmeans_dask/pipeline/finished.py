@@ -1,0 +1,81 @@
+"""A run that has been finished before, found again by its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from kmeans_dask.config.loading import load_config
+from kmeans_dask.config.sections import Config
+from kmeans_dask.errors import UserError
+from kmeans_dask.models.model import Model, read_model
+from kmeans_dask.storage.object_store import location, reached
+from kmeans_dask.storage.run_folder import RunFolder
+
+
+def config_of(path: str | Path, cluster: str | None = None) -> Config:
+    """Read the config that a run was made with, wherever its folder lies now.
+
+    Parameters
+    ----------
+    path
+        Run folder.
+    cluster
+        As for `config_files.load_config`.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    UserError
+        The folder is no run.
+    """
+    whole = location(path).resolve()
+    with reached(whole):
+        there = (whole / "run.json").exists() and (whole / "config.yaml").exists()
+    if not there:
+        raise UserError(f"{path} is no run folder; give one, for example runs/digits")
+    where = [f"output={json.dumps(str(whole.parent))}", f"name={json.dumps(whole.name)}"]
+    return load_config(whole / "config.yaml", where, cluster)
+
+
+def choose_model(config: Config, folder: RunFolder, k: int | None, algorithm: str | None) -> Model:
+    """Open one of the models of a run that has been evaluated.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    folder
+        Of the run.
+    k
+        Number of clusters; None: the chosen one, else the largest of the config.
+    algorithm
+        ``kmeans`` or ``minibatch``; None: the first of the config.
+
+    Returns
+    -------
+    Model
+        With a label map.
+
+    Raises
+    ------
+    UserError
+        The run has no such model, or its models have not been evaluated.
+    """
+    if config.fit is None or config.evaluate is None:
+        raise UserError(f"{folder.path} has no evaluated models; its config needs the sections fit and evaluate")
+    stages = folder.read()["stages"]
+    if "evaluate" not in stages:
+        raise UserError(f"the models of {folder.path} are not finished: run fit and evaluate first")
+    algorithm = algorithm or config.fit.algorithm[0]
+    chosen = {entry["algorithm"]: entry["k"] for entry in stages["evaluate"]["summary"].get("choice", [])}
+    k = k or chosen.get(algorithm, max(config.fit.ks))
+    if algorithm not in config.fit.algorithm or k not in config.fit.ks:
+        ks = ", ".join(map(str, config.fit.ks))
+        raise UserError(
+            f"{folder.path} has no model {algorithm}, K = {k}; it has {' and '.join(config.fit.algorithm)}, K = {ks}"
+        )
+    return read_model(folder.model(algorithm, k))

@@ -1,0 +1,1 @@
+"""What a job will take, worked out before it starts: tasks, memory, time and disk."""

@@ -1,0 +1,112 @@
+"""How fast earlier runs were: stages in run.json against what is estimated of them, for the time of the next job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from kmeans_dask.colours.quantize import batch_limits
+from kmeans_dask.config.sections import Config
+from kmeans_dask.errors import UserError
+from kmeans_dask.pipeline.finished import config_of
+from kmeans_dask.pipeline.plan.estimate import Estimate, estimate
+from kmeans_dask.pipeline.resume import settings_of
+from kmeans_dask.storage.object_store import location, reached
+from kmeans_dask.storage.run_folder import RunFolder
+
+_LONG = 5.0
+"""Seconds of a stage from which it tells a rate: what a stage costs however little it does is within one."""
+
+_SCALED = {"ingest": {"size"}, "fit": {"k", "k_range"}, "quantize": {"k"}}
+"""Keys of a section that the estimate knows the effect of; the others must be the same."""
+
+_COMPARED = {
+    "ingest": ("ingest",),
+    "fit": ("features", "fit"),
+    "evaluate": ("features", "fit", "evaluate"),
+    "quantize": ("quantize",),
+    "report": ("report",),
+}
+
+
+class Rate(NamedTuple):
+    """Of a stage."""
+
+    run: str
+    """Name of the run that it was measured in."""
+    factor: float
+    """Seconds measured by seconds estimated, with the built-in rates, for its items, features, K and workers."""
+
+
+def measured_rates(config: Config, estimates: Mapping[str, Estimate]) -> dict[str, Rate]:
+    """Find what earlier runs beside this one tell of the stages of a job.
+
+    Parameters
+    ----------
+    config
+        Of the job: runs below its output count, first its own, then the latest.
+    estimates
+        Stage -> its estimate with the built-in rates.
+
+    Returns
+    -------
+    dict
+        Stage -> rate. A stage is not there where no run has done it from nothing to its end with settings like these,
+        or only one that took less than five seconds for less than half of the work.
+
+    Raises
+    ------
+    UserError
+        The object store of the runs cannot be reached.
+    """
+    rates: dict[str, Rate] = {}
+    for folder, record in _earlier(config):
+        try:
+            earlier = config_of(folder.path)
+            for stage in estimates.keys() - rates.keys():
+                entry = record["stages"].get(stage, {})
+                if not entry.get("from_nothing") or _compared(stage, earlier) != _compared(stage, config):
+                    continue
+                if folder.finished(stage, settings_of(stage, earlier, folder)) is None:
+                    continue
+                then = _estimate_of(earlier, stage, record["stages"]).seconds
+                if entry["seconds"] >= _LONG or then >= estimates[stage].seconds / 2:
+                    rates[stage] = Rate(folder.path.name, entry["seconds"] / then)
+        except (UserError, KeyError, TypeError):  # a run of another version, or one whose files have gone
+            continue
+    return rates
+
+
+def _earlier(config: Config) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+    output = location(config.output)
+    with reached(output):
+        folders = [RunFolder(path.parent) for path in output.glob("*/run.json")]
+    records = []
+    for folder in folders:
+        try:
+            records.append((folder, folder.read()))
+        except UserError:
+            continue
+    records.sort(key=lambda found: str(found[1].get("changed")), reverse=True)
+    yield from sorted(records, key=lambda found: found[0].path.name != config.name)
+
+
+def _compared(stage: str, config: Config) -> list[Any]:
+    """Return the settings that must be the same."""
+    values: list[Any] = [config.fit is not None and config.fit.k == "auto"]
+    for name in _COMPARED[stage]:
+        section = getattr(config, name)
+        values.append(section and section.model_dump(exclude=_SCALED.get(name)))
+    return values
+
+
+def _estimate_of(config: Config, stage: str, stages: Mapping[str, Any]) -> Estimate:
+    """Estimate with the built-in rates what a stage of an earlier run has done."""
+    entry, ingested = stages[stage], stages.get("ingest", {}).get("summary", {"chunks": 0})
+    n_items, n_bytes = ingested.get("items", entry["summary"].get("items")), entry["bytes_read"]
+    cores = max(sum(entry["workers"].values()) * entry["threads"], 1)
+    most_items, most_bytes = batch_limits(n_items, n_bytes, cores)
+    batches = max(n_items // most_items, n_bytes // most_bytes)  # about: quantize.plan_batches
+    return estimate(
+        config, stage, n_items=n_items, n_bytes=n_bytes, chunks=ingested["chunks"], batches=batches, cores=cores
+    )

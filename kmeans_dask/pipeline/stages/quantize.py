@@ -1,0 +1,152 @@
+"""Stage quantize: every image again in few colours."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from kmeans_dask.colours.palette_files import read_palette, write_palette
+from kmeans_dask.colours.palettes import Palettes
+from kmeans_dask.colours.quantize import BatchSummary, finish_quantized, missing_outputs, plan_batches, quantize_tasks
+from kmeans_dask.colours.shared_palette import count_tasks, fit_shared, kept_number
+from kmeans_dask.config.sections import Config, Quantize
+from kmeans_dask.deploy.tasks import run_tasks
+from kmeans_dask.deploy.workers import workers_of
+from kmeans_dask.errors import JobError, UserError
+from kmeans_dask.pipeline.console import progress, say
+from kmeans_dask.pipeline.tables import show_colours
+from kmeans_dask.sources.manifest import REMOVED, read_manifest
+from kmeans_dask.storage.object_store import is_local
+from kmeans_dask.storage.output_names import output_names, renamed
+from kmeans_dask.storage.publish import publish
+from kmeans_dask.storage.run_folder import run_folder
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def run(config: Config, client: Client) -> dict[str, Any]:
+    """Write every item of the manifest in every K, one task a batch of images.
+
+    Parameters
+    ----------
+    config
+        With the section ``quantize``; the run folder has a manifest.
+    client
+        Of the workers.
+
+    Returns
+    -------
+    dict
+        items, failed, outputs.
+
+    Raises
+    ------
+    JobError
+        More than ``input.max_failed`` of the items could not be quantized.
+    UserError
+        The palette file cannot be read, or the images lie where the run writes.
+    """
+    assert config.quantize is not None
+    settings, folder = config.quantize, run_folder(config)
+    given = _given_palette(settings)
+    ks = settings.k or list(given)
+    job = (folder.manifest, folder.path, settings, config.seed, config.input.max_pixels)
+    manifest = read_manifest(folder.manifest)
+    _refuse_own_outputs(config, manifest)
+    missing = missing_outputs(*job, given)
+    workers = workers_of(client)
+    threads = workers.n * workers.threads
+    n_items = len(manifest) - manifest["split"].to_pylist().count(REMOVED)
+    say(f"quantize: {n_items:,} items in K = {', '.join(map(str, ks))}; {len(missing):,} items to do")
+    _tell_renamed(manifest["path"].to_pylist(), settings.format)
+    palettes = given or None
+    if missing and settings.palette == "shared":
+        palettes = _shared_palettes(config, client, plan_batches(manifest, threads))
+    for k, palette in (palettes or {}).items():
+        for kind in ("gpl", "json", "png"):
+            write_palette(folder.path / "palettes" / f"{k}.{kind}", palette)
+    with progress("quantize", len(missing), "items") as advance:
+
+        def count(summary: BatchSummary) -> None:
+            advance(summary.done + summary.failed, summary.failed)
+
+        run_tasks(client, quantize_tasks(*job, missing, palettes, threads), count)
+    table = finish_quantized(folder.path, ks)
+    return _judge(config, table, ks, n_items)
+
+
+def _refuse_own_outputs(config: Config, manifest: pa.Table) -> None:
+    """Refuse to read images where this run writes its own, by whatever name: they would be replaced."""
+    quantized = run_folder(config).path / "quantized"
+    folders = {os.path.dirname(file) for file in manifest["file"].to_pylist()}
+    if is_local(quantized):
+        own = os.path.join(os.path.realpath(os.fsencode(quantized)), b"")
+        folders = {os.path.realpath(folder) for folder in folders}
+    else:
+        own = f"{quantized}/".encode()
+    if any(os.path.join(folder, b"").startswith(own) for folder in folders):
+        raise UserError(f"input.path: images lie in {quantized}, which this run writes; choose another name or output")
+
+
+def _given_palette(settings: Quantize) -> Palettes:
+    """Palette of the file that the config names, under its number of colours; empty if it names none."""
+    if settings.palette in ("image", "shared"):
+        return {}
+    palette = read_palette(settings.palette)
+    if settings.format == "gif" and len(palette) > 256:
+        raise UserError(f"format gif holds 256 colours, {settings.palette} has {len(palette)}: choose png or webp")
+    return {len(palette): palette}
+
+
+def _tell_renamed(paths: Sequence[str], kind: str) -> None:
+    changed = renamed(paths, output_names(paths, f".{kind}"))
+    if changed:
+        shown = ", ".join(f"{path} -> {name}" for path, name in changed[:3])
+        more = f" and {len(changed) - 3:,} more" if len(changed) > 3 else ""
+        say(f"quantize: outputs that would share a name have other ones: {shown}{more}; all are in quantized.parquet")
+
+
+def _shared_palettes(config: Config, client: Client, batches: Sequence[tuple[int, int]]) -> Palettes:
+    """Count the colours of all items, unless that has been done, and fit one palette for each K."""
+    assert config.quantize is not None
+    folder = run_folder(config)
+    tasks = count_tasks(folder.manifest, folder.path, config.quantize, config.seed, config.input.max_pixels, batches)
+    if tasks:
+        with progress("count colours", batches[-1][1], "items") as advance:
+            run_tasks(client, tasks, advance)
+    say(f"quantize: {kept_number(folder.path):,} colours {'counted' if tasks else 'were counted before'}")
+    begun = time.monotonic()
+    palettes = fit_shared(folder.path, config.quantize, config.seed)
+    say(f"quantize: shared palettes fitted in {time.monotonic() - begun:.1f} s; files in {folder.path / 'palettes'}")
+    return palettes
+
+
+def _judge(config: Config, table: pa.Table, ks: Sequence[int], n_items: int) -> dict[str, Any]:
+    """Say how it went, and fail if too many items did."""
+    folder = run_folder(config)
+    bad = {row["path"] for row in table.filter(pc.not_equal(table["status"], "ok")).select(["path"]).to_pylist()}
+    first = table.filter(pc.equal(table["k"], ks[0]))
+    if not config.ingest:  # else items.csv is what ingest found
+        with publish(folder.items) as partial:
+            pyarrow.csv.write_csv(first.select(["path", "status", "error"]), partial)
+    n_failed = len(bad)
+    if n_failed == n_items or n_failed > config.input.max_failed * n_items:
+        raise JobError(
+            f"{n_failed:,} of {n_items:,} items could not be quantized, more than input.max_failed="
+            f"{config.input.max_failed:g} allows; the reasons are in {folder.quantized}; "
+            f"kmeans-dask retry {folder.path} tries them again"
+        )
+    if n_failed:
+        say(
+            f"quantize: {n_failed:,} of {n_items:,} items failed; the reasons are in {folder.quantized}; "
+            f"kmeans-dask retry {folder.path} tries them again"
+        )
+    show_colours(config.name, table)
+    return {"items": n_items, "failed": n_failed, "outputs": int(pc.sum(pc.equal(table["status"], "ok")).as_py())}

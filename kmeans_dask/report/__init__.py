@@ -1,0 +1,1 @@
+"""The report: the one-file page, its pictures and its plots."""

@@ -1,0 +1,214 @@
+"""Jobs whose drivers run on the cluster: whoever submitted them has left."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from kmeans_dask.storage.lock import last_driver
+from kmeans_dask.storage.publish import read_json
+from tests.support.clusters import Running
+from tests.support.images import draw_images, hold_later
+from tests.support.jobs import Said, write_config
+from tests.support.processes import Planted, Process
+
+Command = Callable[..., Said]
+LONG = {"k": list(range(150, 250)), "init": "k-means||"}
+"""Minutes of work, of which a test waits for none."""
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
+    """What the workers and drivers of this module wait for."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield Planted(tmp_path_factory.mktemp("planted") / "modules", patch)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, gate: Planted) -> Iterator[Running]:
+    """One scheduler and two workers."""
+    with Running(tmp_path_factory.mktemp("cluster"), workers=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Config of a job with relative paths."""
+    folder = tmp_path_factory.mktemp("job")
+    draw_images(folder / "images", count=60, side=160)
+    stages: dict[str, Any] = {"ingest": None, "fit": None, "evaluate": None, "report": None}
+    return write_config(
+        folder, Path("images"), output="runs", input={"path": "images"}, quantize={"k": 2}, cluster=None, **stages
+    )
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "waited in vain"
+        time.sleep(0.02)
+
+
+def state_of(run: Path) -> str | None:
+    try:
+        return read_json(run / "run.json").get("state")
+    except FileNotFoundError:
+        return None
+
+
+def at_work(run: Path, number: int) -> bool:
+    """Whether the driver of this number has come to its images."""
+    last = last_driver(run / "drivers")
+    step = last["progress"].get("step") if last else None
+    return bool(last and last["number"] == number and step and step["title"] == "quantize")
+
+
+def tasks_of(running: Running) -> list[str]:
+    with Client(running.address) as client:
+        return client.run_on_scheduler(lambda dask_scheduler: list(map(str, dask_scheduler.tasks)))
+
+
+def test_jobs_go_on_when_whoever_submitted_them_has_left(
+    command: Command, start: Callable[..., Process], running: Running, job: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Several at a time; the folder that paths are relative to is that of the command."""
+    monkeypatch.chdir(job.parent)
+    options = ("--cluster", running.address)
+    one = start("kmeans-dask", "submit", job, "name=one", *options, folder=job.parent)
+    two = command("submit", job, "name=two", *options)
+    names = ("one", "two")
+    assert (one.wait(), two.status) == (0, 0)
+    for name, output in zip(names, (one.output, two.out), strict=True):
+        run = job.parent / "runs" / name
+        submitted, folder, ask = output.splitlines()
+        assert re.fullmatch(rf"submitted: kmeans-dask-job-{name}-\w+", submitted)
+        assert folder == f"run folder: {run}, on the cluster"
+        assert ask.startswith(f"ask: kmeans-dask status {run} ")
+
+    for name in names:
+        wait_until(lambda name=name: state_of(job.parent / "runs" / name) == "finished")
+        record = read_json(job.parent / "runs" / name / "run.json")
+        assert record["driver_starts"] == 1
+        assert len(list((job.parent / "runs" / name / "quantized" / "2").rglob("*.png"))) == 60
+    wait_until(lambda: tasks_of(running) == [])  # the scheduler has nothing more to do with them
+    said = command("status", "--cluster", running.address)
+    assert said.status == 0
+    assert said.out.splitlines()[0] == f"2 jobs were submitted to {running.address}"
+    assert read_json(job.parent / "runs" / "one" / "run.json")["command"].startswith("kmeans-dask submit ")
+    for name in names:
+        run = job.parent / "runs" / name
+        told = rf"^{run} \(kmeans-dask-job-{name}-\w+\): ended with status 0\n  {name}: finished, "
+        assert re.search(told, said.out, re.MULTILINE)
+
+
+def test_a_submitted_job_is_asked_and_cancelled_from_afar(
+    command: Command, running: Running, job: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(job.parent)
+    run = job.parent / "runs" / "long"
+    submit = ("submit", job, "name=long", f"quantize.k={LONG['k']}", "quantize.init=k-means||", "--cluster")
+    assert command(*submit, running.address).status == 0
+    wait_until(lambda: at_work(run, 1))
+
+    said = command("status", run, "--cluster", running.address)
+    assert re.match(r"long: running; process \d+ on .+ is alive\nquantize: \d+ of 60 items", said.out)
+    assert "quantize: 60 items in K = 150" in command("logs", run, "--cluster", running.address).out
+    said = command(*submit, running.address)
+    assert (said.status, len(said.lines)) == (2, 1)
+    assert f"{run} is being worked on by process " in said.err
+
+    said = command("cancel", run, "--cluster", running.address)
+
+    assert (said.status, said.out) == (0, "long: cancelled\n")
+    wait_until(lambda: tasks_of(running) == [])  # nor does the scheduler start it again
+    assert state_of(run) == "cancelled"
+    assert "ended with status 130: kmeans-dask: cancelled; " in command("status", "--cluster", running.address).out
+    assert read_json(run / "run.json")["driver_starts"] == 1
+
+
+def test_a_driver_that_is_killed_and_a_worker_that_is_killed_with_its_driver_are_made_up_for(
+    command: Command, running: Running, job: Path, gate: Planted, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(job.parent)
+    run = job.parent / "runs" / "killed"
+    draw_images(job.parent / "many", count=256)  # four tasks; those that run when the driver is killed are finished
+    hold_later(max((job.parent / "many").rglob("*.png")))
+    ks = [10, 20]
+    submit = ("submit", job, "name=killed", "input.path=many", f"quantize.k={ks}", "--fresh", "--cluster")
+    assert command(*submit, running.address).status == 0
+
+    wait_until(lambda: at_work(run, 1))
+    os.kill(driver_of(run)["pid"], signal.SIGKILL)
+    wait_until(lambda: at_work(run, 2))
+    with Client(running.address) as client:  # the worker process beside which it runs; its nanny starts another one
+        pids = client.run(os.getpid).values()
+    parent = parent_of(driver_of(run)["pid"])
+    assert parent in pids
+    os.kill(parent, signal.SIGKILL)
+    gate.let_go()
+    wait_until(lambda: state_of(run) == "finished" and driver_of(run)["ended"])
+
+    assert read_json(run / "run.json")["driver_starts"] == 3
+    assert len(list((run / "quantized").rglob("*.png"))) == len(ks) * 256
+    assert " is dead; this goes on from where it was" in (run / "logs" / "2.jsonl").read_text()
+    wait_until(lambda: tasks_of(running) == [])
+
+
+def test_retry_of_a_run_that_only_the_cluster_sees(
+    command: Command, running: Running, job: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(job.parent)
+    draw_images(job.parent / "few", count=3)
+    broken = job.parent / "few" / "disc" / "000.png"
+    content = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    run = running.folder / "runs" / "few"
+    here = (f"output={running.folder / 'runs'}", "cluster.kind=threads")
+    assert command("run", job, "name=few", "input.path=few", *here).status == 0
+    broken.write_bytes(content)
+
+    said = command("retry", "runs/few", "--cluster", running.address)  # which the workers' current folder has
+
+    assert said.status == 0
+    assert f"run folder: {run}, on the cluster" in said.out
+    wait_until(lambda: len(list((run / "quantized").rglob("*.png"))) == 3 and state_of(run) == "finished")
+    wait_until(lambda: tasks_of(running) == [])
+    said = command("retry", "runs/nothing", "--cluster", running.address)
+    assert (said.status, len(said.lines)) == (2, 1)
+    assert "on the cluster, runs/nothing is no run folder" in said.err
+
+
+def driver_of(run: Path) -> dict[str, Any]:
+    last = last_driver(run / "drivers")
+    assert last is not None
+    return last
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_what_cannot_be_submitted(command: Command, running: Running, job: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(job.parent)
+
+    said = command("submit", job)
+    assert (said.status, said.lines) == (
+        2, ["kmeans-dask: submit needs a cluster that is running already: --cluster tcp://HOST:PORT"],
+    )  # fmt: skip
+
+    said = command("submit", job, "input.path=nowhere", "name=lost", "--cluster", running.address)
+    assert (said.status, len(said.lines)) == (2, 1)
+    assert f"on the cluster, input.path={job.parent / 'nowhere'}: there is no such file or folder" in said.err
+
+    for name in ("status", "cancel", "logs"):
+        said = command(name, job.parent / "nothing", "--cluster", running.address)
+        assert (said.status, len(said.lines)) == (2, 1)
+    assert command("status").status == 2

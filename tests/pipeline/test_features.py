@@ -1,0 +1,222 @@
+"""Whole jobs on features other than raw pixels: fitted, scored and drawn, and changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.decomposition import PCA
+
+from kmeans_dask import open_collection
+from kmeans_dask.cli import main
+from kmeans_dask.collection.features import open_features
+from kmeans_dask.models.model import read_model
+from kmeans_dask.storage.publish import read_json
+from tests.support.jobs import Said, write_config
+
+Command = Callable[..., Said]
+DIGITS: dict[str, Any] = {
+    "input": {"builtin": "digits", "holdout": 0.2},
+    "ingest": {"size": [8, 8], "mode": "L"},
+    "fit": {"k": [10, 40]},
+    "quantize": None,
+}
+
+
+def digits(folder: Path, **changes: Any) -> Path:
+    return write_config(folder, folder, **{**DIGITS, **changes})
+
+
+@pytest.fixture(scope="module")
+def pca_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits in 20 components, by two worker processes."""
+    folder = tmp_path_factory.mktemp("pca")
+    (folder / "users_own.py").write_text("def halves(images): return images.reshape(len(images), -1) / 2\n")
+    config = digits(folder, features={"pca": 20}, cluster={"kind": "local", "workers": 2})
+    assert main.main(["run", str(config)]) == 0
+    return folder / "runs" / "small"
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"features": {"kind": "nowhere:function"}},
+        {"features": {"kind": "file", "path": "nowhere.npy"}},
+        {"quantize": {"palette": "nowhere.gpl"}},
+    ],
+)
+def test_what_a_later_stage_needs_is_missed_before_the_first(mistake: dict[str, Any], command: Command, tmp_path: Path):
+    said = command("run", digits(tmp_path, **mistake))
+
+    assert (said.status, len(said.lines)) == (2, 1)
+    assert "nowhere" in said.err
+    assert not (tmp_path / "runs" / "small" / "manifest.parquet").exists()
+
+
+def test_a_job_on_components_agrees_with_scikit_learn(pca_run: Path):
+    collection = open_collection(pca_run / "collection.zarr")
+    pixels = collection.images.compute(scheduler="sync").reshape(1797, 64).astype(float)
+    train = (collection.items["split"].to_numpy() == "train").nonzero()[0]
+    exact = PCA(20, svd_solver="full").fit(pixels[train])
+    rows = pq.read_table(pca_run / "clusters.parquet")
+
+    for k, metrics in zip((10, 40), read_json(pca_run / "metrics.json"), strict=True):
+        model = read_model(pca_run / "models" / "kmeans" / f"k={k}.zarr")
+        # scikit-learn's components, turned into the run's: the subspace is one, its axes may be mirrored
+        components = open_features(pca_run).transformation.components
+        assert components is not None
+        turned = (pixels - exact.mean_) @ exact.components_.T @ exact.components_ @ components.T
+        squared = ((turned[:, None] - model.centres) ** 2).sum(axis=2)
+        clusters = rows[f"kmeans_k{k}_cluster"].to_numpy()
+        assert (clusters == squared.argmin(axis=1)).mean() > 0.998
+        np.testing.assert_allclose(rows[f"kmeans_k{k}_distance"].to_numpy() ** 2, squared.min(axis=1), rtol=1e-2)
+        assert metrics["inertia"] == pytest.approx(squared[train].min(axis=1).sum(), rel=1e-3)
+        assert metrics["accuracy_holdout"] > (0.6 if k == 10 else 0.85)
+
+
+def test_new_images_are_transformed_alike(command: Command, pca_run: Path):
+    said = command("predict", pca_run, pca_run / "input" / "digits", "--k", 40)
+
+    (path,) = (pca_run / "predictions").glob("*.parquet")
+    new, fitted = pq.read_table(path).sort_by("path"), pq.read_table(pca_run / "clusters.parquet").sort_by("path")
+    assert said.status == 0
+    assert new["path"].equals(fitted["path"])
+    assert new["cluster"].to_pylist() == fitted["kmeans_k40_cluster"].to_pylist()
+    np.testing.assert_allclose(new["distance"].to_numpy(), fitted["kmeans_k40_distance"].to_numpy(), rtol=1e-4)
+
+
+def test_the_report_draws_centres_that_lead_back_to_pixels(pca_run: Path):
+    page = (pca_run / "report.html").read_text()
+
+    assert "on the scale of the features (pca: 20)" in page
+    assert '"centres_are":"centre"' in page
+    model = read_model(pca_run / "models" / "kmeans" / "k=10.zarr")
+    pictures = open_features(pca_run).to_pixels(model.centres)
+    assert pictures is not None
+    assert pictures.shape == (10, 64)
+    assert -30 < pictures.min() < 30
+    assert 150 < pictures.max() < 300
+
+
+def test_hog_on_spherical_k_means(command: Command, tmp_path: Path):
+    said = command("run", digits(tmp_path, features={"kind": "hog", "normalize": "l2"}))
+
+    run = tmp_path / "runs" / "small"
+    assert said.status == 0
+    assert "features: hog of 1,797 items, made once and stored; 2 to do" in said.lines
+    assert any("1,438 rows x 324 numbers" in line and "MiB of features kept in memory" in line for line in said.lines)
+    centres = read_model(run / "models" / "kmeans" / "k=40.zarr").centres
+    np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1, atol=1e-5)
+    page = (run / "report.html").read_text()
+    assert '"centres_are":"item nearest to the centre"' in page
+    assert "on the scale of the features (kind: hog, normalize: l2)" in page
+    assert read_json(run / "metrics.json")[1]["accuracy_holdout"] > 0.85
+
+
+def test_another_setting_is_noticed_and_stored_numbers_are_kept(command: Command, tmp_path: Path):
+    config = digits(tmp_path, features={"kind": "colour-histogram"}, report=None)
+    assert command("run", config).status == 0
+    assert any("fit: finished before" in line for line in command("run", config).lines)
+    rows = tmp_path / "runs" / "small" / "features" / "rows.zarr"
+    before = rows.stat().st_ino
+
+    said = command("run", config, "features.pca=4")
+
+    assert any("features.pca was None, is now 4" in line for line in said.lines)
+    assert not any("made once" in line for line in said.lines)
+    assert rows.stat().st_ino == before
+    assert any("2 models of 1,438 rows x 4 numbers" in line for line in said.lines)
+
+    said = command("run", config, "features=null")
+    assert any("1,438 rows x 64 numbers" in line and "MiB of pixels" in line for line in said.lines)
+    assert not rows.parent.exists()
+
+
+def test_embeddings_by_path(command: Command, tmp_path: Path):
+    """The pixels themselves as a file of rows, shuffled: the models are those of the pixels."""
+    plain = digits(tmp_path, report=None)
+    assert command("run", plain).status == 0
+    run = tmp_path / "runs" / "small"
+    collection = open_collection(run / "collection.zarr")
+    order = np.random.default_rng(0).permutation(1797)
+    pixels = collection.images.compute(scheduler="sync").reshape(1797, 64).astype(np.float32)[order]
+    paths = collection.items["path"].take(pa.array(order))
+    pq.write_table(pa.table({"path": paths, "vector": list(pixels)}), tmp_path / "e.parquet", row_group_size=100)
+    raw = read_json(run / "metrics.json")
+
+    said = command("run", plain, f"features={{kind: file, path: {tmp_path / 'e.parquet'}}}")
+
+    assert said.status == 0
+    for mine, theirs in zip(read_json(run / "metrics.json"), raw, strict=True):
+        assert mine["inertia"] == pytest.approx(theirs["inertia"], rel=0.02)
+    again = f"features={{kind: file, path: {tmp_path / 'e.parquet'}}}"
+    assert "fit: finished before" in command("run", plain, again).lines
+    pq.write_table(pa.table({"path": paths, "vector": list(pixels / 2)}), tmp_path / "e.parquet")
+    assert any("features.path, its size and time was" in line for line in command("run", plain, again).lines)
+    assert read_json(run / "metrics.json")[0]["inertia"] == pytest.approx(raw[0]["inertia"] / 4, rel=0.02)
+    said = command("predict", run, run / "input" / "digits")
+    assert said.status == 2
+    assert "which cannot be made of new images; add their rows to the file" in said.lines[-1]
+    np.save(tmp_path / "e.npy", pixels[:-1])
+    said = command("run", plain, f"features={{kind: file, path: {tmp_path / 'e.npy'}}}")
+    assert said.status == 2
+    assert "e.npy has 1,796 rows, and there are 1,797 items" in said.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        (
+            "features.kind=sift",
+            ["features: kind='sift'", "colour-histogram, file or package.module:function"],
+        ),
+        ("features.kind=file", ["kind file needs the key path"]),
+        ("features.path=e.npy", ["kind file needs the key path"]),
+        ("features.scale=0", ["features.scale=0", "a number above 0 that is divided by, or standard"]),
+        ("features.pca=0", ["features.pca=0"]),
+        ("features.size=3", ["unknown key features.size", "kind, path, scale, centre, pca, normalize"]),
+        (
+            "features={normalize: l2}",
+            ["normalize=l2 makes K-Means spherical", "algorithm kmeans and engine"],
+        ),
+        ("features={kind: file, path: nowhere.npy}", ["features.path=nowhere.npy: there is no such file"]),
+        ("features.kind=nowhere:nothing", ["cannot import nowhere", "PYTHONPATH"]),
+        ("features.pca=300", ["features.pca=300", "only 48 rows of 768 numbers"]),
+    ],
+)
+def test_wrong_features_are_one_line(command: Command, images: Path, tmp_path: Path, override: str, parts: list[str]):
+    said = command("run", write_config(tmp_path, images, quantize=None, report=None), override)
+
+    assert said.status == 2
+    for part in parts:
+        assert part in said.lines[-1]
+    assert "Traceback" not in said.err
+
+
+def test_a_users_function_on_worker_processes(
+    command: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "my_features.py").write_text(
+        "def means(images): return images.mean(axis=(1, 2))\n"
+        "def fails(images):\n"
+        "    if len(images) > 1: raise RuntimeError('no model')\n"
+        "    return images.mean(axis=(1, 2))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    workers = {"kind": "local", "workers": 1}
+    config = write_config(tmp_path, images, quantize=None, fit={"k": 3}, cluster=workers)
+
+    failed = command("run", config, "features.kind=my_features:fails", "report=null")
+    said = command("run", config, "features.kind=my_features:means")
+
+    assert failed.status == 2
+    assert "items 0 to 59: features.kind=my_features:fails failed" in failed.lines[-1]
+    assert "Traceback" not in failed.err
+    assert said.status == 0
+    assert read_json(tmp_path / "runs" / "small" / "metrics.json")[0]["accuracy_train"] > 0.9

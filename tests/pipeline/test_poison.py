@@ -1,0 +1,72 @@
+"""Images that end or hang the process which opens them: a decoder is planted in the worker processes for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.poison import NOTICE, POISON, plant
+from tests.support.images import draw_images
+from tests.support.jobs import write_config
+from tests.support.processes import Process
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of 20 images and one that ends its process, for all processes that are started."""
+    monkeypatch.setenv("PYTHONPATH", plant(tmp_path / "planted"))
+    draw_images(tmp_path / "images", count=20)
+    (tmp_path / "images" / "bar" / "aborts.png").write_bytes(POISON + b"abort")
+    return tmp_path / "images"
+
+
+def test_images_that_end_their_worker_are_set_aside(start: Callable[..., Process], tmp_path: Path, planted: Path):
+    (planted / "ring" / "large.png").write_bytes(POISON + b"large")
+    one = {"kind": "local", "workers": 1, "memory": "700MiB"}
+    config = write_config(tmp_path, planted, fit={"k": 2}, report=None, quantize=None, cluster=one)
+
+    job = start("kmeans-dask", "run", config)
+
+    assert job.wait(240) == 0, job.output
+    folder = tmp_path / "runs" / "small"
+    items = pyarrow.csv.read_csv(folder / "items.csv").to_pylist()
+    assert {item["path"]: item["error"] for item in items if item["status"] != "ok"} == {
+        "bar/aborts.png": "ends the process that opens it (SIGABRT)",
+        "ring/large.png": "not enough memory to decode it",
+    }
+    assert len(items) == 22
+    assert 1 <= job.output.count(NOTICE) <= 3, job.output
+    assert not list(folder.rglob("*.begun"))
+
+    job = start("kmeans-dask", "predict", folder, planted)
+
+    assert job.wait(240) == 0, job.output
+    told = pq.read_table(folder / "predictions" / "images-kmeans-k2.parquet").to_pylist()
+    assert {row["path"]: row["status"] for row in told if row["status"] != "ok"} == {
+        "bar/aborts.png": "crashed",
+        "ring/large.png": "too large",
+    }
+    assert len(told) == 22
+    assert 1 <= job.output.count(NOTICE) <= 3, job.output
+    assert not list(folder.rglob("*.begun"))
+
+
+def test_an_image_that_ends_its_worker_gets_no_output(start: Callable[..., Process], tmp_path: Path, planted: Path):
+    settings = {"k": [2], "palette": "shared"}
+    one = {"kind": "local", "workers": 1}
+    config = write_config(
+        tmp_path, planted, ingest=None, fit=None, evaluate=None, report=None, quantize=settings, cluster=one
+    )
+
+    job = start("kmeans-dask", "run", config)
+
+    assert job.wait(240) == 0, job.output
+    outputs = pq.read_table(tmp_path / "runs" / "small" / "quantized.parquet").to_pylist()
+    assert [row["path"] for row in outputs if row["status"] == "crashed"] == ["bar/aborts.png"]
+    assert len([row for row in outputs if row["status"] == "ok"]) == 20
+    assert 1 <= job.output.count(NOTICE) <= 3, job.output
+    assert not list((tmp_path / "runs").rglob("*.begun"))

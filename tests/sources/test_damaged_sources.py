@@ -1,0 +1,204 @@
+"""Archives, arrays and tables that are cut off or have wrong bytes: refused in one line, or rows with their reason."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import shutil
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from PIL import Image
+
+from kmeans_dask.collection.decoding import decode_rows
+from kmeans_dask.config.sections import Ingest, Input
+from kmeans_dask.errors import UserError
+from kmeans_dask.sources.listing import list_items
+from tests.support.jobs import Said, write_config
+
+N, SIDE = 12, 9
+PIXELS = np.random.default_rng(4).integers(1, 256, (N, SIDE, SIDE), dtype=np.uint8)
+INGEST = Ingest(size=(SIDE, SIDE), mode="L")
+SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tar": ("a.tar", {}),
+    "tar, JSON beside": ("b.tar", {"labels": "json:kind"}),
+    "tar.gz": ("a.tar.gz", {}),
+    "zip": ("a.zip", {}),
+    "stored zip": ("stored.zip", {}),
+    "zip, JSON beside": ("b.zip", {"labels": "json:kind"}),
+    "npy": ("x.npy", {}),
+    "npz": ("x.npz", {"labels": "column:y"}),
+    "compressed npz": ("small.npz", {"labels": "column:y"}),
+    "IDX": ("train-images-idx3-ubyte", {"labels": "column:labels"}),
+    "IDX, compressed": ("t10k-images-idx3-ubyte.gz", {"labels": "column:labels"}),
+    "zarr": ("x.zarr", {"labels": "column:y"}),
+    "Parquet": ("x.parquet", {"labels": "column:kind"}),
+}
+"""Kind -> its file or folder, and what of `input` it needs."""
+
+CHECKED = {"tar.gz", "zip", "stored zip", "zip, JSON beside", "npz", "compressed npz", "IDX, compressed"}
+"""Kinds with a checksum: what is read in spite of wrong bytes is right."""
+
+
+def png(row: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS[row]).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_all(folder: Path) -> None:
+    """The images in every form."""
+    files = [png(row) for row in range(N)]
+    told = b'{"kind": "a"}'
+    for name, mode, beside in (("a.tar", "w", ()), ("b.tar", "w", (told,)), ("a.tar.gz", "w:gz", ())):
+        with tarfile.open(folder / name, mode) as tar:
+            for row, file in enumerate(files):
+                for ending, data in (("png", file), *(("json", data) for data in beside)):
+                    info = tarfile.TarInfo(f"a/{row:02d}.{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    stored = zipfile.ZIP_STORED
+    for name, method, beside in (
+        ("a.zip", zipfile.ZIP_DEFLATED, ()), ("stored.zip", stored, ()), ("b.zip", stored, (told,)),
+    ):  # fmt: skip
+        with zipfile.ZipFile(folder / name, "w", method) as archive:
+            for row, file in enumerate(files):
+                archive.writestr(f"a/{row:02d}.png", file)
+                for data in beside:
+                    archive.writestr(f"a/{row:02d}.json", data)
+    numbers = np.arange(N) % 3
+    np.save(folder / "x.npy", PIXELS)
+    np.savez(folder / "x.npz", images=PIXELS, y=numbers)
+    np.savez_compressed(folder / "small.npz", images=PIXELS, y=numbers)
+    for name, pack in (("train-{}", bytes), ("t10k-{}.gz", gzip.compress)):
+        for part, array in (("images-idx3-ubyte", PIXELS), ("labels-idx1-ubyte", numbers.astype(np.uint8))):
+            header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+            (folder / name.format(part)).write_bytes(pack(header + array.tobytes()))
+    group = zarr.create_group(folder / "x.zarr")
+    group.create_array("images", data=PIXELS, chunks=(5, SIDE, SIDE))
+    group.create_array("y", data=numbers)
+    pq.write_table(pa.table({"image": files, "kind": ["a"] * N}), folder / "x.parquet", row_group_size=5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind of source; tests must not write here."""
+    folder = tmp_path_factory.mktemp("data")
+    write_all(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(data: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    return Path(shutil.copytree(data, tmp_path / "copy"))
+
+
+def outcome(path: Path, options: dict[str, Any]) -> list[bool] | str:
+    """Which rows have the pixels that were written, or why the source is refused; rows without have a reason."""
+    source = Input(path=str(path), **options)
+    try:
+        manifest = list_items(source, 0, path.parent)
+    except UserError as error:
+        return str(error)
+    block, items = decode_rows(manifest, INGEST, 10_000)
+    right = []
+    for pixels, row in zip(block[:, :, :, 0], items.to_pylist(), strict=True):
+        if row["status"] == "ok":
+            right.append(any(np.array_equal(pixels, wanted) for wanted in PIXELS))
+        else:
+            assert not pixels.any()
+            assert row["error"].strip()
+            assert "\n" not in row["error"]
+    return right
+
+
+def files_of(source: Path) -> list[Path]:
+    return [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_what_is_whole_is_read(kind: str, data: Path):
+    name, options = SOURCES[kind]
+
+    assert outcome(data / name, options) == [True] * N
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_cut_at_every_tenth(kind: str, copy: Path):
+    name, options = SOURCES[kind]
+    for file in files_of(copy / name):
+        whole = file.read_bytes()
+        for tenth in range(10):
+            file.write_bytes(whole[: len(whole) * tenth // 10])
+            found = outcome(copy / name, options)
+            if isinstance(found, str):
+                assert "\n" not in found
+                assert name in found
+            else:
+                assert all(found)
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_wrong_bytes(kind: str, copy: Path):
+    name, options = SOURCES[kind]
+    rng = np.random.default_rng(1)
+    files = files_of(copy / name)
+    for file in files:
+        whole = file.read_bytes()
+        for position in rng.integers(len(whole), size=60 // len(files)):
+            damaged = bytearray(whole)
+            damaged[position] ^= int(rng.integers(1, 256))
+            file.write_bytes(damaged)
+            found = outcome(copy / name, options)
+            if isinstance(found, str):
+                assert "\n" not in found
+            elif kind in CHECKED:
+                assert all(found)
+        file.write_bytes(whole)
+
+
+def test_a_tar_whose_members_would_be_lost_is_refused(copy: Path):
+    whole = bytearray((copy / "a.tar").read_bytes())
+    whole[1024 * 5 + 3] ^= 1  # in the header of the sixth member, whose checksum is then wrong
+    (copy / "a.tar").write_bytes(whole)
+
+    told = outcome(copy / "a.tar", {})
+
+    assert told == f"{copy / 'a.tar'} cannot be read as tar: damaged or cut off at byte 5,120; make it anew"
+
+
+def test_a_header_that_promises_more_than_the_file_has_is_refused(tmp_path: Path):
+    (tmp_path / "x-idx3-ubyte").write_bytes(struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 28, 28) + bytes(784))
+    with open(tmp_path / "x.npy", "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**15, 28, 28)}
+        np.lib.format.write_array_header_1_0(file, header)
+    (tmp_path / "x-idx3-ubyte.gz").write_bytes(gzip.compress((tmp_path / "x-idx3-ubyte").read_bytes()))
+
+    for name in ("x-idx3-ubyte", "x.npy", "x-idx3-ubyte.gz"):
+        assert "it is cut off, or its header is wrong" in outcome(tmp_path / name, {})
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_job_says_it_in_one_line(kind: str, copy: Path, command: Callable[..., Said]):
+    name, options = SOURCES[kind]
+    for file in files_of(copy / name):
+        file.write_bytes(file.read_bytes()[:3])
+    config = write_config(copy, copy / name, input={"path": str(copy / name), **options})
+
+    said = command("run", config)
+
+    messages = [line for line in said.lines if line.startswith("kmeans-dask: ")]
+    assert (said.status, len(messages)) == (2, 1)
+    assert name in messages[0]
+    assert "Traceback" not in said.err
