@@ -94,7 +94,7 @@ def medians_in_turn(functions: Sequence[Callable[[], Any]], runs: int = 9) -> li
 @contextmanager
 def workers(n: int = 2, memory: str = "auto") -> Iterator[Client]:
     """Yield a client of n worker processes with one thread each, as a job has them."""
-    with connect(Cluster(kind="local", workers=n, memory=memory)) as client:
+    with connect(Cluster(kind="local", n_workers=n, memory_limit=memory)) as client:
         yield client
 
 

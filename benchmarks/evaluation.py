@@ -1,4 +1,4 @@
-"""What evaluation costs, and what its list of suspects finds.
+"""What evaluation costs, and what its list of label_issues finds.
 
 ``python -m benchmarks.evaluation RUN [SECTION ...]``: RUN is the run folder of ``configs/mnist.yaml``.
 """
@@ -22,13 +22,13 @@ from sklearn import metrics as reference
 
 from kmeans_dask.collection.features import raw_features
 from kmeans_dask.evaluation.duplicates import Sketcher
-from kmeans_dask.evaluation.first_pass import Chunk, Counts, Task, add_counts, count_block
+from kmeans_dask.evaluation.first_pass import Chunk, Counts, EvaluationContext, add_counts, count_block
 from kmeans_dask.evaluation.internal_metrics import means_of, scatter_block, spread_scores
-from kmeans_dask.evaluation.label_issues import suspects_block
+from kmeans_dask.evaluation.label_issues import label_issues_block
 from kmeans_dask.evaluation.metrics import contingency_block, label_map, scores
 from kmeans_dask.kmeans.kernels import NearestTwo, Stack, assign, assign_two
 from kmeans_dask.models.model import Model, read_model
-from kmeans_dask.reduction import map_chunks, share, tree_reduce
+from kmeans_dask.reduction import broadcast, map_chunks, tree_reduce
 from kmeans_dask.storage.publish import read_json
 
 SWEEP = (10, 16, 36, 64, 144, 256)
@@ -40,7 +40,7 @@ def models_of(run: Path) -> list[Model]:
 
 
 def mistakes(data: Mnist, run: Path, seeds: int = 5) -> Rows:
-    """1 % of the labels changed at random: how many of them are among the suspects at K = 256."""
+    """1 % of the labels changed at random: how many of them are among the label_issues at K = 256."""
     centres = models_of(run)[-1].centres
     (clusters,), (squared,) = assign(data.train, Stack.of([centres]))
     rows, distances = np.arange(len(data.train)), np.sqrt(squared)
@@ -51,7 +51,7 @@ def mistakes(data: Mnist, run: Path, seeds: int = 5) -> Rows:
         labels[changed] = (labels[changed] + rng.integers(1, 10, len(changed))) % 10
         counts = contingency_block(clusters, labels, len(centres), 10)
         purities = counts.max(axis=1) / np.maximum(counts.sum(axis=1), 1)
-        found = suspects_block(data.train, rows, labels, clusters, distances, centres, label_map(counts), purities)
+        found = label_issues_block(data.train, rows, labels, clusters, distances, centres, label_map(counts), purities)
         right = np.isin(found.rows, changed)
         n = len(changed)
         yield seed, n, len(right), right.sum(), right[: 3 * n].sum(), right[:n].sum()
@@ -90,23 +90,23 @@ def speed(data: Mnist, run: Path) -> Rows:
     """All metrics of six K on 60,000 images, and one assignment pass for them; two workers, pixels in their memory."""
     stack = Stack.of([model.centres for model in models_of(run)])
     names = tuple(str(k) for k in SWEEP)
-    task = Task(raw_features((28, 28, 1)), stack, names, (), 10, Sketcher.of(models_of(run)), 0)
+    task = EvaluationContext(raw_features((28, 28, 1)), stack, names, (), 10, Sketcher.of(models_of(run)), 0)
     with workers():
         X = data.X.persist()
         labels = da.from_array(data.labels, chunks=(X.chunks[0],)).persist()
-        base = median(lambda: tree_reduce(map_chunks(_inertias, X, stack=share(stack)), _add).compute())
+        base = median(lambda: tree_reduce(map_chunks(_inertias, X, stack=broadcast(stack)), _add).compute())
         wall = median(lambda: _all_metrics(X, labels, task))
     yield "one assignment pass", f"{base:.3f}", "1.00"
     yield "all metrics", f"{wall:.3f}", f"{wall / base:.2f}"
 
 
-def _all_metrics(X: da.Array, labels: da.Array, task: Task) -> list[dict[str, Any]]:
+def _all_metrics(X: da.Array, labels: da.Array, task: EvaluationContext) -> list[dict[str, Any]]:
     """Both looks and the scores, as the stage makes them."""
-    looks = map_chunks(_look, X, labels, task=share(task)).persist()
+    looks = map_chunks(_look, X, labels, task=broadcast(task)).persist()
     counts: Counts = tree_reduce(map_chunks(_counts_of, looks), add_counts).compute()
     ends = task.stack.offsets[1:-1]
     means = np.split(means_of(counts.spread, task.stack), ends)
-    scatter = tree_reduce(map_chunks(_scatter, X, looks, means=share(Stack.of(means))), _add).compute()
+    scatter = tree_reduce(map_chunks(_scatter, X, looks, means=broadcast(Stack.of(means))), _add).compute()
     told = []
     for m, (begin, end) in enumerate(zip(task.stack.offsets[:-1], task.stack.offsets[1:], strict=True)):
         p, spread = slice(begin, end), counts.spread
@@ -120,7 +120,7 @@ def _all_metrics(X: da.Array, labels: da.Array, task: Task) -> list[dict[str, An
     return told
 
 
-def _look(block: np.ndarray, labels: np.ndarray, *, task: Task) -> tuple[Counts, NearestTwo]:
+def _look(block: np.ndarray, labels: np.ndarray, *, task: EvaluationContext) -> tuple[Counts, NearestTwo]:
     nearest = assign_two(block, task.stack)
     chunk = Chunk(block, np.zeros(len(block), np.int8), labels, pa.table({}))
     return count_block(chunk, nearest, task), nearest

@@ -96,7 +96,7 @@ class Run:
             model = read_model(path)
             arrays = (model.centres, model.label_map, model.counts)
             told[str(path.relative_to(self.folder))] = b"".join(a.tobytes() for a in arrays if a is not None)
-        for name in ("items.csv", "suspects.csv", "outliers.csv", "duplicates.csv"):
+        for name in ("items.csv", "label_issues.csv", "outliers.csv", "duplicates.csv"):
             told[name] = (self.folder / name).read_bytes()
         for name in ("clusters", "quantized", "confusion", "cluster_facts"):
             rows = pq.read_table(self.folder / f"{name}.parquet")

@@ -61,7 +61,7 @@ VALID: dict[str, Any] = {
     "evaluate": {},
     "quantize": {"k": 5},
     "report": {"samples": 3},
-    "cluster": {"kind": "local", "workers": 2},
+    "cluster": {"kind": "local", "n_workers": 2},
 }
 
 
@@ -137,7 +137,7 @@ VALUES = st.recursive(
 CHANGES = st.lists(st.tuples(st.sampled_from(KEYS) | st.tuples(st.text(max_size=4)), VALUES), max_size=3)
 PAIRS = st.tuples(st.sampled_from(NAMES), st.sampled_from(SNIPPETS) | st.text(max_size=9)).map("=".join)
 GOOD = st.sampled_from(
-    ["seed=7", "fit.k=[4,9]", "fit.tol=1e-5", "ingest.fit=crop", "report=null", "input.holdout=other"]
+    ["seed=7", "fit.k=[4,9]", "fit.tol=1e-5", "ingest.resize=crop", "report=null", "input.holdout=other"]
 )
 OVERRIDES = st.lists(GOOD, max_size=2) | st.lists(GOOD | PAIRS | st.text(max_size=9), max_size=2)
 ODD = st.one_of(
@@ -281,11 +281,13 @@ def mended(png: bytes) -> bytes:
     return b"".join([*parts, png[at:]])
 
 
-def check_image(file: bytes, mode: Any, size: tuple[int, int], fit: Any, resampling: Any) -> None:
+def check_image(file: bytes, mode: Any, size: tuple[int, int], resize: Any, resampling: Any) -> None:
     """Decode a file: it becomes a row of the collection, or an ImageError of one line."""
     begun = time.perf_counter()
     try:
-        row = decode(io.BytesIO(file), size=size, mode=mode, max_pixels=MAX_PIXELS, fit=fit, resampling=resampling)
+        row = decode(
+            io.BytesIO(file), size=size, mode=mode, max_pixels=MAX_PIXELS, resize=resize, resampling=resampling
+        )
     except ImageError as error:
         check_message(error, 220)
         outcome: str = error.status
@@ -333,7 +335,7 @@ def config_of_bytes(data: bytes) -> None:
 
 def image_of_bytes(data: bytes) -> None:
     """Check the image whose file these bytes are; their number decides what is made of it."""
-    check_image(data, ("L", "RGB")[len(data) % 2], (7, 5), ("resize", "crop", "pad")[len(data) % 3], "box")
+    check_image(data, ("L", "RGB")[len(data) % 2], (7, 5), ("stretch", "crop", "pad")[len(data) % 3], "box")
 
 
 def guided(name: str, cases: int) -> None:

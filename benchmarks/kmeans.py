@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from kmeans_dask import KMeans, MiniBatchKMeans, fit_together
 from kmeans_dask.kmeans.kernels import Stack, slice_rows, sum_by_cluster
 from kmeans_dask.kmeans.lloyd import add_sums
-from kmeans_dask.reduction import map_chunks, share, tree_reduce
+from kmeans_dask.reduction import broadcast, map_chunks, tree_reduce
 from kmeans_dask.storage.zarr_groups import Layout, create_collection, write_block
 
 K = 256
@@ -39,7 +39,7 @@ Rows = Iterator[tuple[Any, ...]]
 def lloyd_pass(X: da.Array, centres: np.ndarray) -> Callable[[], Any]:
     """One pass over the data as the estimator runs it."""
     stack = Stack.of([centres])
-    return lambda: tree_reduce(map_chunks(sum_by_cluster, X, None, stack=share(stack)), add_sums).compute()
+    return lambda: tree_reduce(map_chunks(sum_by_cluster, X, None, stack=broadcast(stack)), add_sums).compute()
 
 
 def in_threads(n: int, work: Callable[[np.ndarray], Any], X: np.ndarray) -> Callable[[], None]:
@@ -320,7 +320,7 @@ def chunks(data: Mnist) -> Rows:
             X = data.chunked(-(-len(data.train) // n)).persist()
             run = lloyd_pass(X, centres)
             stack = Stack.of([centres])
-            graph = tree_reduce(map_chunks(sum_by_cluster, X, None, stack=share(stack)), add_sums)
+            graph = tree_reduce(map_chunks(sum_by_cluster, X, None, stack=broadcast(stack)), add_sums)
             (optimized,) = dask.optimize(graph)
             blocks = set(dask.core.flatten(X.__dask_keys__()))  # persisted: these are data
             tasks = len(set(dict(optimized.__dask_graph__())) - blocks)

@@ -59,7 +59,7 @@ def _rows(share: float, scratch: Path) -> Iterator[list[str]]:
         folder = scratch / str(number)
         folder.mkdir()
         source = _draw(folder, max(int(share * n), max(sections["fit"]["k"])), side, kind)
-        with connect(Cluster(kind="local", workers=1, memory=LIMIT)) as client:
+        with connect(Cluster(kind="local", n_workers=1, memory_limit=LIMIT)) as client:
             config = Config.model_validate(
                 {
                     "name": f"point{number}",
@@ -103,7 +103,7 @@ def quantize(folders: Sequence[Path], scratch: Path) -> None:
 def _quantized(folder: Path, threads: int, output: Path) -> tuple[int, int]:
     """Bytes that a new worker should take at most, and takes."""
     remove(output)
-    with connect(Cluster(kind="local", workers=1, threads=threads, memory="6GiB")) as client:
+    with connect(Cluster(kind="local", n_workers=1, threads_per_worker=threads, memory_limit="6GiB")) as client:
         config = Config.model_validate(
             {
                 "name": "quantized",

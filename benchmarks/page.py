@@ -222,7 +222,7 @@ async def hostile(browser: Browser) -> None:
         "labels": {"names": names, "counts": [1, 1, 1, 1]}, "metrics": [], "choice": [], "models": [model],
         "scale": "", "centres_are": "centre",
         "items": {"row": [0, 1, 2, 3], "path": names, "label": [0, 1, 2, 3], "held": [0, 0, 0, 0]},
-        "lists": {"suspects": lists, "outliers": lists, "duplicates": lists}, "totals": {},
+        "lists": {"label_issues": lists, "outliers": lists, "duplicates": lists}, "totals": {},
         "map": {"x": [0.0, 1.0, 2.0, 3.0], "y": [0.0, 1.0, 0.0, 1.0], "label": [0, 1, 2, 3], "tile": [0, 1, 2, 3],
                 "cluster": [[0, 0, 0, 0]], "shares": [0.5, 0.2], "of": ["kmeans", 1], "centres": [[[1.5], [0.5]]]},
         "colours": {"ks": [2], "table": [{"k": 2, "images": 1, "mse": 1.0, "psnr": 40.0, "bytes": 9}],
@@ -241,7 +241,7 @@ async def hostile(browser: Browser) -> None:
         await browser.until(_DRAWN)
         elements = await browser.run("document.scripts.length")
         for view in ("overview", "clusters/kmeans-1", "cluster/kmeans-1/0", "confusion/kmeans-1", "cell/kmeans-1/1/0",
-                     "map/kmeans-1", "suspects", "outliers", "duplicates", "colours", "failed"):  # fmt: skip
+                     "map/kmeans-1", "label_issues", "outliers", "duplicates", "colours", "failed"):  # fmt: skip
             await go(browser, view)
             for name in ("img[src=x]", "#main b", "#main script"):
                 expect(not await browser.run(f"document.querySelector({name!r})"), f"{view}: a name became {name}")

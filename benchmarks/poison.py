@@ -48,7 +48,7 @@ ingest: {{size: [28, 28], mode: L, chunk_mib: 0.5}}
 fit: {{k: 4}}
 evaluate: {{}}
 quantize: {{k: [4], palette: shared}}
-cluster: {{kind: local, workers: 2}}
+cluster: {{kind: local, n_workers: 2}}
 """
 NOTICE = "Restarting worker"
 """What Dask says of every worker that has died."""

@@ -25,7 +25,7 @@ MAX_PIXELS = 10**9
 
 @contextmanager
 def workers(n: int) -> Iterator[Client]:
-    with connect(Cluster(kind="local", workers=n, threads=1)) as client:
+    with connect(Cluster(kind="local", n_workers=n, threads_per_worker=1)) as client:
         yield client
 
 

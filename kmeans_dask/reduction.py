@@ -117,6 +117,6 @@ def task_key(name: str, start: int, stop: int) -> str:
     return f"{name}-{start}-{stop}-{uuid.uuid4().hex}"
 
 
-def share(value: Any) -> Delayed:
+def broadcast(value: Any) -> Delayed:
     """Put a value into the graph once, for all tasks that take it."""
     return dask.delayed(value, pure=False, traverse=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dask.callbacks import Callback
 
-from kmeans_dask.reduction import FAN_IN, map_chunks, share, tree_reduce
+from kmeans_dask.reduction import FAN_IN, broadcast, map_chunks, tree_reduce
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def test_chunks_of_any_size_and_constants_by_value_and_shared() -> None:
     X = da.from_array(np.ones((10, 2)), chunks=((3, 0, 1, 6), (2,)))
     assert tree_reduce(map_chunks(see, X), combine).compute() == Seen((3, 1, 6))
     assert tree_reduce(map_chunks(see, X, plus=5), combine).compute() == Seen((8, 6, 11))
-    assert tree_reduce(map_chunks(see, X, plus=share(7)), combine).compute() == Seen((10, 8, 13))
+    assert tree_reduce(map_chunks(see, X, plus=broadcast(7)), combine).compute() == Seen((10, 8, 13))
 
 
 def weigh(block: np.ndarray, weights: np.ndarray | None, state: Seen | None) -> Seen:
@@ -88,7 +88,7 @@ class Pixels:
 @pytest.mark.parametrize("n_chunks", [1, 8, 100, 1000])
 def test_one_task_a_chunk_and_a_tree(n_chunks: int) -> None:
     X = da.from_array(Pixels(n_chunks), chunks=(1, 3)).astype(np.float32)
-    result = tree_reduce(map_chunks(see, X, plus=share(1)), combine)
+    result = tree_reduce(map_chunks(see, X, plus=broadcast(1)), combine)
     with Counter() as counter:
         assert result.compute(scheduler="synchronous").rows == (2,) * n_chunks
     # reading and conversion are fused with the block function

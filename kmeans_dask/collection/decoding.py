@@ -63,7 +63,7 @@ def decode_rows(
         size=config.size,
         mode=config.mode,
         max_pixels=max_pixels,
-        fit=config.fit,
+        resize=config.resize,
         resampling=config.filter,
         background=config.background,
     )

@@ -22,7 +22,7 @@ from kmeans_dask.collection.extractors import extract, extractor_of
 from kmeans_dask.config import sections
 from kmeans_dask.errors import UserError
 from kmeans_dask.kmeans.kernels import Block, unit_block
-from kmeans_dask.reduction import share
+from kmeans_dask.reduction import broadcast
 from kmeans_dask.storage import zarr_groups
 from kmeans_dask.storage.object_store import location
 
@@ -117,7 +117,7 @@ class Features:
         width = self.width if self.transformation.components is None else len(self.transformation.components)
         rows = X.map_blocks(
             _transform,
-            transformation=share(self.transformation),
+            transformation=broadcast(self.transformation),
             dtype=np.float32,
             chunks=(X.chunks[0], (width,)),
             meta=np.empty((0, 0), np.float32),

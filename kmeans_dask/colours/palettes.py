@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from kmeans_dask.colours.dither import Dither
-from kmeans_dask.colours.remap import PALETTE_COLOURS, Picture, paint, picture_of
+from kmeans_dask.colours.remap import PALETTE_COLOURS, Picture, picture_of, remap
 from kmeans_dask.colours.seeding import Init
 from kmeans_dask.colours.spaces import Space, from_space, to_space
 from kmeans_dask.colours.table import ColourTable, nearest
@@ -68,7 +68,7 @@ def quantize_image(
     picture = picture_of(ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else image)
     limit = room_for(picture, k)
     palette = fit_palette(picture.table, limit, init=init, sample=sample, space=space, rare=rare, seed=seed)
-    return paint(picture, palette, space=space, dither=dither)[0]
+    return remap(picture, palette, space=space, dither=dither)[0]
 
 
 def room_for(picture: Picture, k: int) -> int:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from kmeans_dask.colours.palette_files import write_palette
 from kmeans_dask.colours.palettes import Palettes, fit_palette, path_number, room_for
-from kmeans_dask.colours.remap import PNG_LEVEL, Picture, encode, paint, picture_of
+from kmeans_dask.colours.remap import PNG_LEVEL, Picture, encode, picture_of, remap
 from kmeans_dask.colours.table import psnr
 from kmeans_dask.config.sections import Quantize
 from kmeans_dask.errors import JobError
@@ -308,7 +308,7 @@ def _quantize_item(
         begun = time.perf_counter()
         try:
             palette = palettes[k] if palettes is not None else _fit(job, picture, k, item["path"])
-            image, errors = paint(picture, palette, space=job.settings.space, dither=job.settings.dither)
+            image, errors = remap(picture, palette, space=job.settings.space, dither=job.settings.dither)
             data = encode(image, job.settings.format)
         # an image too wide for the format: struct.error
         except Exception as error:
@@ -353,7 +353,7 @@ def _rehearse(job: _Job, ks: Sequence[int], palettes: Palettes | None, content: 
     picture = _read(job, content)
     for k in ks:
         palette = palettes[k] if palettes is not None else _fit(job, picture, k, "")
-        image, _ = paint(picture, palette, space=job.settings.space, dither=job.settings.dither)
+        image, _ = remap(picture, palette, space=job.settings.space, dither=job.settings.dither)
         encode(image, job.settings.format)
 
 

@@ -99,7 +99,7 @@ def read_pixels(image: Image.Image) -> NDArray[np.uint8]:
     return to_array(image, mode="L" if is_grey else "RGB")
 
 
-def paint(
+def remap(
     picture: Picture, palette: NDArray[np.uint8], *, space: Space = "rgb", dither: Dither = "none"
 ) -> tuple[Image.Image, dict[Space, float]]:
     """Give every pixel a palette colour: without dithering, exactly the nearest one.
@@ -142,7 +142,7 @@ def paint(
                 errors[each] += float(_apart(colours, palette[labels], each).sum(dtype=np.float64)) / len(flat)
     if picture.opaque is not None and len(palette) == PALETTE_COLOURS:
         rarest = np.bincount(flat, minlength=len(palette)).argmin()
-        return paint(picture, np.delete(palette, rarest, axis=0), space=space, dither=dither)
+        return remap(picture, np.delete(palette, rarest, axis=0), space=space, dither=dither)
     return _image(picture, flat, palette), errors
 
 

@@ -37,18 +37,18 @@ _Word = Annotated[str, Field(pattern=r"^[^\s-]\S*$")]
 """What becomes a word of a command: no spaces, and no option."""
 
 
-_JOB_KEYS = "workers workers_per_job threads memory queue account walltime adaptive host tls"
+_JOB_KEYS = "n_workers workers_per_job threads_per_worker memory_limit queue account walltime adaptive host tls"
 
 
 _KEYS_OF_KIND = {
-    "local": "workers threads memory adaptive host tls",
-    "threads": "workers threads",
+    "local": "n_workers threads_per_worker memory_limit adaptive host tls",
+    "threads": "n_workers threads_per_worker",
     "address": "address tls",
     "slurm": _JOB_KEYS,
     "pbs": _JOB_KEYS,
-    "slurm-runner": "threads memory host tls",
-    "ssh": "hosts workers threads memory host tls",
-    "kubernetes": "image namespace workers threads memory adaptive",
+    "slurm-runner": "threads_per_worker memory_limit host tls",
+    "ssh": "hosts n_workers threads_per_worker memory_limit host tls",
+    "kubernetes": "image namespace n_workers threads_per_worker memory_limit adaptive",
 }
 """Keys that say something about a kind of cluster; `dashboard` and `performance_report` are for all of them."""
 
@@ -58,7 +58,7 @@ _NEEDED = {
     "slurm": (["host"], "where the scheduler listens: an address of this machine or an interface, for example ib0"),
     "pbs": (["host"], "where the scheduler listens: an address of this machine or an interface, for example ib0"),
     "slurm-runner": (["host"], "where the scheduler listens: an interface of the nodes, for example ib0"),
-    "ssh": (["hosts", "workers"], "for example hosts=[head,node1,node2] workers=4"),
+    "ssh": (["hosts", "n_workers"], "for example hosts=[head,node1,node2] n_workers=4"),
     "kubernetes": (["image"], "of scheduler and workers, built with docker/Dockerfile"),
 }
 """Keys that a kind cannot do without, and an example."""
@@ -82,16 +82,16 @@ class Cluster(Section):
     """``local``: worker processes here. ``threads``: threads of this process. ``address``: a running cluster.
     ``slurm``, ``pbs``: workers are jobs. ``slurm-runner``: the tasks of this Slurm job. ``ssh``: on `hosts`.
     ``kubernetes``: pods of the Dask operator."""
-    workers: int | None = Field(None, ge=1)
+    n_workers: int | None = Field(None, ge=1)
     """Worker processes; of kind ssh on each host. Absent: one a core, for kind local and threads."""
     workers_per_job: int = Field(1, ge=1)
     """Worker processes in a job of the queue."""
-    threads: int = Field(1, ge=1)
+    threads_per_worker: int = Field(1, ge=1)
     """Threads a worker."""
-    memory: Annotated[str, BeforeValidator(_memory)] = "auto"
+    memory_limit: Annotated[str, BeforeValidator(_memory)] = "auto"
     """Memory limit a worker, for example ``2GiB``; auto: this machine's memory shared out."""
     adaptive: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = None
-    """Least and largest number of workers, by the work that there is; instead of `workers`."""
+    """Least and largest number of workers, by the work that there is; instead of `n_workers`."""
     address: str | None = None
     """Address of the scheduler, for example ``tcp://127.0.0.1:8786``."""
     host: _Word | None = None
@@ -131,13 +131,15 @@ class Cluster(Section):
 
     @model_validator(mode="after")
     def _how_many_and_how_large(self) -> Cluster:
-        if self.adaptive and (self.workers or self.adaptive[0] > self.adaptive[1]):
-            raise ValueError(f"adaptive={self.adaptive} is [least, largest] number of workers, instead of workers")
+        if self.adaptive and (self.n_workers or self.adaptive[0] > self.adaptive[1]):
+            raise ValueError(f"adaptive={self.adaptive} is [least, largest] number of workers, instead of n_workers")
         if self.kind in ("slurm", "pbs", "kubernetes"):
-            if not (self.workers or self.adaptive):
-                raise ValueError(f"kind {self.kind} needs workers, or adaptive=[least, largest]")
-            if self.memory == "auto":
-                raise ValueError(f"kind {self.kind} needs memory, the limit of a worker, for example memory=4GiB")
+            if not (self.n_workers or self.adaptive):
+                raise ValueError(f"kind {self.kind} needs n_workers, or adaptive=[least, largest]")
+            if self.memory_limit == "auto":
+                raise ValueError(
+                    f"kind {self.kind} needs memory_limit, the limit of a worker, for example memory_limit=4GiB"
+                )
         return self
 
     @model_validator(mode="after")

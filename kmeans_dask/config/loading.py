@@ -19,6 +19,14 @@ from kmeans_dask.config.cluster import Cluster, Tls
 from kmeans_dask.config.sections import Config, Evaluate, Features, Fit, Ingest, Input, Quantize, Report
 from kmeans_dask.errors import UserError
 
+_RENAMED = {
+    "ingest.fit": "ingest.resize, and its value resize is now stretch",
+    "cluster.workers": "cluster.n_workers",
+    "cluster.threads": "cluster.threads_per_worker",
+    "cluster.memory": "cluster.memory_limit",
+}
+"""Keys of version 0.1, which configs and run folders from then still have."""
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), cluster: str | None = None) -> Config:
     """Read and check a config.
@@ -159,6 +167,8 @@ def _first_message(error: ValidationError) -> str:
     # no keys are: a position in a list, and which of the kinds of fit.k a value was taken for
     keys = [part for part in problem["loc"] if isinstance(part, str) and part not in ("auto", "list")]
     key = ".".join(keys)
+    if problem["type"] == "extra_forbidden" and key in _RENAMED:
+        return f"key {key} is now called {_RENAMED[key]}"
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key}; allowed here: {_keys_of_section(keys[:-1])}"
     if problem["type"] == "missing" and len(keys) == len(problem["loc"]):

@@ -27,8 +27,8 @@ OWN_DASHBOARD = "127.0.0.1:0"
 def local(config: Cluster) -> Iterator[Any]:
     """Start worker processes on this machine."""
     with LocalCluster(
-        n_workers=config.adaptive[0] if config.adaptive else config.workers,
-        threads_per_worker=config.threads,
+        n_workers=config.adaptive[0] if config.adaptive else config.n_workers,
+        threads_per_worker=config.threads_per_worker,
         memory_limit=memory_of(config),
         dashboard_address=OWN_DASHBOARD,
         worker_dashboard_address=OWN_DASHBOARD,
@@ -42,8 +42,8 @@ def local(config: Cluster) -> Iterator[Any]:
 def threads(config: Cluster) -> AbstractContextManager[Any]:
     """Start workers as threads of this process; they talk in memory, and refuse to be told where to listen."""
     return LocalCluster(
-        n_workers=config.workers,
-        threads_per_worker=config.threads,
+        n_workers=config.n_workers,
+        threads_per_worker=config.threads_per_worker,
         processes=False,
         memory_limit="auto",  # who is above a smaller one would wait for ever to get below
         dashboard_address=OWN_DASHBOARD,
@@ -82,7 +82,7 @@ def _submit(cluster: Any, config: Cluster) -> None:
         for job in cluster.workers.values():
             job.status = Status.failed  # else the cluster does not close
         raise
-    least, most = (math.ceil(n / config.workers_per_job) for n in config.adaptive or [config.workers or 1] * 2)
+    least, most = (math.ceil(n / config.workers_per_job) for n in config.adaptive or [config.n_workers or 1] * 2)
     cluster.adapt(minimum_jobs=least, maximum_jobs=most)
 
 
@@ -96,7 +96,7 @@ def job_arguments(config: Cluster) -> dict[str, Any]:
     site = dask.config.get(f"jobqueue.{config.kind}.worker-extra-args", None) or []
     listen = [word for name, value in of_workers(where).items() if name == "host" for word in ("--host", value)]
     return {
-        "cores": config.threads * config.workers_per_job,
+        "cores": config.threads_per_worker * config.workers_per_job,
         "processes": config.workers_per_job,
         "memory": f"{memory_of(config) * config.workers_per_job}B",
         "queue": config.queue,
@@ -123,8 +123,8 @@ def ssh(config: Cluster) -> AbstractContextManager[Any]:
         scheduler_options={**where, "port": 0, "protocol": protocol, "dashboard_address": OWN_DASHBOARD},
         worker_options={
             **of_workers(where),
-            "n_workers": config.workers,
-            "nthreads": config.threads,
+            "n_workers": config.n_workers,
+            "nthreads": config.threads_per_worker,
             "memory_limit": memory_of(config),
             "protocol": protocol,
             "dashboard": False,
@@ -161,14 +161,14 @@ def pods(config: Cluster) -> dict[str, Any]:
         from dask_kubernetes.operator import make_cluster_spec
 
     memory = str(memory_of(config))  # bytes: Kubernetes has other units
-    n_workers = config.adaptive[0] if config.adaptive else config.workers
-    command = ["dask", "worker", "--nthreads", str(config.threads), "--memory-limit", memory]
+    n_workers = config.adaptive[0] if config.adaptive else config.n_workers
+    command = ["dask", "worker", "--nthreads", str(config.threads_per_worker), "--memory-limit", memory]
     spec = make_cluster_spec(
         f"kmeans-dask-{uuid4().hex[:8]}",
         image=config.image,
         n_workers=n_workers,
         worker_command=command,
-        resources={"requests": {"cpu": str(config.threads), "memory": memory}, "limits": {"memory": memory}},
+        resources={"requests": {"cpu": str(config.threads_per_worker), "memory": memory}, "limits": {"memory": memory}},
     )
     # dask-kubernetes calls dask-scheduler, which distributed has no longer
     spec["spec"]["scheduler"]["spec"]["containers"][0]["args"] = ["dask", "scheduler", "--host", "0.0.0.0"]
@@ -177,7 +177,7 @@ def pods(config: Cluster) -> dict[str, Any]:
 
 def memory_of(config: Cluster) -> int | str:
     """Return the memory limit of a worker in bytes, or ``auto``."""
-    return config.memory if config.memory == "auto" else int(parse_bytes(config.memory))
+    return config.memory_limit if config.memory_limit == "auto" else int(parse_bytes(config.memory_limit))
 
 
 @contextmanager

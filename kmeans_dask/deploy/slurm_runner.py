@@ -72,7 +72,7 @@ def parts_of(config: Cluster) -> Iterator[None]:
                 worker_class="distributed.Nanny",
                 worker_options={
                     **of_workers(where),
-                    "nthreads": config.threads,
+                    "nthreads": config.threads_per_worker,
                     "memory_limit": memory_of(config),
                     "protocol": protocol,
                     "dashboard": False,

@@ -24,7 +24,7 @@ from kmeans_dask.collection.collection import Collection
 from kmeans_dask.collection.features import Features
 from kmeans_dask.kmeans.kernels import Block
 from kmeans_dask.models.model import Model
-from kmeans_dask.reduction import share
+from kmeans_dask.reduction import broadcast
 from kmeans_dask.storage.object_store import readable
 from kmeans_dask.storage.publish import publish
 
@@ -124,7 +124,7 @@ def duplicates_tasks(
     groups = np.cumsum(sizes) // _GROUP_ITEMS
     firsts = [int(first) for first in np.unique(groups, return_index=True)[1]]
     task = dask.delayed(search_clusters, pure=False, traverse=False)
-    where = collection.folder, collection.chunk_rows, len(collection.labels), parts.absolute(), share(features)
+    where = collection.folder, collection.chunk_rows, len(collection.labels), parts.absolute(), broadcast(features)
     return [task(*where, first, radii[first:end]) for first, end in zip(firsts, [*firsts[1:], len(sizes)], strict=True)]
 
 

@@ -25,7 +25,7 @@ from kmeans_dask.evaluation.internal_metrics import Spread, add_spreads, spread_
 from kmeans_dask.evaluation.metrics import contingency_block
 from kmeans_dask.kmeans.kernels import Block, NearestTwo, Stack, assign_two
 from kmeans_dask.models.model import Model, column_prefix, stacked
-from kmeans_dask.reduction import share
+from kmeans_dask.reduction import broadcast
 from kmeans_dask.storage.object_store import make_folder, readable
 from kmeans_dask.storage.publish import publish, remove
 from kmeans_dask.storage.zarr_groups import read_labels
@@ -66,7 +66,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class FirstLook:
+class FirstPass:
     """What the first read returns of one chunk, or of all together."""
 
     counts: Counts
@@ -74,7 +74,7 @@ class FirstLook:
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationContext:
     """What all chunks are evaluated with.
 
     Attributes
@@ -125,13 +125,13 @@ def evaluation_tasks(
     Returns
     -------
     list of Delayed
-        Each returns a `FirstLook`; combine them with `join_first_looks`.
+        Each returns a `FirstPass`; combine them with `join_first_passes`.
     """
     parts = parts.absolute()  # workers of a running cluster have other current folders
     remove(parts)
     make_folder(parts)
     rivals = [(m, model.rival) for m, model in enumerate(models) if model.rival is not None]
-    task = Task(
+    task = EvaluationContext(
         features,
         stacked([*(model.centres for model in models), *(rival for _, rival in rivals)], features),
         tuple(column_prefix(model) for model in models),
@@ -140,7 +140,7 @@ def evaluation_tasks(
         Sketcher.of(models),
         seed,
     )
-    shared, call = share(task), dask.delayed(evaluate_chunk, pure=False, traverse=False)
+    shared, call = broadcast(task), dask.delayed(evaluate_chunk, pure=False, traverse=False)
     return [call(collection.folder, start, stop, shared, parts) for start, stop in chunk_starts(collection)]
 
 
@@ -159,7 +159,7 @@ def read_chunk(folder: Path, features: Features, start: int, stop: int) -> Chunk
     return Chunk(features.read_chunk(folder, start, stop), splits, read_labels(folder)[start:stop], items)
 
 
-def evaluate_chunk(folder: Path, start: int, stop: int, task: Task, parts: Path) -> FirstLook:
+def evaluate_chunk(folder: Path, start: int, stop: int, task: EvaluationContext, parts: Path) -> FirstPass:
     """Assign the items ``start:stop``, count, measure, and write their rows of the cluster table.
 
     Parameters
@@ -175,7 +175,7 @@ def evaluate_chunk(folder: Path, start: int, stop: int, task: Task, parts: Path)
 
     Returns
     -------
-    FirstLook
+    FirstPass
     """
     chunk = read_chunk(folder, task.features, start, stop)
     nearest = assign_two(chunk.rows, task.stack)
@@ -186,10 +186,10 @@ def evaluate_chunk(folder: Path, start: int, stop: int, task: Task, parts: Path)
     )
     _write_part(part_of(parts, start), chunk, nearest, task.names)
     write_sketches(parts, start, chunk.rows, chunk.splits >= 0, nearest.clusters[task.sketcher.model], task.sketcher)
-    return FirstLook(count_block(chunk, nearest, task), extremes)
+    return FirstPass(count_block(chunk, nearest, task), extremes)
 
 
-def count_block(chunk: Chunk, nearest: NearestTwo, task: Task) -> Counts:
+def count_block(chunk: Chunk, nearest: NearestTwo, task: EvaluationContext) -> Counts:
     """Count and measure the clusters of all models on the rows of one chunk: what every metric is made of."""
     ks = np.diff(task.stack.offsets)
     masks = [chunk.splits == s for s in range(len(SPLITS))]
@@ -224,9 +224,9 @@ def add_counts(parts: Sequence[Counts]) -> Counts:
     )
 
 
-def join_first_looks(looks: Sequence[FirstLook]) -> FirstLook:
+def join_first_passes(looks: Sequence[FirstPass]) -> FirstPass:
     """Combine what several chunks return, given in their order."""
-    return FirstLook(add_counts([look.counts for look in looks]), join_extremes([look.extremes for look in looks]))
+    return FirstPass(add_counts([look.counts for look in looks]), join_extremes([look.extremes for look in looks]))
 
 
 def part_of(parts: Path, start: int) -> Path:

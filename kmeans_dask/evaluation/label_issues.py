@@ -1,7 +1,7 @@
 """Items that a person should look at: labels that are probably wrong, and items far from their centre.
 
-What a block finds is a short list of each kind and model: block = `suspects_block` and `outliers_block`, combine =
-`join_findings`, finalize = `suspects_table` and `outliers_table`.
+What a block finds is a short list of each kind and model: block = `label_issues_block` and `outliers_block`, combine =
+`join_findings`, finalize = `label_issues_table` and `outliers_table`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEAST_PURITY = 0.5
 LEAST_DEVIATION = 3.0
 """Standard deviations above the mean distance of its cluster from which an item is an outlier."""
 
-MOST_SUSPECTS, MOST_OUTLIERS = 10_000, 1_000
+MAX_LABEL_ISSUES, MAX_OUTLIERS = 10_000, 1_000
 """Items of a model that are listed: what a task returns does not grow with the collection."""
 
 _ITEM = [("algorithm", pa.string()), ("k", pa.int32()), ("row", pa.int64()), ("path", pa.string())]
@@ -85,7 +85,7 @@ def join_findings(parts: Sequence[Findings], size: int) -> Findings:
     ).first(size)
 
 
-def suspects_block(
+def label_issues_block(
     block: Block,
     rows: NDArray[np.int64],
     labels: NDArray[np.int32],
@@ -120,7 +120,7 @@ def suspects_block(
         The score of an item is the purity of its cluster times 1 - own distance / distance to the nearest centre whose
         cluster has the item's label (1 where no cluster has it): near to 1 if the cluster is sure, and the item nothing
         like what it is called. Those with at least `LEAST_SUSPICION`, in
-        clusters with at least `LEAST_PURITY`; at most `MOST_SUSPECTS`.
+        clusters with at least `LEAST_PURITY`; at most `MAX_LABEL_ISSUES`.
     """
     known = (labels >= 0) & (clusters >= 0)
     mapped = np.where(known, label_map[clusters], -1)
@@ -140,7 +140,7 @@ def suspects_block(
     scores = purity[doubtful] * farther
     listed = scores >= LEAST_SUSPICION
     chosen = doubtful[listed]
-    return Findings(scores[listed], rows[chosen], clusters[chosen], farther[listed]).first(MOST_SUSPECTS)
+    return Findings(scores[listed], rows[chosen], clusters[chosen], farther[listed]).first(MAX_LABEL_ISSUES)
 
 
 def outliers_block(
@@ -167,7 +167,7 @@ def outliers_block(
     -------
     Findings
         The score is (distance - mean) / standard deviation: those with at least `LEAST_DEVIATION`, at most
-        `MOST_OUTLIERS`.
+        `MAX_OUTLIERS`.
     """
     known = (clusters >= 0) & (deviations[clusters] > 0)
     scores = np.zeros(len(rows))
@@ -175,10 +175,10 @@ def outliers_block(
     scores[known] = (distances[known] - means[mine]) / deviations[mine]
     listed = scores >= LEAST_DEVIATION
     values = distances[listed].astype(np.float64)
-    return Findings(scores[listed], rows[listed], clusters[listed], values).first(MOST_OUTLIERS)
+    return Findings(scores[listed], rows[listed], clusters[listed], values).first(MAX_OUTLIERS)
 
 
-def suspects_table(
+def label_issues_table(
     found: Findings,
     items: pa.Table,
     algorithm: str,
@@ -186,7 +186,7 @@ def suspects_table(
     purities: NDArray[np.float64],
     class_names: Sequence[str],
 ) -> pa.Table:
-    """Make the list of suspects of one model.
+    """Make the list of label_issues of one model.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def suspects_table(
     algorithm
         Of the model.
     label_map, purities : (k,)
-        As for `suspects_block`.
+        As for `label_issues_block`.
     class_names
         Names of the classes.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kmeans_dask.evaluation.choose_k import choose_k
 from kmeans_dask.evaluation.cluster_facts import ClusterNumbers
-from kmeans_dask.evaluation.first_pass import FirstLook
+from kmeans_dask.evaluation.first_pass import FirstPass
 from kmeans_dask.evaluation.internal_metrics import means_of, spread_scores
 from kmeans_dask.evaluation.metrics import (
     agreement,
@@ -55,7 +55,7 @@ class EvaluatedModel:
         )  # fmt: skip
 
 
-def split_by_model(models: Sequence[Model], look: FirstLook) -> list[EvaluatedModel]:
+def split_by_model(models: Sequence[Model], look: FirstPass) -> list[EvaluatedModel]:
     """Cut what was counted of the stacked clusters into models, and vote on the labels."""
     spread, tables, extremes = look.counts.spread, look.counts.tables, look.extremes
     centres = [*(model.centres for model in models), *(m.rival for m in models if m.rival is not None)]

@@ -20,15 +20,15 @@ from kmeans_dask.collection.features import Features
 from kmeans_dask.evaluation.first_pass import chunk_starts, part_of, read_chunk
 from kmeans_dask.evaluation.internal_metrics import scatter_block
 from kmeans_dask.evaluation.label_issues import (
-    MOST_OUTLIERS,
-    MOST_SUSPECTS,
+    MAX_LABEL_ISSUES,
+    MAX_OUTLIERS,
     Findings,
     join_findings,
+    label_issues_block,
     outliers_block,
-    suspects_block,
 )
 from kmeans_dask.kmeans.kernels import Stack
-from kmeans_dask.reduction import share
+from kmeans_dask.reduction import broadcast
 from kmeans_dask.storage.object_store import readable
 
 
@@ -60,23 +60,23 @@ class Known:
 
 
 @dataclass(frozen=True)
-class SecondLook:
+class SecondPass:
     """What one chunk, or all together, say of every model.
 
     Attributes
     ----------
     scatter : (k_total,) float64
         Sums of the distances of the fitted items to the means of their clusters.
-    suspects, outliers : list of Findings
+    label_issues, outliers : list of Findings
         One entry a model.
     """
 
     scatter: NDArray[np.float64]
-    suspects: list[Findings]
+    label_issues: list[Findings]
     outliers: list[Findings]
 
 
-def second_look_tasks(collection: Collection, features: Features, known: Sequence[Known], parts: Path) -> list[Delayed]:
+def second_pass_tasks(collection: Collection, features: Features, known: Sequence[Known], parts: Path) -> list[Delayed]:
     """Make the tasks of the second read, one a chunk.
 
     Parameters
@@ -93,10 +93,10 @@ def second_look_tasks(collection: Collection, features: Features, known: Sequenc
     Returns
     -------
     list of Delayed
-        Each returns a `SecondLook`; combine them with `join_looks`.
+        Each returns a `SecondPass`; combine them with `join_second_passes`.
     """
     task = dask.delayed(look_at_chunk, pure=False, traverse=False)
-    shared, shared_features = share(list(known)), share(features)
+    shared, shared_features = broadcast(list(known)), broadcast(features)
     return [
         task(collection.folder, shared_features, start, stop, shared, parts.absolute())
         for start, stop in chunk_starts(collection)
@@ -105,7 +105,7 @@ def second_look_tasks(collection: Collection, features: Features, known: Sequenc
 
 def look_at_chunk(
     folder: Path, features: Features, start: int, stop: int, known: Sequence[Known], parts: Path
-) -> SecondLook:
+) -> SecondPass:
     """Look at the items ``start:stop`` again.
 
     Parameters
@@ -123,7 +123,7 @@ def look_at_chunk(
 
     Returns
     -------
-    SecondLook
+    SecondPass
     """
     chunk = read_chunk(folder, features, start, stop)
     columns = [f"{model.name}_{what}" for model in known for what in ("cluster", "distance")]
@@ -132,10 +132,10 @@ def look_at_chunk(
     distances = [part[f"{model.name}_distance"].fill_null(0).to_numpy() for model in known]
     rows = np.arange(start, stop)
     means = Stack.of([model.means for model in known])
-    return SecondLook(
+    return SecondPass(
         scatter_block(chunk.rows, chunk.splits, clusters, means),
         [
-            suspects_block(
+            label_issues_block(
                 chunk.rows, rows, chunk.labels, mine, far, model.centres, model.label_map, model.purities
             )
             for model, mine, far in zip(known, clusters, distances, strict=True)
@@ -147,11 +147,11 @@ def look_at_chunk(
     )  # fmt: skip
 
 
-def join_looks(looks: Sequence[SecondLook]) -> SecondLook:
+def join_second_passes(looks: Sequence[SecondPass]) -> SecondPass:
     """Combine what several chunks say."""
-    models = range(len(looks[0].suspects))
-    return SecondLook(
+    models = range(len(looks[0].label_issues))
+    return SecondPass(
         np.sum([look.scatter for look in looks], axis=0),
-        [join_findings([look.suspects[m] for look in looks], MOST_SUSPECTS) for m in models],
-        [join_findings([look.outliers[m] for look in looks], MOST_OUTLIERS) for m in models],
+        [join_findings([look.label_issues[m] for look in looks], MAX_LABEL_ISSUES) for m in models],
+        [join_findings([look.outliers[m] for look in looks], MAX_OUTLIERS) for m in models],
     )

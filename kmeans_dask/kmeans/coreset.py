@@ -10,7 +10,7 @@ import dask.array as da
 from sklearn.exceptions import ConvergenceWarning
 
 from kmeans_dask.kmeans.kernels import Floats, slice_rows
-from kmeans_dask.kmeans.lloyd import Run, lloyd
+from kmeans_dask.kmeans.lloyd import FitState, lloyd
 from kmeans_dask.kmeans.moments import Moments, combine_moments, moments
 from kmeans_dask.kmeans.sampling import Data, sample_rows
 from kmeans_dask.kmeans.seeding import Start, choose_starts
@@ -68,7 +68,7 @@ def sample_for(data: Data, k: int, seed: int, first: Moments | None = None) -> D
     return replace(data, X=X, weights=weights, total=float(sample.weights.sum()))
 
 
-def start_on(sample: Data, start: Start, least_gain: float, rows_per_centre: int = _ROWS_PER_CENTRE) -> Run:
+def start_on(sample: Data, start: Start, least_gain: float, rows_per_centre: int = _ROWS_PER_CENTRE) -> FitState:
     """Choose a start on a sample, and iterate it there as long as that is worth while.
 
     Parameters
@@ -84,7 +84,7 @@ def start_on(sample: Data, start: Start, least_gain: float, rows_per_centre: int
 
     Returns
     -------
-    Run
+    FitState
         Finished.
     """
     with dask.config.set(scheduler="threads"), warnings.catch_warnings():
@@ -93,8 +93,8 @@ def start_on(sample: Data, start: Start, least_gain: float, rows_per_centre: int
         return _refined(sample, centres, least_gain)
 
 
-def _refined(sample: Data, centres: Floats, least_gain: float) -> Run:
-    run = Run(centres, 0.0, 100, accelerated=True, least_gain=least_gain)
+def _refined(sample: Data, centres: Floats, least_gain: float) -> FitState:
+    run = FitState(centres, 0.0, 100, accelerated=True, least_gain=least_gain)
     first = tree_reduce(map_chunks(moments, sample.X, sample.weights), combine_moments).compute()
     lloyd(sample, [run], first)
     return run

@@ -22,12 +22,12 @@ from threadpoolctl import threadpool_limits
 
 from kmeans_dask.kmeans.coreset import sample_for, start_on, starts_on_sample
 from kmeans_dask.kmeans.kernels import Block, Floats, Stack, all_distances, assign, unit_block
-from kmeans_dask.kmeans.lloyd import Assignment, Checkpoint, OnPass, Run, assign_all, data_of, lloyd, prepare
+from kmeans_dask.kmeans.lloyd import Assignment, Checkpoint, FitState, OnPass, assign_all, data_of, lloyd, prepare
 from kmeans_dask.kmeans.moments import Moments
 from kmeans_dask.kmeans.sampling import Data, shifted
 from kmeans_dask.kmeans.seeding import DEFAULT_ROUNDS, Start, choose_starts, is_parallel
 from kmeans_dask.kmeans.validation import as_rows, as_weights, unit_rows
-from kmeans_dask.reduction import share
+from kmeans_dask.reduction import broadcast
 
 _GAIN_PER_TOL = 3
 """MNIST, K = 256, tol 1e-4: stopping at gains of 3e-4 takes half the passes of 1e-4, for an inertia 0.1 % higher, which
@@ -174,7 +174,7 @@ class KMeans(DaskMLKMeans):
         """
         check_is_fitted(self, "cluster_centers_")
         data = self._data_for_predict(X)
-        stack = share(Stack.of([shifted(self.cluster_centers_, data.origin)], data.origin))
+        stack = broadcast(Stack.of([shifted(self.cluster_centers_, data.origin)], data.origin))
         return data.X.map_blocks(
             _clusters_of_block, stack=stack, dtype=np.int32, drop_axis=1, meta=np.empty(0, np.int32)
         )
@@ -201,7 +201,7 @@ class KMeans(DaskMLKMeans):
         dtype = np.result_type(data.X, self.cluster_centers_)
         return data.X.map_blocks(
             partial(all_distances, dtype=dtype),
-            stack=share(stack),
+            stack=broadcast(stack),
             dtype=dtype,
             chunks=(data.X.chunks[0], (len(self.cluster_centers_),)),
             meta=np.empty((0, 0), dtype),
@@ -313,7 +313,7 @@ def fit_together(
         flat = [start for group in starts for start in group]
         owners = [e for e, group in zip(estimators, starts, strict=True) for _ in group]
         if checkpoint and (states := checkpoint.read()):
-            first, runs = Moments(**states[0]), [Run(**state) for state in states[1:]]
+            first, runs = Moments(**states[0]), [FitState(**state) for state in states[1:]]
             data = data_of(X, weights, first, spherical)
         else:
             data, first = prepare(X, weights, spherical)
@@ -361,13 +361,13 @@ def _may_start_on_sample(data: Data, start: Start, owner: KMeans) -> bool:
     return owner.algorithm == "accelerated" and isinstance(start.init, str) and starts_on_sample(data, start.k)
 
 
-def _run_of(data: Data, centres: Floats, estimator: KMeans, variance: float) -> Run:
+def _run_of(data: Data, centres: Floats, estimator: KMeans, variance: float) -> FitState:
     tolerance, max_iter = estimator.tol * variance, estimator.max_iter
     if data.spherical:
         centres = unit_block(centres)
     if estimator.algorithm != "accelerated":
-        return Run(centres, tolerance, max_iter)
-    return Run(centres, tolerance, max_iter, accelerated=True, least_gain=_GAIN_PER_TOL * estimator.tol)
+        return FitState(centres, tolerance, max_iter)
+    return FitState(centres, tolerance, max_iter, accelerated=True, least_gain=_GAIN_PER_TOL * estimator.tol)
 
 
 def starts_of(estimator: KMeans, X: da.Array) -> list[Start]:
@@ -402,7 +402,7 @@ def starts_of(estimator: KMeans, X: da.Array) -> list[Start]:
     return [Start(int(k), init, estimator.oversampling_factor, rounds, int(seed)) for seed in seeds]
 
 
-def finish(estimator: KMeans, data: Data, run: Run, assignment: Assignment) -> None:
+def finish(estimator: KMeans, data: Data, run: FitState, assignment: Assignment) -> None:
     """Write the fitted attributes, in the coordinates of the data."""
     estimator.cluster_centers_ = run.centres if data.origin is None else run.centres + data.origin
     estimator.labels_ = assignment.clusters

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kmeans_dask.kmeans.kernels import Block, Floats, Stack, Sums, assign, sum_by_cluster, unit_block
 from kmeans_dask.kmeans.moments import Moments, combine_moments, moments
 from kmeans_dask.kmeans.sampling import Data, shifted
-from kmeans_dask.reduction import map_chunks, share, tree_reduce
+from kmeans_dask.reduction import broadcast, map_chunks, tree_reduce
 
 OnPass = Callable[[int, int], None]
 """Called after every pass with the number of the pass and of the models that still move."""
@@ -69,7 +69,7 @@ class Checkpoint(Protocol):
 
 
 @dataclass
-class Run:
+class FitState:
     """One model on its way.
 
     Attributes
@@ -131,7 +131,7 @@ class Run:
         self.centres = means.astype(self.centres.dtype)
 
 
-def lloyd(data: Data, runs: Sequence[Run], first: Moments, on_pass: OnPass | None = None) -> None:
+def lloyd(data: Data, runs: Sequence[FitState], first: Moments, on_pass: OnPass | None = None) -> None:
     """Iterate all models until each is finished (Lloyd 1982); every pass serves all that still move.
 
     Parameters
@@ -149,7 +149,7 @@ def lloyd(data: Data, runs: Sequence[Run], first: Moments, on_pass: OnPass | Non
     n_passes = 0
     while moving := [run for run in runs if run.moving]:
         stack = Stack.of([run.centres for run in moving], data.origin)
-        objects = map_chunks(sum_by_cluster, data.X, data.weights, stack=share(stack))
+        objects = map_chunks(sum_by_cluster, data.X, data.weights, stack=broadcast(stack))
         total: Sums = tree_reduce(objects, add_sums).compute()
         for run, begin, end in zip(moving, stack.offsets[:-1], stack.offsets[1:], strict=True):
             sums = Sums(total.sums[begin:end], total.counts[begin:end])
@@ -169,7 +169,7 @@ def _inertia(centres: NDArray[np.float64], sums: Sums, squares: float) -> float:
     return max(squares - float(pulled), 0.0)
 
 
-def _means(run: Run, data: Data, sums: Sums) -> NDArray[np.float64]:
+def _means(run: FitState, data: Data, sums: Sums) -> NDArray[np.float64]:
     """Mean of the rows of every cluster; an empty cluster is given a row first."""
     if (sums.counts == 0).any():
         sums = _relocate_empty(data, run.centres, sums)
@@ -183,7 +183,7 @@ def _means(run: Run, data: Data, sums: Sums) -> NDArray[np.float64]:
 def _relocate_empty(data: Data, centres: Floats, sums: Sums) -> Sums:
     """Give every empty cluster one of the rows that are farthest from their centres, as scikit-learn does."""
     (empty,) = np.nonzero(sums.counts == 0)
-    stack = share(Stack.of([centres], data.origin))
+    stack = broadcast(Stack.of([centres], data.origin))
     objects = map_chunks(_farthest_of_block, data.X, data.weights, stack=stack, size=len(empty))
     combine = partial(_farther, size=len(empty))
     far: _Farthest = tree_reduce(objects, combine).compute()
@@ -285,7 +285,7 @@ def assign_all(data: Data, models: Sequence[Floats]) -> list[Assignment]:
     -------
     list of Assignment
     """
-    stack = share(Stack.of(list(models), data.origin))
+    stack = broadcast(Stack.of(list(models), data.origin))
     objects = map_chunks(_assign_block, data.X, data.weights, stack=stack).persist()
     inertias = tree_reduce(map_chunks(_inertias_of, objects), _add_arrays).compute()
     return [

@@ -15,11 +15,11 @@ from kmeans_dask.kmeans.batches import Batch, Plan, combine_batches, draw_batch
 from kmeans_dask.kmeans.coreset import sample_for, start_on
 from kmeans_dask.kmeans.estimator import KMeans, finish, starts_of
 from kmeans_dask.kmeans.kernels import Floats, Stack
-from kmeans_dask.kmeans.lloyd import Checkpoint, Run, assign_all, prepare
+from kmeans_dask.kmeans.lloyd import Checkpoint, FitState, assign_all, prepare
 from kmeans_dask.kmeans.sampling import Data, first_rows, shifted
 from kmeans_dask.kmeans.seeding import Start, choose_starts
 from kmeans_dask.kmeans.validation import as_rows, as_weights
-from kmeans_dask.reduction import map_chunks, share, tree_reduce
+from kmeans_dask.reduction import broadcast, map_chunks, tree_reduce
 
 _START_ROWS_PER_CENTRE = 10
 """Rows a centre of the sample that a start is chosen from, before all of the sample refines it: a start from five times
@@ -170,7 +170,7 @@ class MiniBatchKMeans(KMeans):
             self._iterate(data, steps, starts[0].seed, checkpoint)
             (assignment,) = assign_all(data, [steps.centres])
         history = [mean * data.total for mean in steps.history]
-        finish(self, data, Run(steps.centres, 0.0, 1, history=history), assignment)
+        finish(self, data, FitState(steps.centres, 0.0, 1, history=history), assignment)
         self.counts_ = steps.counts
         self.n_steps_ = len(steps.history)
         self.n_iter_ = int(np.ceil(self.n_steps_ * self._chance(len(X))))
@@ -208,12 +208,12 @@ class MiniBatchKMeans(KMeans):
                 counts = np.zeros(self.n_clusters)
             steps = _Steps(centres, counts, 0.0)
             plan = Plan(Stack.of([steps.centres], data.origin), 1.0, 0, 0, 0)
-            objects = map_chunks(draw_batch, data.X, data.weights, first_rows(data.X), plan=share(plan))
+            objects = map_chunks(draw_batch, data.X, data.weights, first_rows(data.X), plan=broadcast(plan))
             batch: Batch = tree_reduce(objects, partial(combine_batches, spare=0)).compute()
             steps.update(batch, np.empty(0, np.int64))
             (assignment,) = assign_all(data, [steps.centres])
         history = [*getattr(self, "inertia_history_", []), steps.history[0] * data.total]
-        finish(self, data, Run(steps.centres, 0.0, 1, history=history), assignment)
+        finish(self, data, FitState(steps.centres, 0.0, 1, history=history), assignment)
         self.counts_ = steps.counts
         self.n_steps_ = self.n_iter_ = len(history)
         return self
@@ -251,7 +251,7 @@ class MiniBatchKMeans(KMeans):
         offsets = first_rows(data.X).persist()
         for step in range(steps.step, int(np.ceil(self.max_iter / chance))):
             plan = Plan(Stack.of([steps.centres], data.origin), chance, seed, step, len(steps.starving))
-            objects = map_chunks(draw_batch, data.X, data.weights, offsets, plan=share(plan))
+            objects = map_chunks(draw_batch, data.X, data.weights, offsets, plan=broadcast(plan))
             batch: Batch = tree_reduce(objects, partial(combine_batches, spare=len(steps.starving))).compute()
             if not batch.sums.counts.any():
                 continue

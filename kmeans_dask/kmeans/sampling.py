@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kmeans_dask.kmeans.kernels import Block, Floats, distances_to
 from kmeans_dask.kmeans.moments import Moments
-from kmeans_dask.reduction import map_chunks, share, tree_reduce
+from kmeans_dask.reduction import broadcast, map_chunks, tree_reduce
 
 _SAMPLING_ROUND = 2**32
 """Key of the draws of `sample_rows`; the rounds of k-means|| and the mini-batches have smaller ones."""
@@ -113,7 +113,7 @@ def sample_rows(data: Data, size: int, seed: int, first: Moments | None = None) 
     ValueError
         Fewer rows than `size` have a weight above 0.
     """
-    shared = None if first is None else share(first)
+    shared = None if first is None else broadcast(first)
     wanted = size + 6 * np.sqrt(size) + 10  # chunks offer those below a limit: six standard deviations more
     while True:
         part = wanted / len(data.X)

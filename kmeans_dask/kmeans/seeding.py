@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from kmeans_dask.kmeans.kernels import Block, Floats, Stack, assign
 from kmeans_dask.kmeans.sampling import Data, first_rows, row_uniforms, sample_rows, shifted
-from kmeans_dask.reduction import map_chunks, share, tree_reduce
+from kmeans_dask.reduction import broadcast, map_chunks, tree_reduce
 
 DEFAULT_ROUNDS = 2
 """Rounds of k-means||, each of which costs two passes of K-Means at l = 2k. MNIST, K = 256: two leave the start at 1.84
@@ -233,7 +233,7 @@ def _k_means_parallel(data: Data, starts: Sequence[Start]) -> list[tuple[Floats,
         known = [len(old) - len(added) for old, added in zip(candidates, new, strict=True)]
         draws = [s.oversampling * s.k if wants else 0.0 for s, wants in zip(starts, wanting, strict=True)]
         plan = _Round(number, Stack.of(new, data.origin), known, draws, [start.seed for start in starts])
-        state = map_chunks(_update_costs, data.X, data.weights, state, plan=share(plan)).persist()
+        state = map_chunks(_update_costs, data.X, data.weights, state, plan=broadcast(plan)).persist()
         drawn = tree_reduce(map_chunks(_take_drawn, state), _combine_drawn).compute().models
         number += 1
         wanting = [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kmeans_dask.kmeans.kernels import Block, Floats, Stack, assign
 from kmeans_dask.models.model import Model
-from kmeans_dask.reduction import map_chunks, share, tree_reduce
+from kmeans_dask.reduction import broadcast, map_chunks, tree_reduce
 from kmeans_dask.storage.publish import publish
 
 
@@ -59,7 +59,7 @@ def measure_moves(X: da.Array, old: Floats, model: Model) -> Moves:
     """
     origin = None if X.dtype == np.uint8 else model.centres.mean(axis=0)
     both = [old.astype(model.centres.dtype), model.centres]
-    stack = share(Stack.of(both if origin is None else [centres - origin for centres in both], origin))
+    stack = broadcast(Stack.of(both if origin is None else [centres - origin for centres in both], origin))
     table = tree_reduce(map_chunks(_count_pairs, X, stack=stack, k=model.k), _add).compute()
     steps = model.centres.astype(np.float64) - old
     return Moves(model, np.sqrt(np.einsum("ij,ij->i", steps, steps)), table)

@@ -26,7 +26,7 @@ from kmeans_dask.collection.features import Features
 from kmeans_dask.config.sections import Ingest
 from kmeans_dask.kmeans.kernels import assign
 from kmeans_dask.models.model import Model, column_prefix, stack_of
-from kmeans_dask.reduction import share, task_key
+from kmeans_dask.reduction import broadcast, task_key
 from kmeans_dask.sources.manifest import read_manifest, write_manifest
 from kmeans_dask.sources.sandbox import attempt
 from kmeans_dask.storage.object_store import readable
@@ -163,7 +163,7 @@ def predict_tasks(items: pa.Table, parts: Path, predictor: Predictor) -> list[De
         write_manifest(items, manifest)
         create(marker, "")
     plan = plan_chunks(len(items), predictor.ingest)
-    known = share(predictor)
+    known = broadcast(predictor)
     task = dask.delayed(predict_chunk, pure=False, traverse=False)
     return [
         task(manifest, start, stop, known, _part_of(parts, start), dask_key_name=task_key("predict_chunk", start, stop))

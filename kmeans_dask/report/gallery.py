@@ -34,7 +34,7 @@ MAP_ITEMS = 3000
 """Items on the map."""
 
 LISTED = 200
-"""Rows of each model's suspects and outliers, and of the duplicates, that are shown; all are in the files."""
+"""Rows of each model's label_issues and outliers, and of the duplicates, that are shown; all are in the files."""
 
 _TURNS = 12
 """Long lists take turns in parts as long as those of a cluster: the last row of one waits no longer than theirs."""

@@ -54,7 +54,7 @@ def write_report(
         The file cannot be written.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("kmeans_dask"),
+        loader=jinja2.PackageLoader("kmeans_dask.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -119,7 +119,7 @@ def content_policy(scripts: Sequence[str]) -> str:
 
 
 def _template(name: str) -> str:
-    return (files("kmeans_dask") / "templates" / name).read_text(encoding="utf-8")
+    return (files("kmeans_dask.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _library(name: str) -> str:

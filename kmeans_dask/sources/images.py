@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from kmeans_dask.sources.normalize import Filter, Fit, Mode, Range, extremes, normalize, range_of, to_bytes
+from kmeans_dask.sources.normalize import Filter, Mode, Range, Resize, extremes, normalize, range_of, to_bytes
 
 Status = Literal["missing", "unreadable", "too large", "crashed", "hung"]
 
@@ -123,7 +123,7 @@ def decode(
     size: tuple[int, int],
     mode: Mode,
     max_pixels: int,
-    fit: Fit = "resize",
+    resize: Resize = "stretch",
     resampling: Filter = "box",
     background: str = "white",
 ) -> Decoded:
@@ -140,7 +140,7 @@ def decode(
         ``L``: one grey channel; ``RGB``: three.
     max_pixels
         Pixels of the file's image above which it is not decoded.
-    fit, resampling, background
+    resize, resampling, background
         See `normalize.normalize`.
 
     Returns
@@ -160,7 +160,7 @@ def decode(
     loaded = _open(*_apart(file), max_pixels, (mode, _DRAFT_MARGIN * max(size)))
     try:
         pixels, changes = normalize(
-            loaded.image, mode=mode, size=size, fit=fit, resampling=resampling, background=background
+            loaded.image, mode=mode, size=size, resize=resize, resampling=resampling, background=background
         )
     except Exception as error:  # see _open
         raise _image_error(error) from error

@@ -17,11 +17,11 @@ from kmeans_dask.sources.kinds.archives import list_archive
 from kmeans_dask.sources.kinds.arrays import list_array
 from kmeans_dask.sources.kinds.datasets import write_builtin
 from kmeans_dask.sources.kinds.folders import list_files, list_folder
-from kmeans_dask.sources.kinds.listed import Beside, Listed, Wanted
 from kmeans_dask.sources.kinds.lists import joined, list_list
 from kmeans_dask.sources.kinds.locations import full_name, is_remote, shown
 from kmeans_dask.sources.kinds.names import text_of_name
 from kmeans_dask.sources.kinds.places import Place, find_places
+from kmeans_dask.sources.kinds.source_listing import ListRequest, Sidecar, SourceListing
 from kmeans_dask.sources.kinds.tables import list_table
 from kmeans_dask.sources.labels import folder_label, hold_out_matching, hold_out_share, named, pattern_label
 from kmeans_dask.sources.manifest import MANIFEST_SCHEMA
@@ -97,7 +97,7 @@ def _list(names: Sequence[str], source: Input, key: str) -> tuple[pa.Table, list
     column, _, _ = _holdout_column(source).partition("=")
     setting, _, argument = source.labels.partition(":")
     columns = {column or None, argument if setting == "column" else None} - {None}
-    wanted = Wanted(
+    wanted = ListRequest(
         include=source.include,
         exclude=source.exclude,
         column=source.column,
@@ -139,13 +139,13 @@ def _holdout_column(source: Input) -> str:
     return holdout.removeprefix("column:") if isinstance(holdout, str) and holdout.startswith("column:") else ""
 
 
-def _beside(setting: str, argument: str) -> Beside | None:
+def _beside(setting: str, argument: str) -> Sidecar | None:
     if setting == "json":
-        return Beside(b".json", argument)
-    return Beside(os.fsencode("." + argument.removeprefix("."))) if setting == "text" else None
+        return Sidecar(b".json", argument)
+    return Sidecar(os.fsencode("." + argument.removeprefix("."))) if setting == "text" else None
 
 
-def _labels(setting: str, argument: str, paths: Sequence[str], listed: Listed) -> Sequence[object]:
+def _labels(setting: str, argument: str, paths: Sequence[str], listed: SourceListing) -> Sequence[object]:
     match setting:
         case "folder":
             return [folder_label(path) for path in paths]
@@ -166,7 +166,7 @@ def _as_manifest(items: pa.Table, paths: Sequence[str], labels: Sequence[str | N
     return pa.table(columns, schema=MANIFEST_SCHEMA)
 
 
-def _list_place(places: Sequence[Place], wanted: Wanted) -> Listed:
+def _list_place(places: Sequence[Place], wanted: ListRequest) -> SourceListing:
     """List one source, or several single files."""
     file, _, kind = places[0]
     match kind:

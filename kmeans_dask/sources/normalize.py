@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
 Mode = Literal["L", "RGB"]
-Fit = Literal["resize", "crop", "pad"]
+Resize = Literal["stretch", "crop", "pad"]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Range = tuple[float, float]
 """Of numbers that are no bytes: which of them is black, and which is white."""
@@ -64,7 +64,7 @@ def normalize(
     *,
     mode: Mode,
     size: tuple[int, int] | None = None,
-    fit: Fit = "resize",
+    resize: Resize = "stretch",
     resampling: Filter = "box",
     background: str = "white",
 ) -> Normalized:
@@ -81,8 +81,8 @@ def normalize(
         ``L``: grey; ``RGB``.
     size
         Height and width in pixels; None keeps the image's.
-    fit
-        ``resize``: stretched to the size. ``crop``: scaled until it covers the size, the middle is kept. ``pad``:
+    resize
+        ``stretch``: stretched to the size. ``crop``: scaled until it covers the size, the middle is kept. ``pad``:
         scaled until it lies within the size, the rest is background.
     resampling
         Filter. ``box``: a pixel is the mean of the source pixels it covers (enlarged: the nearest one).
@@ -95,7 +95,7 @@ def normalize(
     """
     plain, changes = _to_grey_or_colour(image, mode, background)
     if size is not None and plain.size != (size[1], size[0]):
-        plain = _to_size(plain, mode, (size[1], size[0]), fit, Image.Resampling[resampling.upper()], background)
+        plain = _to_size(plain, mode, (size[1], size[0]), resize, Image.Resampling[resampling.upper()], background)
     if plain.mode != mode:  # grey to RGB only now: resizing one channel costs a third
         plain = plain.convert(mode)
     return Normalized(np.asarray(plain).reshape(plain.height, plain.width, -1), changes)
@@ -164,12 +164,12 @@ def _transform_of(profile: bytes) -> ImageCms.ImageCmsTransform:
 
 
 def _to_size(
-    image: Image.Image, mode: Mode, size: tuple[int, int], fit: Fit, resampling: Image.Resampling, background: str
+    image: Image.Image, mode: Mode, size: tuple[int, int], resize: Resize, resampling: Image.Resampling, background: str
 ) -> Image.Image:
     """Bring an image to a size (width, height)."""
-    if fit == "resize":
+    if resize == "stretch":
         return image.resize(size, resampling)
-    if fit == "crop":
+    if resize == "crop":
         return ImageOps.fit(image, size, resampling)
     scale = min(size[0] / image.width, size[1] / image.height)
     inner = max(1, round(image.width * scale)), max(1, round(image.height * scale))  # 65,000 x 1 keeps a row

@@ -34,7 +34,7 @@ memory_limit = 0
 _SHARE_OF_LIMIT = 0.9
 """A nanny ends its worker at 0.95 of the limit."""
 
-_CHILD = "import sys; from kmeans_dask.careful import serve; serve(int(sys.argv[1]))"
+_CHILD = "import sys; from kmeans_dask.sources.sandbox import serve; serve(int(sys.argv[1]))"
 
 Read = Callable[[Sequence[int]], Iterable[tuple[int, Any]]]
 

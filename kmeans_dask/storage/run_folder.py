@@ -80,9 +80,9 @@ class RunFolder:
         return self.path / "confusion.parquet"
 
     @property
-    def suspects(self) -> Path:
+    def label_issues(self) -> Path:
         """Items whose label disagrees with a pure cluster."""
-        return self.path / "suspects.csv"
+        return self.path / "label_issues.csv"
 
     @property
     def outliers(self) -> Path:

@@ -77,7 +77,7 @@ def test_a_wrong_command_line(command: Command, arguments: list[str]):
         ("input.path=empty", ["empty holds no image", ".png .apng .jpg"]),
         ("input.holdout=nowhere", ["input.holdout=nowhere", "no such file or folder"]),
         ("output=job.yaml", ["cannot write the run folder job.yaml/small", "set output to a folder"]),
-        ("cluster.memory=much", ["cluster.memory='much'", "auto or a size such as 2GiB"]),
+        ("cluster.memory_limit=much", ["cluster.memory_limit='much'", "auto or a size such as 2GiB"]),
         ("fit.k", ["'fit.k' is not KEY=VALUE"]),
     ],
 )
@@ -177,7 +177,11 @@ def test_interrupted_by_the_keyboard_and_continued(
 ):
     draw_images(tmp_path / "images", count=160, side=160)
     config = write_config(
-        tmp_path, tmp_path / "images", **FIT_ONLY, ingest={"size": [112, 112]}, cluster={"kind": "local", "workers": 1}
+        tmp_path,
+        tmp_path / "images",
+        **FIT_ONLY,
+        ingest={"size": [112, 112]},
+        cluster={"kind": "local", "n_workers": 1},
     )
     with planted.signalled(signal.SIGINT, "*/part-*.parquet", 3):  # as a terminal does: to the workers too
         process = start("kmeans-dask", "run", config)
@@ -213,7 +217,7 @@ def test_show_of_what_is_no_run(command: Command, tmp_path: Path):
 
 
 def test_the_dashboard_and_the_performance_report_on_request(command: Command, images: Path, tmp_path: Path):
-    cluster = {"kind": "local", "workers": 1, "dashboard": True, "performance_report": True}
+    cluster = {"kind": "local", "n_workers": 1, "dashboard": True, "performance_report": True}
     config = write_config(tmp_path, images, cluster=cluster, fit=None, evaluate=None, quantize=None, report=None)
 
     said = command("run", config)

@@ -123,7 +123,7 @@ def test_what_was_done_to_the_items_is_counted(tmp_path: Path) -> None:
     for name, mode in (("a", "RGBA"), ("b", "P"), ("c", "L"), ("d", "RGBA"), ("e", "RGB")):
         Image.new(mode, (4, 2)).save(folder / f"{name}.png")
     (folder / "f.png").write_bytes(b"no image")
-    config = Ingest(size=(4, 4), fit="pad", filter="lanczos", background="#102030")
+    config = Ingest(size=(4, 4), resize="pad", filter="lanczos", background="#102030")
     collection = Job(tmp_path, config).run()
     assert collection.items["changes"].to_pylist() == [
         ["alpha"], ["palette"], ["grey to colour"], ["alpha"], [], None,

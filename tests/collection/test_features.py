@@ -299,7 +299,7 @@ def test_chunks_do_not_matter(collection: Collection, rows: int):
     settings = sections.Features(scale="standard", pca=6)
     X = collection.rows("train")[0]
 
-    one, two = (fit_features.measure(settings, data, 0).arrays() for data in (X, X.rechunk({0: rows})))
+    one, two = (fit_features_module.measure(settings, data, 0).arrays() for data in (X, X.rechunk({0: rows})))
 
     for name in ("divisor", "mean", "components"):
         np.testing.assert_allclose(one[name], two[name], atol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kmeans_dask.colours.dither import dithered
-from kmeans_dask.colours.remap import paint, picture_of
+from kmeans_dask.colours.remap import picture_of, remap
 from kmeans_dask.colours.table import map_pixels
 
 RNG = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def test_an_image_of_palette_colours_stays_and_the_error_is_measured(method):
     if method == "floyd-steinberg":  # a pattern may move colours that are close to each other
         assert np.array_equal(dithered(pixels, None, palette, method), map_pixels(pixels, palette))
     noise = RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    image, errors = paint(picture_of(noise), palette, dither=method)
+    image, errors = remap(picture_of(noise), palette, dither=method)
     painted = np.asarray(image.convert("RGB")).astype(float)
     assert errors["rgb"] == pytest.approx(((painted - noise) ** 2).sum(axis=2).mean())
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from sklearn.datasets import load_sample_image
 
 from kmeans_dask.colours.palettes import fit_palette, quantize_image
-from kmeans_dask.colours.remap import encode, paint, picture_of, read_pixels
+from kmeans_dask.colours.remap import encode, picture_of, read_pixels, remap
 from kmeans_dask.colours.spaces import to_space
 from kmeans_dask.colours.table import psnr
 from kmeans_dask.sources.images import open_image
@@ -26,7 +26,7 @@ def photo():
 
 def test_painted_image_and_its_error(photo):
     picture = picture_of(photo)
-    image, errors = paint(picture, fit_palette(picture.table, 30))
+    image, errors = remap(picture, fit_palette(picture.table, 30))
     mse = errors["rgb"]
     assert image.mode == "P"
     painted = np.asarray(image.convert("RGB"))
@@ -155,7 +155,7 @@ def test_transparency_survives_every_format(photo, kind):
 def test_the_error_is_that_of_the_opaque_pixels(photo):
     image, opaque = with_hole(photo)
     picture = picture_of(image)
-    painted, errors = paint(picture, fit_palette(picture.table, 6))
+    painted, errors = remap(picture, fit_palette(picture.table, 6))
     apart = np.asarray(painted.convert("RGB"))[opaque].astype(float) - photo[opaque]
     assert errors["rgb"] == pytest.approx((apart**2).sum(axis=1).mean())
 
@@ -165,7 +165,7 @@ def test_a_full_palette_gives_way_to_the_transparent_entry(photo, dither):
     image, opaque = with_hole(photo)
     assert len(quantize_image(image, 256).getpalette()) == 3 * 256
     palette = fit_palette(picture_of(photo).table, 256)
-    painted, _ = paint(picture_of(image), palette, dither=dither)
+    painted, _ = remap(picture_of(image), palette, dither=dither)
     assert len(painted.getpalette()) == 3 * 256
     assert np.array_equal(np.asarray(painted) == 0, ~opaque)
     assert {tuple(c) for c in np.array(painted.getpalette()).reshape(-1, 3)[1:]} <= {tuple(c) for c in palette}
@@ -250,7 +250,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path):
 
 def test_oklab_error_is_that_of_the_pixels(photo):
     picture = picture_of(photo)
-    image, errors = paint(picture, fit_palette(picture.table, 6, space="oklab"), space="oklab")
+    image, errors = remap(picture, fit_palette(picture.table, 6, space="oklab"), space="oklab")
     painted = np.asarray(image.convert("RGB"))
     assert errors["rgb"] == pytest.approx(((painted.astype(float) - photo) ** 2).sum(axis=2).mean())
     apart = to_space(painted.reshape(-1, 3), "oklab") - to_space(photo.reshape(-1, 3), "oklab")

@@ -68,12 +68,12 @@ def test_values_that_are_left_out(whole: Path):
     assert (config.fit.algorithm, config.fit.init, config.fit.engine) == (["kmeans"], "k-means||", "kmeans-dask")
     assert config.quantize is not None
     assert config.quantize.k == [2]  # one value needs no brackets
-    assert (config.cluster.kind, config.cluster.workers, config.cluster.threads) == ("local", None, 1)
+    assert (config.cluster.kind, config.cluster.n_workers, config.cluster.threads_per_worker) == ("local", None, 1)
 
 
 def test_overrides_replace_one_key_each(whole: Path):
     config = load_config(
-        whole, ["fit.k=[10,256]", "input.path=a=b", "evaluate=null", "input.holdout=other", "cluster.workers=3"]
+        whole, ["fit.k=[10,256]", "input.path=a=b", "evaluate=null", "input.holdout=other", "cluster.n_workers=3"]
     )
 
     assert config.fit is not None
@@ -81,7 +81,7 @@ def test_overrides_replace_one_key_each(whole: Path):
     assert config.input.path == ["a=b"]
     assert config.input.holdout == "other"
     assert config.evaluate is None
-    assert config.cluster.workers == 3
+    assert config.cluster.n_workers == 3
     assert config.ingest == load_config(whole).ingest
 
 
@@ -90,9 +90,9 @@ def test_the_last_override_wins(whole: Path):
 
 
 def test_the_cluster_can_be_an_address(whole: Path):
-    cluster = load_config(whole, ["cluster.workers=3"], cluster="tcp://127.0.0.1:8786").cluster
+    cluster = load_config(whole, ["cluster.n_workers=3"], cluster="tcp://127.0.0.1:8786").cluster
 
-    assert (cluster.kind, cluster.address, cluster.workers) == ("address", "tcp://127.0.0.1:8786", None)
+    assert (cluster.kind, cluster.address, cluster.n_workers) == ("address", "tcp://127.0.0.1:8786", None)
 
 
 def test_the_certificates_stay_with_another_address(whole: Path):
@@ -109,18 +109,18 @@ def test_the_certificates_stay_with_another_address(whole: Path):
     ("written", "meant"), [("02:00:00", "02:00:00"), ("10:30:00", "10:30:00"), ("1-12:00:00", "1-12:00:00")]
 )
 def test_a_time_limit_needs_no_quotes(whole: Path, written: str, meant: str):
-    keys = f"{{kind: slurm, host: lo, workers: 1, memory: 1GiB, walltime: {written}}}"
+    keys = f"{{kind: slurm, host: lo, n_workers: 1, memory_limit: 1GiB, walltime: {written}}}"
 
     assert load_config(whole, [f"cluster={keys}"]).cluster.walltime == meant
 
 
 def test_the_cluster_can_be_a_file(whole: Path, tmp_path: Path):
     file = tmp_path / "cluster.yaml"
-    file.write_text("{kind: local, workers: 3, memory: 1GiB}")
+    file.write_text("{kind: local, n_workers: 3, memory_limit: 1GiB}")
 
     cluster = load_config(whole, cluster=str(file)).cluster
 
-    assert (cluster.kind, cluster.workers, cluster.memory) == ("local", 3, "1GiB")
+    assert (cluster.kind, cluster.n_workers, cluster.memory_limit) == ("local", 3, "1GiB")
 
 
 def test_a_config_survives_being_written(whole: Path):
@@ -146,7 +146,7 @@ def test_a_config_survives_being_written(whole: Path):
         ("fit.k=[&a [1,1], &b [*a,*a], [*b, *b]]", ["fit.k", "integer"]),
         ('name="a\\nb"', [r"name='a\nb'"]),
         ('output="a\\0b"', ["NUL"]),
-        ("ingest.fit=stretch", ["ingest.fit='stretch'", "'resize', 'crop' or 'pad'"]),
+        ("ingest.resize=squeeze", ["ingest.resize='squeeze'", "'stretch', 'crop' or 'pad'"]),
         ("ingest.background=red", ["ingest.background='red'", 'white, black or "#rrggbb"']),
         ("ingest.background=#ff0000", ["ingest.background=None", 'white, black or "#rrggbb"']),
         ("fit.k=[10, 2.5]", ["fit.k=2.5", "integer"]),
@@ -190,23 +190,29 @@ def test_a_config_survives_being_written(whole: Path):
         ("name=2024", ["name=2024", "string"]),
         ("seed=-1", ["seed=-1", "greater than or equal to 0"]),
         ("seed=4294967296", ["seed=4294967296", "less than 4294967296"]),
-        ("cluster.memory=lots", ["cluster.memory='lots'", "auto or a size such as 2GiB, at least 256MiB"]),
-        ("cluster.memory=200MB", ["cluster.memory='200MB'", "at least 256MiB"]),
-        ("cluster.memory=4", ["cluster.memory=4", "auto or a size such as 2GiB"]),
-        ("cluster={kind: threads, memory: 4GiB}", ["kind threads has no key memory; allowed here: workers, threads"]),
-        ("cluster.workers=0", ["cluster.workers=0", "greater than or equal to 1"]),
+        ("cluster.memory_limit=lots", ["cluster.memory_limit='lots'", "auto or a size such as 2GiB, at least 256MiB"]),
+        ("cluster.memory_limit=200MB", ["cluster.memory_limit='200MB'", "at least 256MiB"]),
+        ("cluster.memory_limit=4", ["cluster.memory_limit=4", "auto or a size such as 2GiB"]),
+        (
+            "cluster={kind: threads, memory_limit: 4GiB}",
+            ["kind threads has no key memory_limit; allowed here: n_workers, threads_per_worker"],
+        ),
+        ("cluster.n_workers=0", ["cluster.n_workers=0", "greater than or equal to 1"]),
         ("cluster.kind=cloud", ["cluster.kind='cloud'", "'local', 'threads', 'address', 'slurm'"]),
         ("cluster.kind=address", ["cluster", "address, for example tcp://127.0.0.1:8786"]),
-        ("cluster={kind: threads, hosts: [a, b]}", ["cluster: kind threads has no key hosts; allowed here: workers,"]),
-        ("cluster={kind: address, address: 'tcp://a:1', workers: 2}", ["kind address has no key workers"]),
-        ("cluster={kind: slurm, workers: 2}", ["kind slurm needs the key host, where the scheduler listens"]),
-        ("cluster={kind: slurm, host: ib0, memory: 1GiB}", ["needs workers, or adaptive=[least, largest]"]),
-        ("cluster={kind: pbs, host: ib0, workers: 2}", ["kind pbs needs memory, the limit of a worker"]),
+        (
+            "cluster={kind: threads, hosts: [a, b]}",
+            ["cluster: kind threads has no key hosts; allowed here: n_workers,"],
+        ),
+        ("cluster={kind: address, address: 'tcp://a:1', n_workers: 2}", ["kind address has no key n_workers"]),
+        ("cluster={kind: slurm, n_workers: 2}", ["kind slurm needs the key host, where the scheduler listens"]),
+        ("cluster={kind: slurm, host: ib0, memory_limit: 1GiB}", ["needs n_workers, or adaptive=[least, largest]"]),
+        ("cluster={kind: pbs, host: ib0, n_workers: 2}", ["kind pbs needs memory_limit, the limit of a worker"]),
         ("cluster={kind: slurm-runner}", ["kind slurm-runner needs the key host"]),
-        ("cluster={kind: ssh, hosts: [a, b]}", ["kind ssh needs the key workers, for example hosts=[head,"]),
-        ("cluster={kind: kubernetes, workers: 2}", ["kind kubernetes needs the key image"]),
+        ("cluster={kind: ssh, hosts: [a, b]}", ["kind ssh needs the key n_workers, for example hosts=[head,"]),
+        ("cluster={kind: kubernetes, n_workers: 2}", ["kind kubernetes needs the key image"]),
         ("cluster.adaptive=[3,2]", ["adaptive=[3, 2] is [least, largest] number of workers"]),
-        ("cluster={adaptive: [1, 2], workers: 2}", ["instead of workers"]),
+        ("cluster={adaptive: [1, 2], n_workers: 2}", ["instead of n_workers"]),
         ("cluster.adaptive=[0,2]", ["cluster.adaptive=0: input should be greater than or equal to 1"]),
         ("cluster.queue='a b'", ["cluster.queue='a b'"]),
         ("cluster.walltime=soon", ["cluster.walltime='soon'"]),
@@ -284,7 +290,7 @@ def test_a_mistake_in_the_file_of_a_cluster(whole: Path, tmp_path: Path):
     file = tmp_path / "cluster.yaml"
     file.write_text("{kind: local, nodes: 3}")
 
-    assert "unknown key cluster.nodes; allowed here: kind, workers" in refusal(whole, cluster=str(file))
+    assert "unknown key cluster.nodes; allowed here: kind, n_workers" in refusal(whole, cluster=str(file))
 
 
 def test_folders_are_checked_without_listing_them(whole: Path, tmp_path: Path):

@@ -17,7 +17,7 @@ from kmeans_dask.deploy.tasks import run_tasks, run_tree
 from kmeans_dask.deploy.workers import worker_memory
 from kmeans_dask.errors import UserError
 
-THREADS = Cluster(kind="threads", workers=2)
+THREADS = Cluster(kind="threads", n_workers=2)
 
 
 def where() -> tuple[int, int]:
@@ -40,7 +40,7 @@ def test_workers_are_threads_of_this_process():
 
 
 def test_workers_are_processes_with_one_blas_thread():
-    with connect(Cluster(kind="local", workers=2, memory="1GiB")) as client:
+    with connect(Cluster(kind="local", n_workers=2, memory_limit="1GiB")) as client:
         told, threads = client.run(where), client.run(blas_threads)
         memory = worker_memory(client)
 
@@ -53,7 +53,7 @@ def test_workers_are_processes_with_one_blas_thread():
 
 
 def test_what_a_task_raises_is_left_to_the_driver(capfd: pytest.CaptureFixture[str]):
-    with connect(Cluster(kind="local", workers=1)) as client, pytest.raises(OSError, match="disk"):
+    with connect(Cluster(kind="local", n_workers=1)) as client, pytest.raises(OSError, match="disk"):
         client.submit(fill_the_disk).result()
     assert capfd.readouterr().err == ""
 
@@ -64,7 +64,7 @@ def fill_the_disk() -> None:
 
 def test_worker_processes_keep_freed_memory_but_large_blocks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
-    with connect(Cluster(kind="local", workers=1)) as client:
+    with connect(Cluster(kind="local", n_workers=1)) as client:
         (environ,) = client.run(lambda: dict(os.environ)).values()
     assert environ["MALLOC_TRIM_THRESHOLD_"] == str(64 * 2**20)
     assert environ["MALLOC_MMAP_THRESHOLD_"] == str(12 * 2**20)
@@ -72,7 +72,7 @@ def test_worker_processes_keep_freed_memory_but_large_blocks(monkeypatch: pytest
 
 
 def test_threads_a_worker():
-    with connect(Cluster(kind="threads", workers=1, threads=3)) as client:
+    with connect(Cluster(kind="threads", n_workers=1, threads_per_worker=3)) as client:
         assert list(client.nthreads().values()) == [3]
 
 
@@ -157,7 +157,7 @@ def test_nothing_listens_to_the_network(kind: Literal["local", "threads"]):
     own = psutil.Process()
     before = {connection.laddr for connection in own.net_connections("inet")}
 
-    with connect(Cluster(kind=kind, workers=1)):
+    with connect(Cluster(kind=kind, n_workers=1)):
         sockets = [
             connection
             for process in [own, *own.children(recursive=True)]

@@ -12,11 +12,11 @@ import sys, threading, time
 clock, back = time.time, 0
 time.time = lambda: clock() - back
 
-from kmeans_dask.cluster import connect, run_tasks
-from kmeans_dask.config import Cluster
+from kmeans_dask.deploy.client import connect; from kmeans_dask.deploy.tasks import run_tasks
+from kmeans_dask.config.cluster import Cluster
 import dask
 
-with connect(Cluster(kind="threads", workers=2)) as client:
+with connect(Cluster(kind="threads", n_workers=2)) as client:
     done = []
 
     def count(result):

@@ -17,8 +17,8 @@ from kmeans_dask.deploy.kinds import job_arguments, pods
 from kmeans_dask.errors import UserError
 
 JOBS: dict[str, Any] = {
-    "workers": 6, "workers_per_job": 3, "threads": 2, "memory": "1GiB", "queue": "fast", "account": "images",
-    "walltime": "00:20:00", "host": "127.0.0.1",
+    "n_workers": 6, "workers_per_job": 3, "threads_per_worker": 2, "memory_limit": "1GiB", "queue": "fast",
+    "account": "images", "walltime": "00:20:00", "host": "127.0.0.1",
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_workers_listen_on_the_interface_of_the_scheduler():
 
 
 def test_pods_of_the_operator():
-    config = Cluster(kind="kubernetes", image="images:1", adaptive=[2, 9], threads=2, memory="1GiB")
+    config = Cluster(kind="kubernetes", image="images:1", adaptive=[2, 9], threads_per_worker=2, memory_limit="1GiB")
 
     spec = pods(config)["spec"]
 
@@ -70,8 +70,12 @@ def test_pods_of_the_operator():
     ("config", "package", "extra"),
     [
         (Cluster(kind="slurm", **JOBS), "dask_jobqueue", "hpc"),
-        (Cluster(kind="ssh", hosts=["a", "b"], workers=1), "asyncssh", "ssh"),
-        (Cluster(kind="kubernetes", image="a", workers=1, memory="1GiB"), "dask_kubernetes.operator", "kubernetes"),
+        (Cluster(kind="ssh", hosts=["a", "b"], n_workers=1), "asyncssh", "ssh"),
+        (
+            Cluster(kind="kubernetes", image="a", n_workers=1, memory_limit="1GiB"),
+            "dask_kubernetes.operator",
+            "kubernetes",
+        ),
     ],
 )
 def test_a_package_that_is_missing(config: Cluster, package: str, extra: str, monkeypatch: pytest.MonkeyPatch):
@@ -101,13 +105,13 @@ def test_a_host_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         hosts = ["127.0.0.1", "127.0.0.1"]
 
         refused = pytest.raises(UserError, match=r"cluster.kind=ssh cannot be started here: .*Connect call failed")
-        with refused, connect(Cluster(kind="ssh", hosts=hosts, workers=1)):
+        with refused, connect(Cluster(kind="ssh", hosts=hosts, n_workers=1)):
             pass
 
 
 def test_a_host_without_an_address():
     refused = pytest.raises(UserError, match=r"cluster\.hosts: no-such-host\.invalid has no address here")
-    with refused, connect(Cluster(kind="ssh", hosts=["no-such-host.invalid", "b"], workers=1)):
+    with refused, connect(Cluster(kind="ssh", hosts=["no-such-host.invalid", "b"], n_workers=1)):
         pass
 
 
@@ -121,9 +125,9 @@ def test_a_task_of_no_slurm_job(monkeypatch: pytest.MonkeyPatch):
 
 def test_certificates_of_a_job(tmp_path: Path):
     import dask
-    from certificates import Authority
 
     from kmeans_dask.deploy.security import tls_settings
+    from tests.support.certificates import Authority
 
     tls = Tls(**Authority(tmp_path / "ours").certify("me"))
     with dask.config.set(tls_settings(tls)):

@@ -77,7 +77,7 @@ def test_a_scheduler_that_is_killed_while_the_workers_are_prepared(
 
 
 def _wait_for_ever() -> None:
-    with connect(Cluster(kind="threads", workers=1)):
+    with connect(Cluster(kind="threads", n_workers=1)):
         with dask.annotate(resources={"none": 1}):
             powers = [dask.delayed(pow)(2, number) for number in range(3)]
         main = threading.main_thread().ident or 0

@@ -39,7 +39,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_the_spans_of_a_job_are_forgotten_and_no_others() -> None:
-    with connect(Cluster(kind="threads", workers=1)) as client:
+    with connect(Cluster(kind="threads", n_workers=1)) as client:
         with spans_forgotten(client, after_seconds=3600):
             compute(1, 2)
         before = client.run_on_scheduler(spans_of)

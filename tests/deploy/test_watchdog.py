@@ -45,7 +45,7 @@ def test_a_task_that_hangs_is_done_again_by_a_new_worker(monkeypatch: pytest.Mon
     quick = [task(tmp_path / "quick", dask_key_name=task_key("hang_once", i, i + 1)) for i in range(4)]
     slow = task(tmp_path / "slow", dask_key_name=task_key("hang_once", 1000, 2000))
 
-    with connect(Cluster(kind="local", workers=1), said.append) as client:
+    with connect(Cluster(kind="local", n_workers=1), said.append) as client:
         run_tasks(client, quick, results.append)
         run_tasks(client, [slow], results.append)
 
@@ -62,7 +62,7 @@ def test_clocks_that_jump_and_the_tasks_of_others_make_nobody_hang(monkeypatch: 
     said: list[str] = []
 
     with (
-        connect(Cluster(kind="threads", workers=2), said.append) as client,
+        connect(Cluster(kind="threads", n_workers=2), said.append) as client,
         Client(client.scheduler.address, set_as_default=False) as somebody,
     ):
         theirs, ours = somebody.submit(wait_for_theirs), client.submit(wait_for_ours)
@@ -133,7 +133,7 @@ def test_workers_that_are_all_gone_are_waited_for_and_told(monkeypatch: pytest.M
     said: list[str] = []
 
     def work_without_workers() -> None:
-        with connect(Cluster(kind="local", workers=1), said.append) as client, explained(tmp_path, client):
+        with connect(Cluster(kind="local", n_workers=1), said.append) as client, explained(tmp_path, client):
             client.cluster.scale(0)
             while client.scheduler_info(n_workers=-1)["workers"]:
                 time.sleep(0.01)
@@ -179,7 +179,7 @@ def test_workers_that_have_all_paused_end_the_work_with_the_numbers(monkeypatch:
         with explained(tmp_path, client):
             return sum(client.gather(client.map(abs, range(20), pure=False)))
 
-    with connect(Cluster(kind="local", workers=2, memory="500MiB"), said.append) as client:
+    with connect(Cluster(kind="local", n_workers=2, memory_limit="500MiB"), said.append) as client:
         assert work_on(client, 0.7, pauses=False) == 190
         with pytest.raises(JobError) as told:
             work_on(client, 0.87, pauses=True)

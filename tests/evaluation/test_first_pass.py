@@ -12,7 +12,7 @@ from kmeans_dask.collection.collection import Collection
 from kmeans_dask.collection.features import raw_features
 from kmeans_dask.collection.ingest import finish_collection, ingest_tasks
 from kmeans_dask.config.sections import Ingest, Input
-from kmeans_dask.evaluation.first_pass import FirstLook, evaluation_tasks, join_clusters, join_first_looks
+from kmeans_dask.evaluation.first_pass import FirstPass, evaluation_tasks, join_clusters, join_first_passes
 from kmeans_dask.evaluation.metrics import label_map
 from kmeans_dask.models.model import Model, column_prefix
 from kmeans_dask.sources.listing import list_items
@@ -67,8 +67,8 @@ def expected_distances(collection: Collection, model: Model) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def look(chunks) -> FirstLook:
-    return join_first_looks(list(chunks[0]))
+def look(chunks) -> FirstPass:
+    return join_first_passes(list(chunks[0]))
 
 
 def parts_of(models: list[Model]) -> list[slice]:
@@ -77,7 +77,7 @@ def parts_of(models: list[Model]) -> list[slice]:
     return [slice(end - model.k, end) for end, model in zip(ends, models, strict=True)]
 
 
-def test_chunks_add_up_to_the_plain_count(collection: Collection, models: list[Model], chunks, look: FirstLook):
+def test_chunks_add_up_to_the_plain_count(collection: Collection, models: list[Model], chunks, look: FirstPass):
     items = collection.items.to_pydict()
     ok = np.array(items["status"]) == "ok"
     counts = look.counts
@@ -97,7 +97,7 @@ def test_chunks_add_up_to_the_plain_count(collection: Collection, models: list[M
             assert counts.tables[s, mine].tolist() == table.tolist()
 
 
-def test_every_cluster_has_its_extreme_items(collection: Collection, models: list[Model], look: FirstLook):
+def test_every_cluster_has_its_extreme_items(collection: Collection, models: list[Model], look: FirstPass):
     ok = collection.items["status"].to_numpy() == "ok"
     for mine, model in zip(parts_of(models), models, strict=True):
         squared = expected_distances(collection, model)
@@ -118,7 +118,7 @@ def test_rivals_are_compared_item_by_item(collection: Collection, models: list[M
     rivals = [replace(models[0], rival=models[0].centres[::-1].copy()), models[2]]
 
     looks = dask.compute(*evaluation_tasks(collection, RAW, rivals, tmp_path / "parts"), scheduler="sync")
-    counts = join_first_looks(list(looks)).counts
+    counts = join_first_passes(list(looks)).counts
 
     (table,) = counts.rivals
     assert table[[0, 1], [0, 1]].tolist() == [0, 0]  # the same clusters in the other order
@@ -128,13 +128,13 @@ def test_rivals_are_compared_item_by_item(collection: Collection, models: list[M
     ]  # fmt: skip
 
 
-def test_the_broken_and_the_unlabelled_item_are_counted_right(look: FirstLook):
+def test_the_broken_and_the_unlabelled_item_are_counted_right(look: FirstPass):
     assert int(look.counts.spread.sizes.sum()) == 3 * 48  # all but the broken one
     assert int(look.counts.tables.sum()) == 3 * 47  # nor the one without a label
 
 
 def test_joined_rows_are_the_items_in_order(
-    collection: Collection, models: list[Model], chunks, look: FirstLook, tmp_path: Path
+    collection: Collection, models: list[Model], chunks, look: FirstPass, tmp_path: Path
 ):
     tables = look.counts.tables[0]
     maps = {column_prefix(model): label_map(tables[mine]) for mine, model in zip(parts_of(models), models, strict=True)}

@@ -10,10 +10,10 @@ from kmeans_dask import KMeans
 from kmeans_dask.evaluation.label_issues import (
     Findings,
     join_findings,
+    label_issues_block,
+    label_issues_table,
     outliers_block,
     outliers_table,
-    suspects_block,
-    suspects_table,
 )
 from kmeans_dask.evaluation.metrics import contingency_block, label_map
 from kmeans_dask.kmeans.kernels import Stack, assign
@@ -27,7 +27,7 @@ def test_scores_by_hand():
     labels = np.array([0, 0, 1, 3, -1], np.int32)  # right; a 0 among the 1; a 1 among the 2; unknown to all; none
     clusters, squared = assign(X, Stack.of([CENTRES]))
 
-    found = suspects_block(
+    found = label_issues_block(
         X, np.arange(100, 105), labels, clusters[0], np.sqrt(squared[0]), CENTRES, MAP, np.array([0.9, 0.8, 1.0])
     )
 
@@ -39,7 +39,7 @@ def test_scores_by_hand():
 def test_impure_clusters_and_those_without_a_label_suspect_nobody():
     X = np.zeros((1, 1), np.uint8)
     for purities, mapping in ((np.array([0.4, 1, 1]), MAP), (np.ones(3), np.array([-1, 1, 2], np.int32))):
-        found = suspects_block(
+        found = label_issues_block(
             X, np.arange(1), np.array([1], np.int32), np.zeros(1, np.int32), np.zeros(1), CENTRES, mapping, purities
         )
         assert len(found.rows) == 0
@@ -67,7 +67,7 @@ def test_planted_mistakes_are_found(seed: int):
 
     found = join_findings(
         [
-            suspects_block(X[b], rows[b], labels[b], clusters[0][b], distances[b], centres, mapping, purities)
+            label_issues_block(X[b], rows[b], labels[b], clusters[0][b], distances[b], centres, mapping, purities)
             for b in blocks
         ],
         3 * len(changed),
@@ -94,7 +94,7 @@ def test_tables_name_the_items():
     items = pa.table({"path": ["a", "b"], "split": ["train", "holdout"], "label": ["x", None]})
     found = Findings(np.array([0.45]), np.array([0]), np.array([1], np.int32), np.array([0.5]))
 
-    (suspect,) = suspects_table(
+    (suspect,) = label_issues_table(
         found, items, "kmeans", np.array([0, 1], np.int32), np.array([1.0, 0.9]), ("x", "y")
     ).to_pylist()
     (outlier,) = outliers_table(found, items, "kmeans", 2).to_pylist()

@@ -11,7 +11,7 @@ from dask.callbacks import Callback
 from numpy.typing import NDArray
 
 from kmeans_dask.kmeans.kernels import Sums
-from kmeans_dask.kmeans.lloyd import Run, add_sums, assign_all, lloyd, prepare
+from kmeans_dask.kmeans.lloyd import FitState, add_sums, assign_all, lloyd, prepare
 
 DTYPES = [np.uint8, np.float32, np.float64]
 
@@ -42,7 +42,7 @@ class Fit:
         self.working = np.float64 if rows.dtype == np.float64 else np.float32
         self.origin = 0.0 if self.data.origin is None else self.data.origin.astype(np.float64)
         params = {"tolerance": 0.0, "max_iter": 300} | params
-        self.runs = [Run((start - self.origin).astype(self.working), **params) for start in starts]
+        self.runs = [FitState((start - self.origin).astype(self.working), **params) for start in starts]
 
     def go(self) -> list[tuple[int, int]]:
         passes: list[tuple[int, int]] = []
@@ -188,7 +188,7 @@ class Pixels:
 def test_a_pass_costs_one_task_a_chunk_and_a_tree(n_chunks: int, n_models: int) -> None:
     X = da.from_array(Pixels(n_chunks), chunks=(1, 2), meta=np.empty((0, 0), np.uint8))
     data, first = prepare(X, None)
-    runs = [Run(rows_of(np.float32, n_chunks, 2)[: k + 1], 0.0, max_iter=1) for k in range(n_models)]
+    runs = [FitState(rows_of(np.float32, n_chunks, 2)[: k + 1], 0.0, max_iter=1) for k in range(n_models)]
     with Counter() as counter:
         lloyd(data, runs, first)
     assert n_chunks < counter.n_tasks <= 1.25 * n_chunks + 5

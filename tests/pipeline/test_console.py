@@ -71,7 +71,9 @@ def in_terminal(width: int, code: str) -> str:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_no_cell_and_no_word_of_a_heading_is_cut(width: int):
-    shown = in_terminal(width, f"from jobs.console import show_table; show_table('t', {COLUMNS}, {[ROW]}, keys=2)")
+    shown = in_terminal(
+        width, f"from kmeans_dask.pipeline.console import show_table; show_table('t', {COLUMNS}, {[ROW]}, keys=2)"
+    )
 
     assert max(len(line) for line in shown.splitlines()) <= width
     assert "…" not in shown
@@ -83,7 +85,7 @@ def test_no_cell_and_no_word_of_a_heading_is_cut(width: int):
 
 def test_a_terminal_shows_a_bar_with_rate_and_time_left():
     code = (
-        "import time\nfrom jobs.console import progress\n"
+        "import time\nfrom kmeans_dask.pipeline.console import progress\n"
         "with progress('ingest', 1000, 'items') as advance:\n"
         "    for _ in range(5):\n        time.sleep(0.02); advance(200)"
     )

@@ -20,7 +20,7 @@ from tests.support.jobs import Run, Said, write_config
 
 @pytest.mark.parametrize("stage", ["run", *STAGES])
 def test_a_dry_run_writes_nothing(command: Callable[..., Said], images: Path, tmp_path: Path, stage: str):
-    config = write_config(tmp_path, images, cluster={"kind": "local", "workers": 2, "memory": "2GiB"})
+    config = write_config(tmp_path, images, cluster={"kind": "local", "n_workers": 2, "memory_limit": "2GiB"})
 
     said = command(stage, config, "--dry-run")
 
@@ -33,7 +33,7 @@ def test_a_dry_run_writes_nothing(command: Callable[..., Said], images: Path, tm
 
 
 def test_a_plan_that_cannot_fit_is_refused(command: Callable[..., Said], images: Path, tmp_path: Path):
-    config = write_config(tmp_path, images, cluster={"kind": "local", "workers": 2, "memory": "300MiB"})
+    config = write_config(tmp_path, images, cluster={"kind": "local", "n_workers": 2, "memory_limit": "300MiB"})
 
     said = command("run", config, "--dry-run")
 

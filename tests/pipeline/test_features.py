@@ -37,7 +37,7 @@ def pca_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits in 20 components, by two worker processes."""
     folder = tmp_path_factory.mktemp("pca")
     (folder / "users_own.py").write_text("def halves(images): return images.reshape(len(images), -1) / 2\n")
-    config = digits(folder, features={"pca": 20}, cluster={"kind": "local", "workers": 2})
+    config = digits(folder, features={"pca": 20}, cluster={"kind": "local", "n_workers": 2})
     assert main.main(["run", str(config)]) == 0
     return folder / "runs" / "small"
 
@@ -209,7 +209,7 @@ def test_a_users_function_on_worker_processes(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    workers = {"kind": "local", "workers": 1}
+    workers = {"kind": "local", "n_workers": 1}
     config = write_config(tmp_path, images, quantize=None, fit={"k": 3}, cluster=workers)
 
     failed = command("run", config, "features.kind=my_features:fails", "report=null")

@@ -28,7 +28,7 @@ WORKER_MIB = 600
 
 JOB = """
 import json, resource, sys
-from jobs import cli
+from kmeans_dask.cli import main as cli
 status = cli.main(["run", sys.argv[1]])
 print(json.dumps([status, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]))
 """
@@ -63,7 +63,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
         folder,
         folder / "images",
         input={"path": str(folder / "images"), "max_pixels": MAX_PIXELS, "max_failed": 1.0},
-        cluster={"kind": "local", "workers": 1, "memory": "2GiB"},
+        cluster={"kind": "local", "n_workers": 1, "memory_limit": "2GiB"},
     )
     done = subprocess.run(
         [sys.executable, "-c", JOB, str(config)],

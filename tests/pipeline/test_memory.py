@@ -221,7 +221,7 @@ def test_the_plan_holds_what_worker_processes_take(tmp_path: Path):
     assert job.ingest is not None
     items = list_items(job.input, 0, tmp_path)
     write_manifest(items, tmp_path / "items.parquet")
-    with connect(Cluster(kind="local", workers=1, memory="3GiB")) as client:
+    with connect(Cluster(kind="local", n_workers=1, memory_limit="3GiB")) as client:
         workers = workers_of(client)
         assert workers == Workers(1, 1, 3 * 2**30)
         write_manifest(items[:8], tmp_path / "some.parquet")

@@ -45,7 +45,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, bucket: str) -> Path:
         ingest={"size": [112, 112]},
         fit={"k": [3, 5], "algorithm": "kmeans"},
         quantize={"k": 2},
-        cluster={"kind": "local", "workers": 1},
+        cluster={"kind": "local", "n_workers": 1},
     )
 
 
@@ -84,7 +84,7 @@ def test_killed_and_run_again_it_gives_what_a_run_on_disk_gives(
     def parts() -> list[Path]:
         return list(folder.glob("collection.zarr.partial/items/part-*.parquet"))
 
-    kill_when(lambda: len(parts()) == 3, "cluster.threads=2")  # the other one has the image that is held
+    kill_when(lambda: len(parts()) == 3, "cluster.threads_per_worker=2")  # the other one has the image that is held
     assert finished() == set()
     with pytest.raises(UserError, match="is no collection that is finished"):
         open_collection(str(folder / "collection.zarr"))
@@ -103,7 +103,7 @@ def test_killed_and_run_again_it_gives_what_a_run_on_disk_gives(
     assert process.output.endswith(f"report: {bucket}/small/report.html\n")
     assert "not-to-be-told" not in process.output
 
-    assert command("run", job, f"output={job.parent}", "cluster.workers=2", "cluster.kind=threads").status == 0
+    assert command("run", job, f"output={job.parent}", "cluster.n_workers=2", "cluster.kind=threads").status == 0
     there, here = local_copy(folder), job.parent / "small"
     assert results_of(there) == results_of(here)
     for part in ("images", "labels"):

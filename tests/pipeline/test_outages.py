@@ -140,7 +140,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Path:
         fit={"k": [3, 5], "algorithm": "kmeans"},
         quantize={"k": 2},
         report=None,
-        cluster={"kind": "threads", "workers": 1},
+        cluster={"kind": "threads", "n_workers": 1},
     )
 
 
@@ -169,7 +169,9 @@ def test_a_store_that_is_killed_or_lets_nobody_in(
 
     # of two threads one does what it can, while the other has the image that is held
     parts = "collection.zarr.partial/items/part-*.parquet"
-    killed = lose_when(lambda: list(folder.glob(parts)), store.kill, "cluster.kind=local", "cluster.threads=2")
+    killed = lose_when(
+        lambda: list(folder.glob(parts)), store.kill, "cluster.kind=local", "cluster.threads_per_worker=2"
+    )
     store.start()
     assert command("ingest", config).status == 0
     refused = lose_when(lambda: "fit" in read_json(folder / "run.json")["stages"], lambda: store.let_in("0"))

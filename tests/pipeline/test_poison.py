@@ -26,7 +26,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_images_that_end_their_worker_are_set_aside(start: Callable[..., Process], tmp_path: Path, planted: Path):
     (planted / "ring" / "large.png").write_bytes(POISON + b"large")
-    one = {"kind": "local", "workers": 1, "memory": "700MiB"}
+    one = {"kind": "local", "n_workers": 1, "memory_limit": "700MiB"}
     config = write_config(tmp_path, planted, fit={"k": 2}, report=None, quantize=None, cluster=one)
 
     job = start("kmeans-dask", "run", config)
@@ -57,7 +57,7 @@ def test_images_that_end_their_worker_are_set_aside(start: Callable[..., Process
 
 def test_an_image_that_ends_its_worker_gets_no_output(start: Callable[..., Process], tmp_path: Path, planted: Path):
     settings = {"k": [2], "palette": "shared"}
-    one = {"kind": "local", "workers": 1}
+    one = {"kind": "local", "n_workers": 1}
     config = write_config(
         tmp_path, planted, ingest=None, fit=None, evaluate=None, report=None, quantize=settings, cluster=one
     )

@@ -48,7 +48,7 @@ def by_stage(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def at_once(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of one call, on other workers, without a report."""
     folder = tmp_path_factory.mktemp("at_once")
-    config = write_config(folder, images, cluster={"kind": "local", "workers": 1}, report=None)
+    config = write_config(folder, images, cluster={"kind": "local", "n_workers": 1}, report=None)
     assert main.main(["run", str(config)]) == 0
     return folder / "runs" / "small"
 

@@ -61,7 +61,7 @@ def test_the_same_command_again_repeats_nothing(command: Command, images: Path, 
 
 
 def test_where_the_tasks_run_is_no_change(command: Command, job: Path):
-    assert command("run", job, "cluster.workers=1").lines == [f"{stage}: finished before" for stage in STAGES[:-1]]
+    assert command("run", job, "cluster.n_workers=1").lines == [f"{stage}: finished before" for stage in STAGES[:-1]]
 
 
 def test_another_k_leaves_the_other_models_as_they_are(command: Command, job: Path):
@@ -200,8 +200,8 @@ def test_what_is_half_written_is_not_taken_as_finished(command: Command, job: Pa
 
 _KILLED_AFTER_FOUR_PASSES = """
 import os, signal, sys
-from jobs import cli
-from kmeans_dask import checkpoint
+from kmeans_dask.cli import main as cli
+from kmeans_dask.storage import checkpoint
 
 class KilledAfterFour(checkpoint.Checkpoint):
     writes = 0
@@ -213,8 +213,8 @@ class KilledAfterFour(checkpoint.Checkpoint):
         if KilledAfterFour.writes == 4:
             os.kill(os.getpid(), signal.SIGKILL)
 
-import jobs.fit
-jobs.fit.Checkpoint = KilledAfterFour
+import kmeans_dask.pipeline.stages.fit
+kmeans_dask.pipeline.stages.fit.Checkpoint = KilledAfterFour
 main.main(["run", sys.argv[1], "cluster.kind=threads", *sys.argv[2:]])
 """
 
@@ -275,7 +275,7 @@ def slow_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fit={"k": 8, "algorithm": ["kmeans", "minibatch"]},
         quantize={"k": [2, 6]},
         report=None,
-        cluster={"kind": "threads", "workers": 1},
+        cluster={"kind": "threads", "n_workers": 1},
     )
 
 
@@ -318,7 +318,7 @@ def test_killed_in_every_stage_and_run_again(
     for stage in ("ingest", "fit", "evaluate"):
         assert f"{stage}: finished before" in process.output
 
-    assert command("run", slow_job, "name=small", "cluster.workers=2").status == 0  # undisturbed
+    assert command("run", slow_job, "name=small", "cluster.n_workers=2").status == 0  # undisturbed
     assert results_of(folder) == results_of(folder_of(slow_job))
     assert read_json(folder / "run.json")["state"] == "finished"
     assert not list(folder.rglob("*.partial"))  # of three that were killed

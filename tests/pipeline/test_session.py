@@ -38,7 +38,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slow")
     draw_images(folder / "images", count=60, side=160)
     stages: dict[str, Any] = {"ingest": None, "fit": None, "evaluate": None, "report": None, "quantize": LONG}
-    return write_config(folder, folder / "images", cluster={"kind": "local", "workers": 1}, **stages)
+    return write_config(folder, folder / "images", cluster={"kind": "local", "n_workers": 1}, **stages)
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_second_ctrl_c_ends_at_once_also_while_the_first_cleans_up(at_work: Ca
 
 def test_a_second_signal_ends_whatever_the_first_began():
     code = (
-        "import time\nfrom jobs.stopping import stoppable\n"
+        "import time\nfrom kmeans_dask.pipeline.driver.stopping import stoppable\n"
         "with stoppable():\n"
         "    try:\n        print('working', flush=True); time.sleep(60)\n"
         "    finally:\n        print('cleaning up', flush=True); time.sleep(60)"

@@ -44,7 +44,7 @@ def test_a_worker_that_runs_a_tenth_of_the_time(
         evaluate=None,
         quantize={"k": 2},  # several batches
         report=None,
-        cluster={"kind": "local", "workers": 2},
+        cluster={"kind": "local", "n_workers": 2},
     )
     run = tmp_path / "runs" / "small"
 

@@ -89,7 +89,7 @@ def test_an_update_is_like_a_fresh_ingest(command: Command, job: Path):
     removed = [str(path.relative_to(job.parent / "images")) for path in (files[0], files[-1])]
     change(job.parent / "images")
     processes = job.parent / "processes.yaml"
-    processes.write_text("{kind: local, workers: 2}")
+    processes.write_text("{kind: local, n_workers: 2}")
 
     said = command("ingest", job, "--cluster", processes)
 
@@ -205,7 +205,7 @@ def test_killed_in_the_middle_of_an_update(
 ):
     draw_images(tmp_path / "images", count=96, side=160)
     config = write_config(
-        tmp_path, tmp_path / "images", **NO_QUANTIZE | {"cluster": {"workers": 1}, "fit": None, "evaluate": None}
+        tmp_path, tmp_path / "images", **NO_QUANTIZE | {"cluster": {"n_workers": 1}, "fit": None, "evaluate": None}
     )
     run = run_of(config)
     assert command("ingest", config, "cluster.kind=threads").status == 0

@@ -136,7 +136,7 @@ def test_save_publishes_only_the_finished_file(tmp_path: Path, suffix: str, star
 
 def test_figures_need_neither_a_display_nor_pyplot() -> None:
     code = (
-        "import sys; from kmeans_dask import plots;"
+        "import sys; from kmeans_dask.report import plots;"
         "plots.render(plots.label_counts(['a'], [1]));"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )

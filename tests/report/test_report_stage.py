@@ -26,7 +26,7 @@ from tests.support.page import Page
 def run_folder(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder with two models and a report."""
     folder = tmp_path_factory.mktemp("report")
-    config = write_config(folder, images, cluster={"kind": "threads", "workers": 2}, fit={"k": [3, 5]}, quantize=None)
+    config = write_config(folder, images, cluster={"kind": "threads", "n_workers": 2}, fit={"k": [3, 5]}, quantize=None)
     assert main.main(["run", str(config)]) == 0
     return folder / "runs" / "small"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from kmeans_dask.sources.normalize import POLICY, Fit, Mode, normalize, to_array
+from kmeans_dask.sources.normalize import POLICY, Mode, Resize, normalize, to_array
 
 
 def photo(height: int = 40, width: int = 60) -> Image.Image:
@@ -131,13 +131,13 @@ def stripes() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-FITS: tuple[Fit, ...] = ("resize", "crop", "pad")
+FITS: tuple[Resize, ...] = ("stretch", "crop", "pad")
 RED, GREEN, BLUE, WHITE = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]
 
 
 def test_resize_stretches_crop_keeps_the_middle_pad_keeps_all() -> None:
-    rows = {fit: normalize(stripes(), mode="RGB", size=(4, 4), fit=fit).pixels.tolist() for fit in FITS}
-    assert rows["resize"] == [[RED, GREEN, GREEN, BLUE]] * 4
+    rows = {fit: normalize(stripes(), mode="RGB", size=(4, 4), resize=fit).pixels.tolist() for fit in FITS}
+    assert rows["stretch"] == [[RED, GREEN, GREEN, BLUE]] * 4
     assert rows["crop"] == [[GREEN] * 4] * 4
     assert rows["pad"] == [[WHITE] * 4, *[[RED, GREEN, GREEN, BLUE]] * 2, [WHITE] * 4]
 
@@ -145,16 +145,16 @@ def test_resize_stretches_crop_keeps_the_middle_pad_keeps_all() -> None:
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 65_000), (700, 2), (28, 28)])
-def test_every_fit_gives_the_size_whatever_the_shape(fit: Fit, mode: Mode, shape: tuple[int, int]) -> None:
+def test_every_fit_gives_the_size_whatever_the_shape(fit: Resize, mode: Mode, shape: tuple[int, int]) -> None:
     image = Image.fromarray(np.full(shape, 90, np.uint8))
-    pixels = normalize(image, mode=mode, size=(5, 9), fit=fit, background="black").pixels
+    pixels = normalize(image, mode=mode, size=(5, 9), resize=fit, background="black").pixels
     assert pixels.shape == (5, 9, 1 if mode == "L" else 3)
     assert set(np.unique(pixels).tolist()) <= {0, 90}
     assert 90 in pixels
 
 
 def test_grey_images_are_padded_in_colour() -> None:
-    pixels = normalize(Image.new("L", (4, 2), 7), mode="RGB", size=(2, 2), fit="pad", background="#ff0000").pixels
+    pixels = normalize(Image.new("L", (4, 2), 7), mode="RGB", size=(2, 2), resize="pad", background="#ff0000").pixels
     assert pixels.tolist() == [[[7, 7, 7]] * 2, [RED] * 2]
 
 

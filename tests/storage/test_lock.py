@@ -103,7 +103,7 @@ def test_of_many_who_take_over_a_dead_drivers_run_one_does(drivers: Path):
 
 def test_a_killed_driver_is_dead_at_once_and_before_it_is_collected(drivers: Path):
     code = (
-        "import pathlib, sys, time; from kmeans_dask.lock import take\n"
+        "import pathlib, sys, time; from kmeans_dask.storage.lock import take\n"
         "take(pathlib.Path(sys.argv[1]), 'run'); print('taken', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(drivers)], stdout=subprocess.PIPE) as process:

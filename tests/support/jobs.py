@@ -23,7 +23,7 @@ def write_config(folder: Path, source: Path, **changes: Any) -> Path:
         "evaluate": {},
         "quantize": {"k": [2, 6]},
         "report": {"samples": 6},
-        "cluster": {"kind": "threads", "workers": 2},
+        "cluster": {"kind": "threads", "n_workers": 2},
         **changes,
     }
     path = folder / "job.yaml"

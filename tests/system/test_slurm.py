@@ -21,7 +21,7 @@ from tests.support.one_node import Slurm
 from tests.support.processes import Process
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SMALL = {"threads": 1, "memory": "1GiB", "host": "127.0.0.1"}
+SMALL = {"threads_per_worker": 1, "memory_limit": "1GiB", "host": "127.0.0.1"}
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +69,7 @@ def results(run: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", ["slurm", "pbs"])
 def test_workers_are_jobs_and_end_with_it(kind: str, slurm: Slurm, job: Path, start: Callable[..., Process]):
     """Of kind pbs they are submitted by the commands of PBS, in a script of PBS, which Slurm has too."""
-    cluster = cluster_file(job.parent, kind=kind, workers=2, walltime="00:10:00", **SMALL)
+    cluster = cluster_file(job.parent, kind=kind, n_workers=2, walltime="00:10:00", **SMALL)
 
     process = start("kmeans-dask", "run", job, f"name={kind}", "--cluster", cluster, folder=job.parent)
     process.wait_until(lambda: len(slurm.jobs()) == 2)
@@ -83,7 +83,7 @@ def test_workers_are_jobs_and_end_with_it(kind: str, slurm: Slurm, job: Path, st
 
 
 def test_a_worker_that_is_lost_is_asked_for_again(slurm: Slurm, job: Path, start: Callable[..., Process]):
-    cluster = cluster_file(job.parent, kind="slurm", workers=1, walltime="00:10:00", **SMALL)
+    cluster = cluster_file(job.parent, kind="slurm", n_workers=1, walltime="00:10:00", **SMALL)
     folder = job.parent / "runs" / "lost"
     before = slurm.jobs()
 
@@ -97,7 +97,7 @@ def test_a_worker_that_is_lost_is_asked_for_again(slurm: Slurm, job: Path, start
 
 
 def test_a_queue_that_is_not_there_is_one_line(slurm: Slurm, job: Path, start: Callable[..., Process]):
-    cluster = cluster_file(job.parent, kind="slurm", workers=2, queue="nowhere", **SMALL)
+    cluster = cluster_file(job.parent, kind="slurm", n_workers=2, queue="nowhere", **SMALL)
 
     process = start("kmeans-dask", "run", job, "name=refused", "--cluster", cluster, folder=job.parent)
 

@@ -99,7 +99,7 @@ def test_a_job_on_hosts(
 ):
     monkeypatch.setenv("HOME", str(home))
     name = f"encrypted-{encrypted}"
-    keys = {"kind": "ssh", "hosts": ["127.0.0.1"] * 3, "workers": 2, "memory": "1GiB"}
+    keys = {"kind": "ssh", "hosts": ["127.0.0.1"] * 3, "n_workers": 2, "memory_limit": "1GiB"}
     tls = {"tls": Authority(home / "authority").certify("all")} if encrypted else {}
     cluster = job.parent / f"{name}.yaml"
     cluster.write_text(yaml.safe_dump({**keys, **tls}))
@@ -131,7 +131,7 @@ def test_a_key_that_is_refused_is_one_line(home: Path, job: Path, start: Callabl
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path))
         patch.delenv("SSH_AUTH_SOCK", raising=False)
-        hosts = "cluster={kind: ssh, hosts: ['127.0.0.1', '127.0.0.1'], workers: 1}"
+        hosts = "cluster={kind: ssh, hosts: ['127.0.0.1', '127.0.0.1'], n_workers: 1}"
         process = start("kmeans-dask", "run", job, "name=refused", hosts, folder=job.parent)
 
         assert process.wait() == 2

@@ -35,7 +35,14 @@ def bytes_of_stage(stage: str, folder: RunFolder) -> tuple[int, int]:
         written = pc.sum(pq.read_table(readable(folder.quantized), columns=["bytes_out"])["bytes_out"]).as_py() or 0
         return _bytes_of_images(folder), written
     rows, models = [folder.collection, folder.features], folder.path / "models"
-    tables = [folder.clusters, folder.cluster_facts, folder.confusion, folder.suspects, folder.outliers, folder.metrics]
+    tables = [
+        folder.clusters,
+        folder.cluster_facts,
+        folder.confusion,
+        folder.label_issues,
+        folder.outliers,
+        folder.metrics,
+    ]
     reads, writes = {
         "fit": (rows, [models]),
         "evaluate": ([*rows, models], tables),

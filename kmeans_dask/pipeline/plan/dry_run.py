@@ -109,10 +109,10 @@ def _workers_of(config: Config) -> Workers:
         with connect(cluster) as client:
             return workers_of(client)
     cores = os.cpu_count() or 1
-    n = cluster.workers or (cluster.adaptive or [max(cores // cluster.threads, 1)])[-1]
-    if cluster.kind == "threads" or (cluster.kind != "local" and cluster.memory == "auto"):
-        return Workers(n, cluster.threads, 0)
-    if cluster.memory != "auto":
-        return Workers(n, cluster.threads, parse_bytes(cluster.memory))
-    share = min(1.0, cluster.threads / cores)  # as LocalCluster does
-    return Workers(n, cluster.threads, int(psutil.virtual_memory().total * share))
+    n = cluster.n_workers or (cluster.adaptive or [max(cores // cluster.threads_per_worker, 1)])[-1]
+    if cluster.kind == "threads" or (cluster.kind != "local" and cluster.memory_limit == "auto"):
+        return Workers(n, cluster.threads_per_worker, 0)
+    if cluster.memory_limit != "auto":
+        return Workers(n, cluster.threads_per_worker, parse_bytes(cluster.memory_limit))
+    share = min(1.0, cluster.threads_per_worker / cores)  # as LocalCluster does
+    return Workers(n, cluster.threads_per_worker, int(psutil.virtual_memory().total * share))

@@ -25,7 +25,7 @@ _SECONDS = 3
 _CHILD = f"""
 import signal, sys
 signal.alarm({_SECONDS})
-from kmeans_dask.images import pixels_of
+from kmeans_dask.sources.images import pixels_of
 for path in sys.stdin.buffer.read().split(b"\\0"):
     print(pixels_of(path), flush=True)
 """

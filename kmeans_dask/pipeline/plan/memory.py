@@ -31,9 +31,9 @@ _COPIES = 3
 """Of a chunk while it is written: the block, the shard that is put together, and its compressed inner chunks."""
 _DECODED = 11
 """Bytes a pixel of an image of any mode while it is decoded and brought to 8 bits; 549 MiB for 50 megapixels."""
-_PAINTED = 12
+_REMAPPED = 12
 """Bytes a pixel while it is decoded, counted, painted and encoded; photos take 8, with transparency 12."""
-_MORE_PAINTED = {"webp": 30, "floyd-steinberg": 20, "ordered": 34, "many colours": 10}
+_MORE_REMAPPED = {"webp": 30, "floyd-steinberg": 20, "ordered": 34, "many colours": 10}
 """What the encoder of WebP, dithering, and more than 256 colours add, bytes a pixel."""
 _COLOUR, _WEIGHED_COLOUR = 36, 80
 """Bytes a distinct colour; and where the fit is not the plain one: in OKLab, of a sample, protecting rare ones."""
@@ -142,7 +142,7 @@ def _painted(config: Config) -> int:
     settings = config.quantize
     assert settings is not None
     told = (settings.format, settings.dither, "many colours" if max(settings.k or [1]) > 256 else "")
-    return _PAINTED + sum(_MORE_PAINTED.get(each, 0) for each in told)
+    return _REMAPPED + sum(_MORE_REMAPPED.get(each, 0) for each in told)
 
 
 def _is_plain(settings: Quantize) -> bool:

@@ -16,14 +16,14 @@ from kmeans_dask.config.sections import Config
 from kmeans_dask.deploy.tasks import run_tree
 from kmeans_dask.evaluation.cluster_facts import cluster_facts, write_cluster_facts
 from kmeans_dask.evaluation.duplicates import Pairs, duplicates_table, duplicates_tasks, join_pairs
-from kmeans_dask.evaluation.first_pass import chunk_starts, evaluation_tasks, join_clusters, join_first_looks
-from kmeans_dask.evaluation.label_issues import outliers_table, suspects_table, write_csv
+from kmeans_dask.evaluation.first_pass import chunk_starts, evaluation_tasks, join_clusters, join_first_passes
+from kmeans_dask.evaluation.label_issues import label_issues_table, outliers_table, write_csv
 from kmeans_dask.evaluation.metrics import (
     confusion_table,
     write_confusion,
 )
 from kmeans_dask.evaluation.model_scores import EvaluatedModel, choose_models, metrics_row, split_by_model
-from kmeans_dask.evaluation.second_pass import SecondLook, join_looks, second_look_tasks
+from kmeans_dask.evaluation.second_pass import SecondPass, join_second_passes, second_pass_tasks
 from kmeans_dask.models.model import Model, column_prefix, read_model, write_model
 from kmeans_dask.pipeline.console import progress, say
 from kmeans_dask.pipeline.tables import show_metrics
@@ -47,7 +47,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     Returns
     -------
     dict
-        models, suspects, outliers, duplicates; choice: an entry an algorithm where K is to be chosen.
+        models, label_issues, outliers, duplicates; choice: an entry an algorithm where K is to be chosen.
     """
     assert config.fit is not None
     folder = run_folder(config)
@@ -60,12 +60,12 @@ def run(config: Config, client: Client) -> dict[str, Any]:
         collection,
         "evaluate",
         evaluation_tasks(collection, features, models, parts, config.seed),
-        join_first_looks,
+        join_first_passes,
     )
     evaluated = split_by_model(models, look)
     known = [of_model.known for of_model in evaluated]
     again = _over_chunks(
-        client, collection, "look again", second_look_tasks(collection, features, known, parts), join_looks
+        client, collection, "look again", second_pass_tasks(collection, features, known, parts), join_second_passes
     )
     pairs = _duplicates(client, collection, features, parts, evaluated)
     maps = {column_prefix(of_model.model): of_model.numbers.label_map for of_model in evaluated}
@@ -117,7 +117,7 @@ def _says_the_same(old: Model, new: Model) -> bool:
 
 
 def _write_tables(
-    folder: RunFolder, collection: Collection, evaluated: Sequence[EvaluatedModel], again: SecondLook, pairs: Pairs
+    folder: RunFolder, collection: Collection, evaluated: Sequence[EvaluatedModel], again: SecondPass, pairs: Pairs
 ) -> dict[str, int]:
     """Write what a person wants to know of clusters and items; return how many items stand out."""
     names, items = collection.class_names, collection.items
@@ -129,20 +129,20 @@ def _write_tables(
         ],
         folder.confusion,
     )
-    suspects = [
-        suspects_table(found, items, of_model.model.algorithm, of_model.numbers.label_map, of_model.purities, names)
-        for found, of_model in zip(again.suspects, evaluated, strict=True)
+    label_issues = [
+        label_issues_table(found, items, of_model.model.algorithm, of_model.numbers.label_map, of_model.purities, names)
+        for found, of_model in zip(again.label_issues, evaluated, strict=True)
     ]
     outliers = [
         outliers_table(found, items, of_model.model.algorithm, of_model.model.k)
         for found, of_model in zip(again.outliers, evaluated, strict=True)
     ]
     duplicates = duplicates_table(pairs, items)
-    write_csv(suspects, folder.suspects)
+    write_csv(label_issues, folder.label_issues)
     write_csv(outliers, folder.outliers)
     write_csv([duplicates], folder.duplicates)
     return {
-        "suspects": sum(map(len, suspects)),
+        "label_issues": sum(map(len, label_issues)),
         "outliers": sum(map(len, outliers)),
         "duplicates": len(duplicates),
     }

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 _FAILED_SHOWN = 1000
-_LISTS = ("suspects", "outliers", "duplicates")
+_LISTS = ("label_issues", "outliers", "duplicates")
 
 
 def run(config: Config, client: Client | None = None) -> dict[str, Any]:

@@ -94,7 +94,7 @@ function changes() {
 // ---- lists of items
 
 const LISTS = {
-  suspects: ["Suspects", "Items whose label disagrees with a cluster that is nearly pure: perhaps they are labelled wrongly."],
+  label_issues: ["Suspects", "Items whose label disagrees with a cluster that is nearly pure: perhaps they are labelled wrongly."],
   outliers: ["Outliers", "Items far from the centre of their cluster."],
   duplicates: ["Duplicates", "Items with the same pixels as another one, or nearly the same."],
 };

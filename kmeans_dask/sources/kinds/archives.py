@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from kmeans_dask.errors import UserError
 from kmeans_dask.sources.images import ImageError
-from kmeans_dask.sources.kinds.listed import Listed, Wanted, found
 from kmeans_dask.sources.kinds.locations import look_at, not_there, open_stream, shown
 from kmeans_dask.sources.kinds.names import is_hidden, item_filter, natural_key, text_of_name
+from kmeans_dask.sources.kinds.source_listing import ListRequest, SourceListing, found
 
 _MOST_BYTES = 2**30
 """A member above 1 GiB is not read: it would be in memory as a whole."""
@@ -46,7 +46,7 @@ class _Member(NamedTuple):
     bytes: int
 
 
-def list_archive(file: bytes, inside: str, wanted: Wanted) -> Listed:
+def list_archive(file: bytes, inside: str, wanted: ListRequest) -> SourceListing:
     """Index the images of an archive, in natural order. Hidden members, symbolic links and folders are skipped.
 
     Parameters
@@ -61,7 +61,7 @@ def list_archive(file: bytes, inside: str, wanted: Wanted) -> Listed:
 
     Returns
     -------
-    Listed
+    SourceListing
 
     Raises
     ------
@@ -98,7 +98,7 @@ def list_archive(file: bytes, inside: str, wanted: Wanted) -> Listed:
         mtime_ns=look_at(file)[1],
     )
     values = None if wanted.beside is None else [told.get(os.path.splitext(member.path)[0]) for member in files]
-    return Listed(items, beside=values)
+    return SourceListing(items, beside=values)
 
 
 def member_reader(stream: BinaryIO, inside: str) -> Callable[[int, int], BytesIO]:

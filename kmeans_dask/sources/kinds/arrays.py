@@ -19,8 +19,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from kmeans_dask.errors import UserError
-from kmeans_dask.sources.kinds.listed import Listed, Wanted, found
 from kmeans_dask.sources.kinds.locations import look_at, not_there, open_stream, shown
+from kmeans_dask.sources.kinds.source_listing import ListRequest, SourceListing, found
 from kmeans_dask.storage import zarr_groups
 
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -47,7 +47,7 @@ class Array(NamedTuple):
     read: Read
 
 
-def list_array(file: bytes, inside: str, wanted: Wanted) -> Listed:
+def list_array(file: bytes, inside: str, wanted: ListRequest) -> SourceListing:
     """List the rows of an array of images.
 
     Parameters
@@ -62,7 +62,7 @@ def list_array(file: bytes, inside: str, wanted: Wanted) -> Listed:
 
     Returns
     -------
-    Listed
+    SourceListing
         The path of an item is its row number, in as many digits as the last one needs.
 
     Raises
@@ -106,7 +106,7 @@ def list_array(file: bytes, inside: str, wanted: Wanted) -> Listed:
         bytes=prod(shape[1:]) * dtype.itemsize,
         mtime_ns=mtime_ns,
     )
-    return Listed(items, columns)
+    return SourceListing(items, columns)
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def _buffered(read: Read, step: int) -> Read:
     return read_rows
 
 
-def _member_of(file: bytes, inside: str, wanted: Wanted) -> str | None:
+def _member_of(file: bytes, inside: str, wanted: ListRequest) -> str | None:
     """Name of the array that holds the images; None in a file that is a single array."""
     if inside == "npz":
         with open_stream(file) as stream, zipfile.ZipFile(stream) as archive:

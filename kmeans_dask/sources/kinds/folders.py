@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from kmeans_dask.errors import UserError
-from kmeans_dask.sources.kinds.listed import Beside, Listed, Wanted, found
 from kmeans_dask.sources.kinds.locations import file_system, is_remote, look_at, not_there, shown, text_of, time_of
 from kmeans_dask.sources.kinds.names import SUFFIXES, excludes_folder, is_hidden, item_filter, natural_key, text_of_name
+from kmeans_dask.sources.kinds.source_listing import ListRequest, Sidecar, SourceListing, found
 
 
 class _File(NamedTuple):
@@ -23,7 +23,7 @@ class _File(NamedTuple):
     mtime_ns: int
 
 
-def list_folder(folder: bytes, wanted: Wanted) -> Listed:
+def list_folder(folder: bytes, wanted: ListRequest) -> SourceListing:
     """List the images at any depth below a folder, in natural order.
 
     Hidden files and folders (a leading dot) are skipped; a link to a file is an item, a link to a folder is not
@@ -38,7 +38,7 @@ def list_folder(folder: bytes, wanted: Wanted) -> Listed:
 
     Returns
     -------
-    Listed
+    SourceListing
 
     Raises
     ------
@@ -61,7 +61,7 @@ def list_folder(folder: bytes, wanted: Wanted) -> Listed:
     return _listed([above + file.path for file in files], files, wanted)
 
 
-def list_files(files: Sequence[bytes], paths: Sequence[bytes], wanted: Wanted) -> Listed:
+def list_files(files: Sequence[bytes], paths: Sequence[bytes], wanted: ListRequest) -> SourceListing:
     """List single image files in the given order; one that is not there is an item too.
 
     Parameters
@@ -75,7 +75,7 @@ def list_files(files: Sequence[bytes], paths: Sequence[bytes], wanted: Wanted) -
 
     Returns
     -------
-    Listed
+    SourceListing
     """
     facts = []
     for file, path in zip(files, paths, strict=True):
@@ -86,7 +86,7 @@ def list_files(files: Sequence[bytes], paths: Sequence[bytes], wanted: Wanted) -
     return _listed(files, facts, wanted)
 
 
-def _listed(names: Sequence[bytes], files: Sequence[_File], wanted: Wanted) -> Listed:
+def _listed(names: Sequence[bytes], files: Sequence[_File], wanted: ListRequest) -> SourceListing:
     items = found(
         len(files),
         file=names,
@@ -95,10 +95,10 @@ def _listed(names: Sequence[bytes], files: Sequence[_File], wanted: Wanted) -> L
         mtime_ns=[file.mtime_ns for file in files],
     )
     told = None if wanted.beside is None else [_told(name, wanted.beside) for name in names]
-    return Listed(items, beside=told)
+    return SourceListing(items, beside=told)
 
 
-def _told(file: bytes, beside: Beside) -> Any:
+def _told(file: bytes, beside: Sidecar) -> Any:
     try:
         return beside.value(text_of(os.path.splitext(file)[0] + beside.ending))
     except OSError:

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from kmeans_dask.errors import UserError
 from kmeans_dask.sources.kinds.folders import list_files
-from kmeans_dask.sources.kinds.listed import Listed, Wanted
 from kmeans_dask.sources.kinds.locations import full_name, is_remote, open_stream, shown, text_of
+from kmeans_dask.sources.kinds.source_listing import ListRequest, SourceListing
 
 
-def list_list(file: bytes, wanted: Wanted) -> Listed:
+def list_list(file: bytes, wanted: ListRequest) -> SourceListing:
     """List the image files that a text or CSV file names, in its order.
 
     Parameters
@@ -31,7 +31,7 @@ def list_list(file: bytes, wanted: Wanted) -> Listed:
 
     Returns
     -------
-    Listed
+    SourceListing
 
     Raises
     ------
@@ -67,7 +67,9 @@ def list_list(file: bytes, wanted: Wanted) -> Listed:
     )
     paths = [os.fsencode(name.partition("://")[2].partition("?")[0] or name).lstrip(b"/") for name in names]
     listed = list_files(files, paths, wanted)
-    return Listed(listed.items, {name: columns[name] for name in wanted.columns if name in columns}, listed.beside)
+    return SourceListing(
+        listed.items, {name: columns[name] for name in wanted.columns if name in columns}, listed.beside
+    )
 
 
 def read_columns(file: bytes) -> dict[str, list[Any]]:

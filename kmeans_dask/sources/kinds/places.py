@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from kmeans_dask.errors import UserError
-from kmeans_dask.sources.kinds.listed import Wanted
 from kmeans_dask.sources.kinds.locations import file_system, full_name, is_remote, shown
 from kmeans_dask.sources.kinds.names import expand_braces, item_filter, natural_key
+from kmeans_dask.sources.kinds.source_listing import ListRequest
 
 _KINDS = {
     ".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".zip": "zip", ".npy": "npy", ".npz": "npz", ".zarr": "zarr",
@@ -32,7 +32,7 @@ class Place(NamedTuple):
     """A value of `_KINDS`, ``folder`` or ``file``."""
 
 
-def find_places(name: str, wanted: Wanted, key: str) -> Iterator[Place]:
+def find_places(name: str, wanted: ListRequest, key: str) -> Iterator[Place]:
     """Yield the sources that one entry of the config stands for: itself, or what its braces and ``*`` match."""
     file = full_name(name)
     if is_remote(name) or os.path.lexists(file):
@@ -49,7 +49,7 @@ def find_places(name: str, wanted: Wanted, key: str) -> Iterator[Place]:
             yield Place(file, base, _kind_of(file, pattern, key))
 
 
-def _matches(pattern: bytes, wanted: Wanted, key: str) -> Iterator[Place]:
+def _matches(pattern: bytes, wanted: ListRequest, key: str) -> Iterator[Place]:
     """Yield the images and the other sources that a pattern matches, in natural order."""
     fixed = re.split(rb"[*?\[]", pattern, maxsplit=1)[0].rpartition(b"/")[0]
     if is_remote(pattern):

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 from kmeans_dask.errors import UserError
 from kmeans_dask.sources.images import ImageError
 from kmeans_dask.sources.kinds.arrays import choose
-from kmeans_dask.sources.kinds.listed import Listed, Wanted, found
 from kmeans_dask.sources.kinds.locations import look_at, not_there, open_stream, shown
+from kmeans_dask.sources.kinds.source_listing import ListRequest, SourceListing, found
 
 _BATCH_ROWS = 64
 """Rows of a row group that are in memory at a time."""
 
 
-def list_table(file: bytes, wanted: Wanted) -> Listed:
+def list_table(file: bytes, wanted: ListRequest) -> SourceListing:
     """List the rows of a Parquet file, without reading the images.
 
     Parameters
@@ -33,7 +33,7 @@ def list_table(file: bytes, wanted: Wanted) -> Listed:
 
     Returns
     -------
-    Listed
+    SourceListing
         The path of an item is that in its struct, where all have one and no two the same; else its row number.
 
     Raises
@@ -70,7 +70,7 @@ def list_table(file: bytes, wanted: Wanted) -> Listed:
         bytes=sizes,
         mtime_ns=mtime_ns,
     )
-    return Listed(items, columns)
+    return SourceListing(items, columns)
 
 
 def row_reader(stream: BinaryIO, member: str) -> Callable[[int], BytesIO]:

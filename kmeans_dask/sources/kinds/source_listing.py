@@ -15,7 +15,7 @@ _TOLD_LATER = ("label", "split", "black", "white")
 FOUND_SCHEMA = pa.schema([field for field in MANIFEST_SCHEMA if field.name not in _TOLD_LATER])
 
 
-class Beside(NamedTuple):
+class Sidecar(NamedTuple):
     """Small files with the names of the images and another ending, which tell their labels."""
 
     ending: bytes
@@ -33,7 +33,7 @@ class Beside(NamedTuple):
             return None
 
 
-class Wanted(NamedTuple):
+class ListRequest(NamedTuple):
     """What is asked of a source."""
 
     include: Sequence[str] = ()
@@ -43,11 +43,11 @@ class Wanted(NamedTuple):
     """Of a table, or array of a file that has several: where the images are; None: the one that is there."""
     columns: Sequence[str] = ()
     """Names of columns that are asked for beside the images."""
-    beside: Beside | None = None
+    beside: Sidecar | None = None
     """The files beside the images that are asked for."""
 
 
-class Listed(NamedTuple):
+class SourceListing(NamedTuple):
     """The items of a source, in its order."""
 
     items: pa.Table
