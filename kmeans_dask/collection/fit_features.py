@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,6 +26,7 @@ from kmeans_dask.kmeans.sampling import Data, sample_rows
 from kmeans_dask.reduction import map_chunks, task_key, tree_reduce
 from kmeans_dask.sources.sandbox import attempt, ended_by
 from kmeans_dask.storage import zarr_groups
+from kmeans_dask.storage.fingerprint import fingerprint_of
 from kmeans_dask.storage.publish import read_json, remove, write_json
 
 _PCA_BYTES = 256 * 2**20
@@ -120,7 +119,7 @@ def fit_features(settings: sections.Features, collection: Collection, run: Path,
     if settings.raw:
         _remove(folder)
         return raw_features(collection.images.shape[1:])
-    fingerprint = _hash([settings.model_dump(), _fingerprint_of_rows(settings, collection), seed])
+    fingerprint = fingerprint_of(settings.model_dump(), _fingerprint_of_rows(settings, collection), seed)
     old = _fitted(run)
     if old is not None and old.fingerprint == fingerprint:
         return old
@@ -250,8 +249,4 @@ def _record(folder: Path) -> dict[str, Any]:
 def _fingerprint_of_rows(settings: sections.Features, collection: Collection) -> str:
     """Hash what the extracted numbers depend on: kind, images, and the file as it is now."""
     stamp = [settings.path, *file_stamp(settings.path)] if settings.path else None
-    return _hash([settings.kind, stamp, collection.fingerprint])
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return fingerprint_of(settings.kind, stamp, collection.fingerprint)

@@ -6,8 +6,6 @@ of the table of items; an interrupted ingest goes on with the chunks that have n
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import time
@@ -32,6 +30,7 @@ from kmeans_dask.sources.manifest import REMOVED, read_manifest, write_manifest
 from kmeans_dask.sources.normalize import POLICY
 from kmeans_dask.sources.sandbox import attempt
 from kmeans_dask.storage import zarr_groups
+from kmeans_dask.storage.fingerprint import file_digest, fingerprint_of
 from kmeans_dask.storage.object_store import is_local, make_folder, move, readable
 from kmeans_dask.storage.publish import publish, remove
 
@@ -206,7 +205,7 @@ def _create(
         "settings": _settings(config, source),
         "fingerprint": fingerprint,
         # of the same items, some of which can be read now
-        "content": _hash(f"{fingerprint} {base.content}") if base and base.again else fingerprint,
+        "content": fingerprint_of(fingerprint, base.content) if base and base.again else fingerprint,
     }
     make_folder(folder.parent)
     blocks = base.blocks_kept(manifest) if base else None
@@ -220,20 +219,13 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _settings(config: Ingest, source: Input) -> str:
-    """Hash what decides about every image: an update goes on from a collection of the same settings."""
-    settings = [config.model_dump(), source.max_pixels, source.classes, POLICY, zarr_groups.FORMAT_VERSION]
-    return _hash(json.dumps(settings))
+    """Fingerprint of what decides about every image: an update continues from a collection of the same settings."""
+    return fingerprint_of(config.model_dump(), source.max_pixels, source.classes, POLICY, zarr_groups.FORMAT_VERSION)
 
 
 def _fingerprint(manifest_path: Path, config: Ingest, source: Input) -> str:
-    """Hash everything that decides about the collection: the items, the settings, the layout."""
-    with manifest_path.open("rb") as file:
-        items = hashlib.file_digest(file, "sha256").hexdigest()
-    return _hash(f"{items} {_settings(config, source)}")
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Fingerprint of everything that decides about the collection: the items, the settings, the layout."""
+    return fingerprint_of(file_digest(manifest_path), _settings(config, source))
 
 
 def _is_joined(fingerprint: str, partial: Path) -> bool:

@@ -6,8 +6,6 @@ journal. What the journal knows is not done again.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +31,7 @@ from kmeans_dask.sources.images import Content, ImageError, open_image
 from kmeans_dask.sources.manifest import REMOVED, read_manifest
 from kmeans_dask.sources.reading import read_contents, refuse_outage, unreadable
 from kmeans_dask.sources.sandbox import attempt
+from kmeans_dask.storage.fingerprint import file_digest, fingerprint_of
 from kmeans_dask.storage.journal import Journal, Outcome, journal_of, open_journal, write_table
 from kmeans_dask.storage.object_store import failure_of, is_local, put
 from kmeans_dask.storage.output_names import output_names, plain_name, write_file
@@ -393,8 +392,6 @@ def _fingerprint(
     given: Mapping[int, NDArray[np.uint8]],
 ) -> str:
     """Hash everything that decides about an output but its K: the items, the settings, the format."""
-    with manifest_path.open("rb") as file:
-        items = hashlib.file_digest(file, "sha256").hexdigest()
     colours = [palette.tolist() for palette in given.values()]
-    told = [items, settings.model_dump(exclude={"k"}), colours, seed, max_pixels, PNG_LEVEL, _FORMAT_VERSION]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    values = settings.model_dump(exclude={"k"})
+    return fingerprint_of(file_digest(manifest_path), values, colours, seed, max_pixels, PNG_LEVEL, _FORMAT_VERSION)

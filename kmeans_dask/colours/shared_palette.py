@@ -6,8 +6,6 @@ opened as Dask arrays, so that another K needs no second decoding.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +32,7 @@ from kmeans_dask.sources.manifest import REMOVED, read_manifest
 from kmeans_dask.sources.reading import read_contents, refuse_outage, unreadable
 from kmeans_dask.sources.sandbox import attempt
 from kmeans_dask.storage import zarr_groups
+from kmeans_dask.storage.fingerprint import file_digest, fingerprint_of
 from kmeans_dask.storage.publish import remove
 
 _FAN_IN = 4
@@ -266,7 +265,7 @@ def _read_weights(folder: Path, block_info: Any = None) -> NDArray[np.float64]:
 
 def _fingerprint(manifest_path: Path, settings: Quantize, seed: int, max_pixels: int) -> str:
     """Hash what decides about the kept colours: the items, and what a pixel counts."""
-    with manifest_path.open("rb") as file:
-        items = hashlib.file_digest(file, "sha256").hexdigest()
-    told = [items, settings.weight, settings.sample, settings.rare, seed if settings.sample < 1 else 0, max_pixels]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    drawn_with = seed if settings.sample < 1 else 0
+    return fingerprint_of(
+        file_digest(manifest_path), settings.weight, settings.sample, settings.rare, drawn_with, max_pixels
+    )

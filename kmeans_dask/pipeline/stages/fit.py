@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -30,6 +28,7 @@ from kmeans_dask.models.moves import Moves, measure_moves, write_moves
 from kmeans_dask.pipeline.console import progress, say, show_table
 from kmeans_dask.pipeline.plan.memory import KEPT_SHARE
 from kmeans_dask.storage.checkpoint import Checkpoint
+from kmeans_dask.storage.fingerprint import fingerprint_of
 from kmeans_dask.storage.publish import remove
 from kmeans_dask.storage.run_folder import RunFolder, run_folder
 
@@ -159,8 +158,8 @@ class _Fits:
 
     def checkpoint(self, algorithm: str, which: list[int]) -> Checkpoint:
         """Return the checkpoint of some of them, which only the same job goes on from."""
-        told = [__version__, self.settings, which, {k: centres.tolist() for k, centres in self.old.items()}]
-        key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        old = {k: centres.tolist() for k, centres in self.old.items()}
+        key = fingerprint_of(__version__, self.settings, which, old)
         return Checkpoint(self.folder.unfinished_fit(algorithm), key)
 
 
