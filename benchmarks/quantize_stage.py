@@ -18,7 +18,7 @@ from kmeans_dask.config.sections import Config
 from kmeans_dask.deploy.client import connect
 from kmeans_dask.pipeline.stages import quantize as stage_quantize
 from kmeans_dask.pipeline.stages.listing import list_items_of
-from kmeans_dask.storage.run_folder import open_run
+from kmeans_dask.storage.run_record import open_run
 
 MAX_PIXELS = 10**9
 
@@ -37,12 +37,12 @@ def config_of(folder: Path, output: Path, name: str, **settings: Any) -> Config:
 def run_stage(client: Client, folder: Path, work: Path, **settings: Any) -> tuple[float, Path]:
     """Run the stage on a folder into a new run folder: seconds of the stage, listing excluded."""
     config = config_of(folder, Path(tempfile.mkdtemp(dir=work)), "run", **settings)
-    run = open_run(config, fresh=True)
+    record = open_run(config, fresh=True)
     with redirect_stdout(sys.stderr):
-        list_items_of(config, run, look_again=True)
+        list_items_of(config, record, list_again=True)
         begun = time.perf_counter()
         stage_quantize.run(config, client)
-        return time.perf_counter() - begun, run.path
+        return time.perf_counter() - begun, record.folder.path
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from kmeans_dask.pipeline.stages.listing import list_items_of
 from kmeans_dask.sources.images import open_image
 from kmeans_dask.sources.manifest import read_manifest
 from kmeans_dask.storage import zarr_groups
-from kmeans_dask.storage.run_folder import open_run
+from kmeans_dask.storage.run_record import open_run
 
 K = 256
 
@@ -34,21 +34,21 @@ def shared(folder: Path, work: Path, n_workers: int, sample: int, name: str) -> 
         batches = [files[start : start + 16] for start in range(0, len(files), 16)]
         decode = sum(client.gather(client.map(decode_alone, batches, pure=False))) / n_workers
         config = config_of(folder, Path(tempfile.mkdtemp(dir=work)), "run", **settings)
-        run = open_run(config, fresh=True)
-        list_items_of(config, run, look_again=True)
+        record = open_run(config, fresh=True)
+        list_items_of(config, record, list_again=True)
         assert config.quantize is not None
-        job = (run.manifest, run.path, config.quantize, 0, MAX_PIXELS)
+        job = (record.folder.manifest, record.folder.path, config.quantize, 0, MAX_PIXELS)
         at = [time.perf_counter()]
-        client.gather(client.compute(count_tasks(*job, plan_batches(read_manifest(run.manifest)))))
+        client.gather(client.compute(count_tasks(*job, plan_batches(read_manifest(record.folder.manifest)))))
         at.append(time.perf_counter())
-        palettes = fit_shared(run.path, config.quantize, 0)
+        palettes = fit_shared(record.folder.path, config.quantize, 0)
         at.append(time.perf_counter())
         client.gather(client.compute(quantize_tasks(*job, missing_outputs(*job), palettes)))
-        rows = finish_quantized(run.path, [K]).to_pylist()
+        rows = finish_quantized(record.folder.path, [K]).to_pylist()
         at.append(time.perf_counter())
         peak = max(client.run(peak_memory).values())
     count, fit, write = np.diff(at)
-    table = ColourTable(*zarr_groups.read_colours(run.path / "colours.zarr"))
+    table = ColourTable(*zarr_groups.read_colours(record.folder.path / "colours.zarr"))
     # measured on all pixels of the written files, not on the table
     pixels = {row["path"]: math.prod(open_image(folder / row["path"], max_pixels=MAX_PIXELS).size) for row in rows}
     error = sum(row["mse"] * pixels[row["path"]] for row in rows) / sum(pixels.values())

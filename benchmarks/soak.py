@@ -52,7 +52,7 @@ def main(folder: Path, minutes: float) -> None:
         watched = [psutil.Process(), cluster.scheduler, *cluster.workers()]
         config = config_of(folder, Path(scratch), cluster.address)
         while time.monotonic() - begun < 60 * minutes:
-            run_stages(config, STAGES, fresh=True)
+            run_stages(config, tuple(STAGES), fresh=True)
             gc.collect()
             known = _tasks_known(cluster.address)
             told.append((time.monotonic() - begun, *map(rss, watched)))

@@ -15,7 +15,6 @@ import click
 from kmeans_dask import __version__
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.pipeline.driver.stopping import Stopped, interrupted, leave_status_to_job, stoppable
-from kmeans_dask.pipeline.resume import STAGES
 
 if TYPE_CHECKING:
     from kmeans_dask.config.sections import Config
@@ -77,7 +76,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @_UPDATE
 def run(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, update: bool, dry_run: bool) -> None:
     """Run all stages of a config, in order."""
-    _run_stages(STAGES, config, overrides, cluster, fresh, update, dry_run)
+    _run_stages(None, config, overrides, cluster, fresh, update, dry_run)
 
 
 @kmeans.command()
@@ -188,7 +187,7 @@ def submit(
     from kmeans_dask.config.loading import load_config
 
     if dry_run:
-        _run_stages(STAGES, config, overrides, cluster, fresh, dry_run=True)
+        _run_stages(None, config, overrides, cluster, fresh, dry_run=True)
         return
     checked = load_config(config, overrides, cluster)
 
@@ -266,7 +265,7 @@ def fetch(name: Literal["mnist", "lfw"], dest: str) -> None:
 
 
 def _run_stages(
-    stages: Sequence[str],
+    stages: Sequence[str] | None,
     config: str,
     overrides: Sequence[str],
     cluster: str | None,
@@ -274,20 +273,22 @@ def _run_stages(
     update: bool = False,
     dry_run: bool = False,
 ) -> None:
+    """Run some stages of a config, or all; what is imported here would slow down `--help`."""
     from kmeans_dask.config.loading import check_sources, load_config
 
     checked = load_config(config, overrides, cluster)
     with _part_of_allocation(checked):
         check_sources(checked.input)
+        from kmeans_dask.pipeline.resume import STAGES
 
         if dry_run:
-            from kmeans_dask.pipeline.plan.dry_run import dry_run as tell_plan
+            from kmeans_dask.pipeline.plan.dry_run import dry_run as print_plan
 
-            tell_plan(checked, stages)
+            print_plan(checked, stages or tuple(STAGES))
             return
         from kmeans_dask.pipeline.run import run_stages  # imports pyarrow, which takes 0.2 s
 
-        run_stages(checked, stages, fresh=fresh, update=update)
+        run_stages(checked, stages or tuple(STAGES), fresh=fresh, update=update)
 
 
 def _part_of_allocation(config: Config) -> AbstractContextManager[None]:

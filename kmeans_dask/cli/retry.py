@@ -8,12 +8,12 @@ from kmeans_dask.errors import UserError
 from kmeans_dask.pipeline.console import say
 from kmeans_dask.pipeline.driver.session import command_line, holding
 from kmeans_dask.pipeline.finished import config_of
+from kmeans_dask.pipeline.resume import STAGES, has_started
 from kmeans_dask.pipeline.run import run_stages
-from kmeans_dask.storage.journal import journal_of
-from kmeans_dask.storage.object_store import reached
+from kmeans_dask.storage.journal import find_journal
+from kmeans_dask.storage.object_store import reporting_unreachable
 from kmeans_dask.storage.run_folder import RunFolder, run_folder
-
-_STAGES = ("ingest", "fit", "evaluate", "quantize", "report")
+from kmeans_dask.storage.run_record import RunRecord
 
 
 def retry(path: str, cluster: str | None = None) -> None:
@@ -77,18 +77,19 @@ def retry_failed(config: Config, *, job: str | None = None, command: str | None 
         More than ``input.max_failed`` of the items failed again.
     """
     folder = run_folder(config)
-    with reached(folder.path), holding(folder, command or command_line(), job):
+    with reporting_unreachable(folder.path), holding(folder, command or command_line(), job):
         items = read_failed_again(folder.collection)
-        journal = journal_of(folder.path)
+        journal = find_journal(folder.path)
         n_outputs = journal.forget_failed() if journal else 0
         say(f"{config.name}: {len(items):,} items could not be read, {n_outputs:,} outputs had failed")
+        record = RunRecord.read(folder)
         for stage, n_failed in (("ingest", len(items)), ("quantize", n_outputs)):
             if n_failed:
-                folder.forget(stage)
+                record.forget(stage)
     # a file is opened again as it is; a member of an archive that has changed lies elsewhere in it
-    look_again = items["inside"].null_count < len(items)
-    run_stages(config, _begun(folder), look_again=look_again, job=job, command=command)
+    list_again = items["inside"].null_count < len(items)
+    run_stages(config, _begun(folder), list_again=list_again, job=job, command=command)
 
 
 def _begun(folder: RunFolder) -> list[str]:
-    return [stage for stage in _STAGES if folder.has_begun(stage)]
+    return [stage for stage in STAGES if has_started(stage, folder)]

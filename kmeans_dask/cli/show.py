@@ -9,6 +9,7 @@ from kmeans_dask.pipeline.console import show_line, show_table
 from kmeans_dask.storage.object_store import location, readable
 from kmeans_dask.storage.publish import read_json
 from kmeans_dask.storage.run_folder import RunFolder
+from kmeans_dask.storage.run_record import RunRecord
 
 
 def show(path: str) -> None:
@@ -25,12 +26,12 @@ def show(path: str) -> None:
         The folder is no run.
     """
     folder = RunFolder(location(path))
-    record = folder.read()
-    if "state" not in record:
+    record = RunRecord.read(folder)
+    if record.state is None:
         raise UserError(f"{path} has no run.json; give a run folder, for example runs/digits")
     name = folder.path.resolve().name
-    show_line(f"{name}: {record['state']}, {record['changed']}")
-    stages = {stage: entry for stage, entry in record["stages"].items() if stage != "listing"}
+    show_line(f"{name}: {record.state}, {record.facts['changed']}")
+    stages = {stage: entry for stage, entry in record.stages.items() if stage != "listing"}
     if stages:
         cells = [
             [stage, f"{entry['seconds']:,.1f}", entry["finished"], _words(entry["summary"])]

@@ -13,17 +13,17 @@ from kmeans_dask.config.loading import load_cluster
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.pipeline.console import how_far, show_line
 from kmeans_dask.pipeline.driver.logs import show_log
-from kmeans_dask.storage.lock import is_alive, last_driver, told
-from kmeans_dask.storage.object_store import location, reached
+from kmeans_dask.pipeline.resume import STAGES
+from kmeans_dask.storage.lock import describe_driver, is_alive, last_driver
+from kmeans_dask.storage.object_store import location, reporting_unreachable
 from kmeans_dask.storage.publish import write_json
 from kmeans_dask.storage.run_folder import RunFolder
+from kmeans_dask.storage.run_record import RunRecord
 
 _END_SECONDS = 60
 """A driver that is asked to end has this long: it is usually gone in two seconds."""
 
 _FOLLOW_SECONDS = 1.0
-
-_STAGES = ("ingest", "fit", "evaluate", "quantize", "report")
 
 
 @contextmanager
@@ -120,20 +120,20 @@ def read_facts(run: str) -> dict[str, Any]:
         The folder is no run.
     """
     folder = RunFolder(location(run))
-    with reached(folder.path):
+    with reporting_unreachable(folder.path):
         driver = last_driver(folder.drivers)
     alive = driver is not None and is_alive(folder.drivers, driver)
-    record, driver = folder.read(), last_driver(folder.drivers)
-    if "state" not in record and not alive:
+    record, driver = RunRecord.read(folder), last_driver(folder.drivers)
+    if record.state is None and not alive:
         raise UserError(f"{run} has no run.json; give a run folder, for example runs/digits")
     stages = [
-        {"name": name, "seconds": record["stages"][name]["seconds"], "failed": _failed(record["stages"][name])}
-        for name in _STAGES
-        if name in record["stages"]
+        {"name": name, "seconds": record.stages[name]["seconds"], "failed": _failed(record.stages[name])}
+        for name in STAGES
+        if name in record.stages
     ]
     return {
-        "run": run, "name": folder.path.resolve().name, "state": record.get("state", "running"),
-        "changed": record.get("changed"), "stages": stages, "driver": driver, "alive": alive,
+        "run": run, "name": folder.path.resolve().name, "state": record.state or "running",
+        "changed": record.facts.get("changed"), "stages": stages, "driver": driver, "alive": alive,
     }  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def status_lines(facts: dict[str, Any]) -> Iterator[str]:
     driver, running = facts["driver"], facts["state"] == "running"
     since = f", {facts['changed']}" if facts["changed"] else ""
     if running and facts["alive"]:
-        yield f"{facts['name']}: running; {told(driver)} is alive"
+        yield f"{facts['name']}: running; {describe_driver(driver)} is alive"
         step = driver["progress"].get("step")
         if step:
             failed = f", {step['failed']:,} failed" if step["failed"] else ""
@@ -154,7 +154,7 @@ def status_lines(facts: dict[str, Any]) -> Iterator[str]:
         else:
             yield f"{driver['progress'].get('stage') or 'listing'}: at work"
     elif running:
-        who = told(driver) if driver else "its driver"
+        who = describe_driver(driver) if driver else "its driver"
         yield f"{facts['name']}: stopped; {who} is dead; the same command again goes on from here"
     else:
         yield f"{facts['name']}: {facts['state']}{since}"
@@ -192,24 +192,24 @@ def request_end(run: str) -> str:
     """Ask the driver of a run to end, wait until it has, and return what is to be said."""
     folder = RunFolder(location(run))
     name = folder.path.resolve().name
-    with reached(folder.path):
+    with reporting_unreachable(folder.path):
         driver = last_driver(folder.drivers)
     if driver is None:
-        raise UserError(f"{run} is no run folder that a driver has worked on; give one, for example runs/digits")
+        raise UserError(f"{run} is not a run folder that a driver has worked on; give one, for example runs/digits")
     if driver["ended"]:
-        return f"{name}: nothing to cancel, no driver is at work; the run is {folder.read().get('state')}"
+        return f"{name}: nothing to cancel, no driver is at work; the run is {RunRecord.read(folder).state}"
     write_json(folder.cancel_request, {"driver": driver["number"], "job": driver["job"]})
     end = time.monotonic() + _END_SECONDS
     while is_alive(folder.drivers, driver):
         if time.monotonic() > end:
-            raise JobError(f"{told(driver)} was asked to end, and has not after {_END_SECONDS} s; kill it")
+            raise JobError(f"{describe_driver(driver)} was asked to end, and has not after {_END_SECONDS} s; kill it")
         time.sleep(0.1)
         driver = last_driver(folder.drivers) or driver
     driver = last_driver(folder.drivers) or driver
     if not driver["ended"]:
         again = "; if the cluster starts it again, it ends at once" if driver["job"] else ""
-        return f"{name}: {told(driver)} is dead{again}"
-    return f"{name}: {folder.read().get('state')}"
+        return f"{name}: {describe_driver(driver)} is dead{again}"
+    return f"{name}: {RunRecord.read(folder).state}"
 
 
 def logs(run: str, follow: bool, cluster: str | None = None) -> None:
@@ -265,7 +265,7 @@ def read_log(run: str, position: Position) -> tuple[str, Position, bool]:
         The run has no log.
     """
     folder = RunFolder(location(run))
-    with reached(folder.path):
+    with reporting_unreachable(folder.path):
         driver = last_driver(folder.drivers)
     if driver is None:
         raise UserError(f"{run} has no log; give a run folder, for example runs/digits")

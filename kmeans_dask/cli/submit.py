@@ -143,7 +143,7 @@ def drive() -> None:
     if options.pop("retry", False):
         retry_failed(config, **options)
     else:
-        run_stages(config, STAGES, **options)
+        run_stages(config, tuple(STAGES), **options)
 
 
 def _end_with_worker() -> None:

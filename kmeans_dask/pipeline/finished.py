@@ -9,8 +9,9 @@ from kmeans_dask.config.loading import load_config
 from kmeans_dask.config.sections import Config
 from kmeans_dask.errors import UserError
 from kmeans_dask.models.model import Model, read_model
-from kmeans_dask.storage.object_store import location, reached
+from kmeans_dask.storage.object_store import location, reporting_unreachable
 from kmeans_dask.storage.run_folder import RunFolder
+from kmeans_dask.storage.run_record import RunRecord
 
 
 def config_of(path: str | Path, cluster: str | None = None) -> Config:
@@ -33,10 +34,10 @@ def config_of(path: str | Path, cluster: str | None = None) -> Config:
         The folder is no run.
     """
     whole = location(path).resolve()
-    with reached(whole):
+    with reporting_unreachable(whole):
         there = (whole / "run.json").exists() and (whole / "config.yaml").exists()
     if not there:
-        raise UserError(f"{path} is no run folder; give one, for example runs/digits")
+        raise UserError(f"{path} is not a run folder; give one, for example runs/digits")
     where = [f"output={json.dumps(str(whole.parent))}", f"name={json.dumps(whole.name)}"]
     return load_config(whole / "config.yaml", where, cluster)
 
@@ -67,7 +68,7 @@ def choose_model(config: Config, folder: RunFolder, k: int | None, algorithm: st
     """
     if config.fit is None or config.evaluate is None:
         raise UserError(f"{folder.path} has no evaluated models; its config needs the sections fit and evaluate")
-    stages = folder.read()["stages"]
+    stages = RunRecord.read(folder).stages
     if "evaluate" not in stages:
         raise UserError(f"the models of {folder.path} are not finished: run fit and evaluate first")
     algorithm = algorithm or config.fit.algorithm[0]

@@ -1,101 +1,154 @@
-"""TODO kmeans_dask.pipeline.resume."""
+"""What of a run is finished, and what has to run again.
+
+`STAGES` is the one table of stages. A stage is skipped if the run's record says that it was finished with the settings
+of today: the values of the config that it reads, and fingerprints of what it reads besides.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from kmeans_dask.config.sections import Config
+from dataclasses import dataclass
+from typing import Any
 
 from kmeans_dask.config.sections import Config
 from kmeans_dask.pipeline.console import say
+from kmeans_dask.storage.object_store import reporting_unreachable
 from kmeans_dask.storage.run_folder import RunFolder
+from kmeans_dask.storage.run_record import RunRecord
 
-STAGES = ("ingest", "fit", "evaluate", "quantize", "report")
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage needs, reads and writes."""
+
+    needs: tuple[str, ...]
+    """Stages whose outputs it reads; if one of them runs again, so does this one."""
+    reads: tuple[str, ...]
+    """Sections of the config that decide what it writes."""
+    writes: str
+    """Pattern of what is in the run folder once the stage has started, finished or not."""
+    paced_by: tuple[str, ...]
+    """Sections of the config that decide how long one item takes; rates of other runs are compared by them."""
 
 
-_NEEDS = {
-    "ingest": (),
-    "fit": ("ingest",),
-    "evaluate": ("fit",),
-    "quantize": (),
-    "report": ("ingest", "evaluate", "quantize"),
+STAGES = {
+    "ingest": Stage((), ("input", "ingest"), "collection.zarr*", ("ingest",)),
+    "fit": Stage(("ingest",), ("input", "ingest", "features", "fit"), "models", ("features", "fit")),
+    "evaluate": Stage(
+        ("fit",), ("input", "ingest", "features", "fit"), "metrics.json", ("features", "fit", "evaluate")
+    ),
+    "quantize": Stage((), ("input", "quantize"), "quantized.journal", ("quantize",)),
+    "report": Stage(
+        ("ingest", "evaluate", "quantize"),
+        ("input", "ingest", "features", "fit", "quantize", "report"),
+        "report.html",
+        ("report",),
+    ),
 }
-"""Stages whose outputs a stage reads."""
+"""Stages in the order in which they run."""
 
-
-_READS = {
-    "ingest": ("input", "ingest"),
-    "fit": ("input", "ingest", "features", "fit"),
-    "evaluate": ("input", "ingest", "features", "fit"),
-    "quantize": ("input", "quantize"),
-    "report": ("input", "ingest", "features", "fit", "quantize", "report"),
-}
-"""Sections of the config that decide what a stage writes."""
-
+_READ_THE_COLLECTION = ("fit", "evaluate", "report")
 
 _CONTENT = "collection content"
-"""Key of the settings of what is made from the collection: the hash of its content."""
+"""Key of the settings that holds the fingerprint of the collection's content."""
 
 
-def _skip(stage: str, config: Config, folder: RunFolder) -> bool:
-    """Whether a stage is finished; if its settings changed, say so and forget it and what was made from it."""
-    settings = settings_of(stage, config, folder)
-    if folder.finished(stage, settings) is not None:
-        say(f"{stage}: finished before")
-        return True
-    changes = folder.changes(stage, settings)
-    if len(changes) == 1 and changes[0].startswith(_CONTENT):
-        say(f"{stage}: the collection changed, so it is done again")
-    elif changes:
-        told = "; ".join(change for change in changes if not change.startswith(_CONTENT))
-        say(f"{stage}: the config changed, so it is done again: {told}")
-    if changes or stage != "ingest":  # what is made from a collection sees for itself whether that has changed
-        _forget(stage, folder)
-    return False
-
-
-def _forget(stage: str, folder: RunFolder) -> None:
-    folder.forget(stage)
-    for other, needs in _NEEDS.items():
-        if stage in needs:
-            _forget(other, folder)
-
-
-def settings_of(stage: str, config: Config, folder: RunFolder) -> dict[str, Any]:
-    """Return the config values that a stage's outputs depend on, under dotted keys, and the state of the collection.
+def is_finished(stage: str, config: Config, record: RunRecord) -> bool:
+    """Whether a stage was finished with this config and with what it would read today.
 
     Parameters
     ----------
     stage
-        Its name.
+        Name of the stage.
     config
         Checked config.
-    folder
-        Its run folder.
+    record
+        Record of the run.
 
     Returns
     -------
-    dict
+    bool
 
     Raises
     ------
     UserError
-        The palette file cannot be read, or the file of features is not there.
+        The palette file cannot be read, or the file of features is missing.
+    """
+    return record.finished(stage, settings_of(stage, config, record)) is not None
+
+
+def has_started(stage: str, folder: RunFolder) -> bool:
+    """Whether anything that a stage writes exists, finished or not."""
+    with reporting_unreachable(folder.path):
+        return any(folder.path.glob(STAGES[stage].writes))
+
+
+def skip(stage: str, config: Config, record: RunRecord) -> bool:
+    """Decide whether a stage is skipped; if its settings changed, log why, and forget it and what depends on it.
+
+    Parameters
+    ----------
+    stage, config, record
+        As for `is_finished`.
+
+    Returns
+    -------
+    bool
+        True: the stage is finished. False: it has to run.
+    """
+    settings = settings_of(stage, config, record)
+    if record.finished(stage, settings) is not None:
+        say(f"{stage}: already finished")
+        return True
+    changes = record.changes(stage, settings)
+    if len(changes) == 1 and changes[0].startswith(_CONTENT):
+        say(f"{stage}: the collection changed; running it again")
+    elif changes:
+        in_config = "; ".join(change for change in changes if not change.startswith(_CONTENT))
+        say(f"{stage}: the config changed; running it again: {in_config}")
+    if changes or stage != "ingest":  # stages that read the collection notice by its fingerprint if it has changed
+        _forget(stage, record)
+    return False
+
+
+def _forget(stage: str, record: RunRecord) -> None:
+    """Forget a stage and all that read its outputs."""
+    record.forget(stage)
+    for other, entry in STAGES.items():
+        if stage in entry.needs:
+            _forget(other, record)
+
+
+def settings_of(stage: str, config: Config, record: RunRecord) -> dict[str, Any]:
+    """Return what the outputs of a stage depend on.
+
+    Parameters
+    ----------
+    stage, config, record
+        As for `is_finished`.
+
+    Returns
+    -------
+    dict
+        Config values under dotted keys, and fingerprints of the collection, a palette file and a file of features.
+
+    Raises
+    ------
+    UserError
+        The palette file cannot be read, or the file of features is missing.
     """
     values = config.model_dump(mode="json")
     settings: dict[str, Any] = {"seed": values["seed"]}
-    for section in _READS[stage]:
+    for section in STAGES[stage].reads:
         settings.update({f"{section}.{key}": value for key, value in (values[section] or {}).items()})
-    ingested = folder.read()["stages"].get("ingest")
-    if ingested and stage in ("fit", "evaluate", "report"):
+    ingested = record.stages.get("ingest")
+    if ingested and stage in _READ_THE_COLLECTION:
         settings[_CONTENT] = ingested["summary"]["content"]
-    if "quantize" in _READS[stage] and config.quantize and config.quantize.palette not in ("image", "shared"):
-        from kmeans_dask.colours.palette_files import palette_digest, read_palette  # half a second that only this needs
+    if "quantize" in STAGES[stage].reads and config.quantize and config.quantize.palette not in ("image", "shared"):
+        from kmeans_dask.colours.palette_files import palette_digest, read_palette  # half a second for this alone
 
         settings["quantize.palette, its colours"] = palette_digest(read_palette(config.quantize.palette))
-    if "features" in _READS[stage] and config.features and config.features.path:
-        from kmeans_dask.collection.embeddings import file_stamp  # zarr and pyarrow
+    if "features" in STAGES[stage].reads and config.features and config.features.path:
+        from kmeans_dask.collection.embeddings import file_stamp  # imports zarr and pyarrow
 
         settings["features.path, its size and time"] = file_stamp(config.features.path)
     return settings

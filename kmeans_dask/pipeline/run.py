@@ -1,4 +1,4 @@
-"""Run stages in order: skip what is finished, say what changed, record what is done."""
+"""Run the stages of a job in order: skip what is finished, log what changed, record what is done."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from kmeans_dask.pipeline.driver.bytes_moved import bytes_of_stage
 from kmeans_dask.pipeline.driver.failures import explained
 from kmeans_dask.pipeline.driver.logs import in_stage
 from kmeans_dask.pipeline.driver.session import command_line, holding, recorded_end
-from kmeans_dask.pipeline.resume import _NEEDS, _skip, settings_of
+from kmeans_dask.pipeline.resume import STAGES, has_started, is_finished, settings_of, skip
 from kmeans_dask.pipeline.stages.listing import check_against_items, list_items_of
-from kmeans_dask.storage.run_folder import RunFolder, make_run_folder, open_run
+from kmeans_dask.storage.run_folder import RunFolder, make_run_folder
+from kmeans_dask.storage.run_record import RunRecord, open_run
 
 
 def run_stages(
@@ -26,7 +27,7 @@ def run_stages(
     *,
     fresh: bool = False,
     update: bool = False,
-    look_again: bool = True,
+    list_again: bool = True,
     job: str | None = None,
     command: str | None = None,
 ) -> None:
@@ -37,22 +38,22 @@ def run_stages(
     config
         Checked config.
     stages
-        Names in the order in which they are run. A stage whose section is absent is not run.
+        Names of stages, in the order in which they run. A stage whose section is absent is left out.
     fresh
         Remove what an earlier run left.
     update
-        Whether models go on from their old centres when the collection has changed.
-    look_again
-        Whether ingest looks for what has changed in an input that is listed already.
+        Continue from the old centres of the models if the collection has changed.
+    list_again
+        Look for changes in an input that is already listed, if ingest is among the stages.
     job
-        Key of the submitted job that this is the driver of; it is fresh once, however often its driver is started.
+        Key of the submitted job that this driver belongs to; `fresh` holds once, however often its driver is restarted.
     command
-        What was asked for; None: the command line of this process.
+        What the user asked for; None: the command line of this process.
 
     Raises
     ------
     UserError
-        The input is wrong, a stage is asked for that the config has no section for, or another driver works on the run.
+        The input is wrong, the config lacks the section of a requested stage, or another driver works on the run.
     JobError
         The work failed.
     """
@@ -62,32 +63,32 @@ def run_stages(
     folder = make_run_folder(config)
     command = command or command_line()
     held = ExitStack()
-    lock = held.enter_context(holding(folder, command, job))  # a store that is not reached yet is the user's mistake
+    lock = held.enter_context(holding(folder, command, job))  # a store that cannot be reached yet is the user's mistake
     with explained(folder.path), held:
-        again = job is not None and lock.before is not None and lock.before["job"] == job
-        open_run(config, fresh=fresh and not again, command=command, driver_starts=lock.number)
-        # the end is recorded before the workers are ended
-        with ExitStack() as cluster, recorded_end(folder, lock), explained(folder.path):
-            _check_named(wanted, config, folder)
-            list_items_of(config, folder, look_again=look_again and "ingest" in stages)
+        restarted = job is not None and lock.previous is not None and lock.previous["job"] == job
+        record = open_run(config, fresh=fresh and not restarted, command=command, driver_starts=lock.number)
+        # the end is recorded before the workers stop
+        with ExitStack() as cluster, recorded_end(record, lock), explained(folder.path):
+            _check_extractor(wanted, config, record)
+            list_items_of(config, record, list_again=list_again and "ingest" in stages)
             check_against_items(config, folder)
             client = None
             for stage in wanted:
-                if _skip(stage, config, folder):
+                if skip(stage, config, record):
                     continue
-                if stage == "report":
+                if stage == "report":  # needs no workers
                     cluster.close()
                     client = None
                 elif client is None:
                     client = cluster.enter_context(_workers(config, folder))
-                _run_stage(stage, config, folder, client, **({"update": update} if stage == "fit" else {}))
-        folder.set_state("finished")
+                _run_stage(stage, config, record, client, **({"update": update} if stage == "fit" else {}))
+        record.set_state("finished")
     show_line(f"report: {folder.report}" if "report" in wanted else f"results: {folder.path}")
 
 
-def _check_named(wanted: Sequence[str], config: Config, folder: RunFolder) -> None:
-    """Refuse a palette, a file of features or a function that cannot be had, before time is spent on other stages."""
-    todo = [stage for stage in wanted if folder.finished(stage, settings_of(stage, config, folder)) is None]
+def _check_extractor(wanted: Sequence[str], config: Config, record: RunRecord) -> None:
+    """Refuse a feature function that cannot be imported, or a palette that cannot be read, before other stages run."""
+    todo = [stage for stage in wanted if not is_finished(stage, config, record)]
     if "fit" in todo and config.features and config.features.kind not in ("pixels", "file"):
         from kmeans_dask.collection.extractors import extractor_of
 
@@ -96,14 +97,14 @@ def _check_named(wanted: Sequence[str], config: Config, folder: RunFolder) -> No
 
 @contextmanager
 def _workers(config: Config, folder: RunFolder) -> Iterator[Any]:
-    """Yield a client of the workers; what is wrong with the input has been said before this second is spent."""
+    """Yield a client of the workers; mistakes in the input were reported before these imports cost a second."""
     from kmeans_dask.deploy.client import connect
     from kmeans_dask.deploy.security import open_to_others
     from kmeans_dask.deploy.workers import dashboard_link, recorded, workers_of
     from kmeans_dask.pipeline.plan.image_sizes import check_memory
 
-    if config.cluster.kind in ("slurm", "pbs", "kubernetes"):
-        say(f"workers: asked for, kind {config.cluster.kind}; the job begins with the first")
+    if config.cluster.is_queued:
+        say(f"waiting for workers ({config.cluster.kind}); starting with the first")
     report = folder.path / "performance.html" if config.cluster.performance_report else None
     with connect(config.cluster, say) as client, explained(folder.path, client), recorded(report):
         if risk := open_to_others(client):
@@ -114,13 +115,14 @@ def _workers(config: Config, folder: RunFolder) -> Iterator[Any]:
         yield client
 
 
-def _run_stage(stage: str, config: Config, folder: RunFolder, client: Any, **options: bool) -> None:
-    for need in _NEEDS[stage]:
-        if getattr(config, need) is not None and folder.finished(need, settings_of(need, config, folder)) is None:
+def _run_stage(stage: str, config: Config, record: RunRecord, client: Any, **options: bool) -> None:
+    folder = record.folder
+    for need in STAGES[stage].needs:
+        if getattr(config, need) is not None and not is_finished(need, config, record):
             raise UserError(
-                f"{stage} reads what {need} writes, which is not finished with this config: run {need} first"
+                f"{stage} reads what {need} writes, which is not finished with this config; run {need} first"
             )
-    from_nothing = not folder.has_begun(stage)
+    from_nothing = not has_started(stage, folder)
     start = time.monotonic()
     with in_stage(stage), explained(folder.path, client):
         LOG.info(f"{stage} started")
@@ -128,28 +130,19 @@ def _run_stage(stage: str, config: Config, folder: RunFolder, client: Any, **opt
         seconds = time.monotonic() - start
         bytes_read, bytes_written = bytes_of_stage(stage, folder)
         facts = {
-            "workers": _workers_by_host(client),
-            "threads": _threads(client),
+            **_worker_counts(client),
             "bytes_read": bytes_read,
             "bytes_written": bytes_written,
-            "from_nothing": from_nothing,  # else a part of the work had been done before
+            "from_nothing": from_nothing,  # else an earlier start did part of the work
         }
-        folder.finish(stage, settings_of(stage, config, folder), summary, seconds, **facts)
+        record.finish(stage, settings_of(stage, config, record), summary, seconds, **facts)
         LOG.info(f"{stage} finished", extra={"facts": {"seconds": round(seconds, 3), **facts, "summary": summary}})
 
 
-def _workers_by_host(client: Any) -> dict[str, int]:
+def _worker_counts(client: Any) -> dict[str, Any]:
+    """Workers by host, and threads per worker."""
     if client is None:
-        return {}
-    from kmeans_dask.deploy.workers import worker_hosts  # imported already; a job that needs no workers is spared it
+        return {"workers": {}, "threads": 0}
+    from kmeans_dask.deploy.workers import worker_hosts, workers_of  # imported by now; a report alone needs no Dask
 
-    return worker_hosts(client)
-
-
-def _threads(client: Any) -> int:
-    """Threads of a worker."""
-    if client is None:
-        return 0
-    from kmeans_dask.deploy.workers import workers_of
-
-    return workers_of(client).threads
+    return {"workers": worker_hosts(client), "threads": workers_of(client).threads}

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kmeans_dask.sources.manifest import REMOVED, read_manifest
-from kmeans_dask.storage.object_store import bytes_below, readable
+from kmeans_dask.storage.object_store import readable, total_bytes
 from kmeans_dask.storage.run_folder import RunFolder
 
 
@@ -58,4 +58,4 @@ def _bytes_of_images(folder: RunFolder) -> int:
 
 def _bytes(paths: Iterable[Path]) -> int:
     """Bytes of files, and of all files below folders; nothing where there is none."""
-    return sum(map(bytes_below, paths))
+    return sum(map(total_bytes, paths))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kmeans_dask.errors import JobError, UserError
-from kmeans_dask.storage.object_store import UnreachableError, failure_of, is_local
+from kmeans_dask.storage.object_store import UnreachableError, is_local, storage_failure
 
 GOES_ON = "the same command goes on from here"
 
@@ -54,7 +54,7 @@ def went_away(folder: Path) -> str:
 def _of_folder(error: BaseException, folder: Path) -> str | None:
     if isinstance(error, UnreachableError):
         return str(error.args[0])
-    if reason := failure_of(error, folder):
+    if reason := storage_failure(error, folder):
         return reason
     # where nothing is left, a collection is not finished, or a chunk is missing
     if isinstance(error, (FileNotFoundError, NotADirectoryError, UserError, JobError)):
@@ -62,7 +62,7 @@ def _of_folder(error: BaseException, folder: Path) -> str | None:
             if not any((folder / name).exists() for name in ("run.json", "drivers")):
                 return went_away(folder)
         except Exception as problem:
-            return failure_of(problem, folder)
+            return storage_failure(problem, folder)
     return None
 
 

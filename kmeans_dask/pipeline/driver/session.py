@@ -15,10 +15,11 @@ from kmeans_dask.pipeline.console import LOG, current_step, say
 from kmeans_dask.pipeline.driver.failures import StoreLostError, went_away
 from kmeans_dask.pipeline.driver.logs import Log, current_stage, logged
 from kmeans_dask.pipeline.driver.stopping import Stopped, cancelled, homeless, interrupted, lost, stop_here
-from kmeans_dask.storage.lock import BEAT_SECONDS, Lock, LockLostError, take
-from kmeans_dask.storage.object_store import reached
+from kmeans_dask.storage.lock import BEAT_SECONDS, Lock, LockLostError, acquire
+from kmeans_dask.storage.object_store import reporting_unreachable
 from kmeans_dask.storage.publish import read_json
 from kmeans_dask.storage.run_folder import RunFolder
+from kmeans_dask.storage.run_record import RunRecord
 
 
 @contextmanager
@@ -43,8 +44,8 @@ def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator
     UserError
         Another driver works on the run.
     """
-    with reached(folder.path):
-        lock = take(folder.drivers, command, job)
+    with reporting_unreachable(folder.path):
+        lock = acquire(folder.drivers, command, job)
     ended, is_lost, speaking = threading.Event(), False, threading.Lock()
     try:
         with logged(folder.log(lock.number)) as log:
@@ -107,7 +108,7 @@ def _is_cancelled(request: Path, lock: Lock) -> bool:
 
 
 @contextmanager
-def recorded_end(folder: RunFolder, lock: Lock) -> Iterator[None]:
+def recorded_end(record: RunRecord, lock: Lock) -> Iterator[None]:
     """Record in run.json and in the log how the work in the block ended, unless it did well."""
     try:
         yield
@@ -115,13 +116,13 @@ def recorded_end(folder: RunFolder, lock: Lock) -> Iterator[None]:
         stop = error if isinstance(error, Stopped) else interrupted()
         LOG.warning(str(stop))
         if stop.state:
-            folder.set_state(stop.state)
+            record.set_state(stop.state)
         raise
     except Exception as error:
         LOG.error(str(error), exc_info=not isinstance(error, (UserError, JobError)))
         if not isinstance(error, StoreLostError):
             with suppress(OSError):  # the disk may be what failed
-                folder.set_state("failed")
+                record.set_state("failed")
         raise
     finally:
         lock.ending = True

@@ -10,23 +10,16 @@ from kmeans_dask.config.sections import Config
 from kmeans_dask.errors import UserError
 from kmeans_dask.pipeline.finished import config_of
 from kmeans_dask.pipeline.plan.estimate import Estimate, estimate
-from kmeans_dask.pipeline.resume import settings_of
-from kmeans_dask.storage.object_store import location, reached
+from kmeans_dask.pipeline.resume import STAGES, is_finished
+from kmeans_dask.storage.object_store import location, reporting_unreachable
 from kmeans_dask.storage.run_folder import RunFolder
+from kmeans_dask.storage.run_record import RunRecord
 
 _LONG = 5.0
 """Seconds of a stage from which it tells a rate: what a stage costs however little it does is within one."""
 
 _SCALED = {"ingest": {"size"}, "fit": {"k", "k_range"}, "quantize": {"k"}}
 """Keys of a section that the estimate knows the effect of; the others must be the same."""
-
-_COMPARED = {
-    "ingest": ("ingest",),
-    "fit": ("features", "fit"),
-    "evaluate": ("features", "fit", "evaluate"),
-    "quantize": ("quantize",),
-    "report": ("report",),
-}
 
 
 class Rate(NamedTuple):
@@ -60,41 +53,41 @@ def measured_rates(config: Config, estimates: Mapping[str, Estimate]) -> dict[st
         The object store of the runs cannot be reached.
     """
     rates: dict[str, Rate] = {}
-    for folder, record in _earlier(config):
+    for record in _earlier(config):
         try:
-            earlier = config_of(folder.path)
+            earlier = config_of(record.folder.path)
             for stage in estimates.keys() - rates.keys():
-                entry = record["stages"].get(stage, {})
+                entry = record.stages.get(stage, {})
                 if not entry.get("from_nothing") or _compared(stage, earlier) != _compared(stage, config):
                     continue
-                if folder.finished(stage, settings_of(stage, earlier, folder)) is None:
+                if not is_finished(stage, earlier, record):
                     continue
-                then = _estimate_of(earlier, stage, record["stages"]).seconds
+                then = _estimate_of(earlier, stage, record.stages).seconds
                 if entry["seconds"] >= _LONG or then >= estimates[stage].seconds / 2:
-                    rates[stage] = Rate(folder.path.name, entry["seconds"] / then)
+                    rates[stage] = Rate(record.folder.path.name, entry["seconds"] / then)
         except (UserError, KeyError, TypeError):  # a run of another version, or one whose files have gone
             continue
     return rates
 
 
-def _earlier(config: Config) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
+def _earlier(config: Config) -> Iterator[RunRecord]:
     output = location(config.output)
-    with reached(output):
+    with reporting_unreachable(output):
         folders = [RunFolder(path.parent) for path in output.glob("*/run.json")]
     records = []
     for folder in folders:
         try:
-            records.append((folder, folder.read()))
+            records.append(RunRecord.read(folder))
         except UserError:
             continue
-    records.sort(key=lambda found: str(found[1].get("changed")), reverse=True)
-    yield from sorted(records, key=lambda found: found[0].path.name != config.name)
+    records.sort(key=lambda record: str(record.facts.get("changed")), reverse=True)
+    yield from sorted(records, key=lambda record: record.folder.path.name != config.name)
 
 
 def _compared(stage: str, config: Config) -> list[Any]:
     """Return the settings that must be the same."""
     values: list[Any] = [config.fit is not None and config.fit.k == "auto"]
-    for name in _COMPARED[stage]:
+    for name in STAGES[stage].paced_by:
         section = getattr(config, name)
         values.append(section and section.model_dump(exclude=_SCALED.get(name)))
     return values

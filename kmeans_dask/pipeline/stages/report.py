@@ -29,9 +29,10 @@ from kmeans_dask.sources.images import Content, ImageError, open_image
 from kmeans_dask.sources.manifest import REMOVED, read_manifest
 from kmeans_dask.sources.normalize import POLICY, to_array
 from kmeans_dask.sources.reading import read_contents
-from kmeans_dask.storage.object_store import content_of, readable
+from kmeans_dask.storage.object_store import path_or_bytes, readable
 from kmeans_dask.storage.publish import read_json
 from kmeans_dask.storage.run_folder import RunFolder, run_folder
+from kmeans_dask.storage.run_record import RunRecord
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -83,22 +84,20 @@ class _Page:
         self.pictures: list[bytes] = []
         assert config.report is not None
         self.samples = config.report.samples
-        record = folder.read()
-        versions = {"seed": record["seed"], "Python": record["python"], **record["versions"]}
+        record = RunRecord.read(folder)
+        versions = {"seed": record.facts["seed"], "Python": record.facts["python"], **record.facts["versions"]}
         self.data: dict[str, Any] = {
             "run": {
                 "facts": [],
                 "shapes": [],
                 "changes": [],
-                "timings": [
-                    [stage, entry["seconds"]] for stage, entry in record["stages"].items() if stage != "listing"
-                ],
+                "timings": [[stage, entry["seconds"]] for stage, entry in record.stages.items() if stage != "listing"],
                 "versions": [[name, str(value)] for name, value in versions.items()],
                 "config": without_secrets((folder.path / "config.yaml").read_text(encoding="utf-8")),
             },
             "labels": {"names": [], "counts": []},
             "metrics": [],
-            "choice": record["stages"].get("evaluate", {}).get("summary", {}).get("choice") or [],
+            "choice": record.stages.get("evaluate", {}).get("summary", {}).get("choice") or [],
             "models": [],
             "lists": {},
             "totals": {},
@@ -176,7 +175,7 @@ class _Page:
         return read
 
     def _output(self, path: Path) -> NDArray[np.uint8]:
-        return _rgb(content_of(path), self.config.input.max_pixels)
+        return _rgb(path_or_bytes(path), self.config.input.max_pixels)
 
     def _facts(self, values: dict[str, float | str]) -> None:
         self.data["run"]["facts"] += [
