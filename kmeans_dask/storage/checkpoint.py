@@ -1,4 +1,4 @@
-"""The state of a fit between two passes, as a file: whoever fits after a driver that was killed goes on from it."""
+"""Checkpoints: the state of a fit between two passes, from which the next driver resumes if this one is killed."""
 
 from __future__ import annotations
 
@@ -15,55 +15,58 @@ import numpy as np
 from kmeans_dask.storage.object_store import read
 from kmeans_dask.storage.publish import publish
 
-_SHARE = 20
-"""Times as long as a write took is waited for the next one: at most 5 % of a fit goes into them. K = 256 of MNIST: 2 ms
-after every pass of 150 ms."""
+_PAUSE_FACTOR = 20
+"""Wait this many times the duration of a write before the next one, so that checkpoints take at most 5 % of a fit.
+K = 256 of MNIST: 2 ms after each pass of 150 ms."""
+
+_HEADER = "header"
+"""Array of the file that holds the key, the seconds and everything else that is not an array, as JSON."""
 
 
 class Checkpoint:
-    """A file that holds the newest state of one fit.
+    """A file with the newest state of one fit.
 
     Parameters
     ----------
     path
-        The file; it need not be there.
+        The file; it need not exist.
     key
-        What the fit depends on, as one word: the state of another fit is not gone on from.
+        Identifies the fit and everything it depends on; a state with another key is ignored.
 
     Attributes
     ----------
     seconds_before : float
-        That the fit had taken until the state which was read; 0: none was.
+        Duration of the fit up to the state that was read; 0 if none was.
     """
 
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key = path, key
         self.seconds_before = 0.0
-        self._begun = time.monotonic()
-        self._next = self._begun
+        self._started = time.monotonic()
+        self._next_write = self._started
 
     @property
     def seconds(self) -> float:
-        """That the fit has taken: since this object was made, and before."""
-        return self.seconds_before + time.monotonic() - self._begun
+        """Duration of the fit so far, including the drivers before this one."""
+        return self.seconds_before + time.monotonic() - self._started
 
     def read(self) -> list[dict[str, Any]] | None:
-        """Read the state that `write` left; None if there is none of this fit."""
+        """Read the state that `write` left, or None if there is none with this key."""
         try:
             with np.load(BytesIO(read(self._path)), allow_pickle=False) as file:
-                told = json.loads(str(file["told"]))
-                if told["key"] != self._key:
+                header = json.loads(str(file[_HEADER]))
+                if header["key"] != self._key:
                     return None
-                states: list[dict[str, Any]] = told["states"]
+                states: list[dict[str, Any]] = header["states"]
                 for name in file.files:
-                    if name != "told":
+                    if name != _HEADER:
                         number, _, field = name.partition(".")
                         states[int(number)][field] = file[name]
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: the fit starts anew
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: the fit starts over
             return None
-        self.seconds_before = told["seconds"]
+        self.seconds_before = header["seconds"]
         return states
 
     def write(self, states: Sequence[Mapping[str, Any]]) -> None:
@@ -72,10 +75,10 @@ class Checkpoint:
         Parameters
         ----------
         states
-            Names and their values: arrays, or what JSON knows.
+            Names and values; the values are arrays or JSON values.
         """
-        begun = time.monotonic()
-        if begun < self._next:
+        started = time.monotonic()
+        if started < self._next_write:
             return
         arrays: dict[str, Any] = {
             f"{i}.{name}": value
@@ -84,8 +87,8 @@ class Checkpoint:
             if isinstance(value, np.ndarray)
         }
         plain = [{name: v for name, v in state.items() if not isinstance(v, np.ndarray)} for state in states]
-        told = json.dumps({"key": self._key, "seconds": self.seconds, "states": plain})
+        header = json.dumps({"key": self._key, "seconds": self.seconds, "states": plain})
         with publish(self._path) as partial, partial.open("wb") as file:
-            np.savez(file, told=np.array(told), **arrays)
-        ended = time.monotonic()
-        self._next = ended + _SHARE * (ended - begun)
+            np.savez(file, **{_HEADER: np.array(header)}, **arrays)
+        finished = time.monotonic()
+        self._next_write = finished + _PAUSE_FACTOR * (finished - started)

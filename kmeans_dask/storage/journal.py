@@ -1,8 +1,8 @@
-"""The record of a quantize stage: one line an image, written when its files are there, and the table made of it.
+"""The journal of a quantize stage: one line per image, written once its files are complete, and the table of them all.
 
-Each attempt at a batch appends to a file of its own, so that two workers never write to one. A line that was cut off
-by a kill is as good as none: its image is done again. In an object store, where nothing can be appended, an attempt
-writes its lines at its end: a batch that was killed is done again.
+Each attempt at a batch appends to its own file, so no two workers write to the same one. A line that a kill cut short
+does not count, and its image is redone. An object store has no append: an attempt writes all its lines when it ends,
+and a batch that is killed is redone.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from kmeans_dask.storage.publish import publish, remove
 
 QUANTIZED_SCHEMA = pa.schema(
     [
-        ("path", pa.string()),  # of the item, as in the manifest
-        ("k", pa.int32()),  # colours asked for
-        ("output", pa.string()),  # file, relative to the run folder; null when there is none
-        ("colours", pa.int32()),  # of the palette, without a transparent entry
-        ("mse", pa.float64()),  # mean over the opaque pixels of the squared RGB distance, in bytes
-        ("psnr", pa.float64()),  # dB, against the mean over the channels; null when mse is 0
+        ("path", pa.string()),  # path of the item, as in the manifest
+        ("k", pa.int32()),  # requested number of colours
+        ("output", pa.string()),  # output file, relative to the run folder; null if there is none
+        ("colours", pa.int32()),  # palette size, not counting a transparent entry
+        ("mse", pa.float64()),  # mean squared RGB distance over the opaque pixels, channels 0-255
+        ("psnr", pa.float64()),  # dB, from the mean over pixels and channels; null if mse is 0
         ("mse_oklab", pa.float64()),  # the same in OKLab times 255; null unless the palette was fitted there
-        ("bytes_in", pa.int64()),  # of the item's file
+        ("bytes_in", pa.int64()),  # size of the item's file
         ("bytes_out", pa.int64()),
-        ("seconds", pa.float64()),  # fit, map, encode and write, and an equal share of decoding
+        ("seconds", pa.float64()),  # fitting, mapping, encoding and writing, plus an equal part of the decoding
         ("status", pa.string()),  # "ok", "not written", or the status of the ImageError
-        ("error", pa.string()),  # its reason; null = none
+        ("error", pa.string()),  # why it failed; null if it did not
     ]
 )
-"""One row an item and K, items in the order of the manifest."""
+"""One row per item and K, items in manifest order."""
 
 
 class Outcome(NamedTuple):
-    """What became of one item in one K; the fields after `k` are those of `QUANTIZED_SCHEMA`."""
+    """Result of quantizing one item to one K; the fields after `k` are those of `QUANTIZED_SCHEMA`."""
 
     row: int
-    """Of the manifest."""
+    """Row of the item in the manifest."""
     k: int
     output: str | None
     colours: int | None
@@ -72,15 +72,26 @@ class Journal:
 
     @contextmanager
     def attempt(self, start: int) -> Iterator[Callable[[Sequence[Outcome]], None]]:
-        """Yield a function that notes outcomes, normally all K of one item; `start` is the first row of the batch."""
+        """Open a journal file for one attempt at a batch.
+
+        Parameters
+        ----------
+        start
+            First manifest row of the batch.
+
+        Yields
+        ------
+        callable
+            Records some outcomes, normally all K of one item.
+        """
         name = f"{start:012d}-{uuid4().hex}.jsonl"
         if is_local(self.folder):
             with open(self.folder / name, "ab", buffering=0) as file:
 
-                def tell(outcomes: Sequence[Outcome]) -> None:
+                def record(outcomes: Sequence[Outcome]) -> None:
                     file.write(_line_of(outcomes))
 
-                yield tell
+                yield record
             return
         lines: list[bytes] = []
         try:
@@ -89,7 +100,7 @@ class Journal:
             put(self.folder, name, b"".join(lines))
 
     def outcomes(self) -> dict[tuple[int, int], Outcome]:
-        """Return the outcome of every (row, k) that has one; of several, one that is ok if there is one."""
+        """Return the outcome of each (row, k) in the journal; a successful one wins over failed ones."""
         known: dict[tuple[int, int], Outcome] = {}
         for path in sorted(self.folder.glob("*.jsonl")):
             for outcome in _read(path):
@@ -99,7 +110,7 @@ class Journal:
         return known
 
     def forget_failed(self) -> int:
-        """Take out what failed, so that the stage tries it again; return how many outcomes that were."""
+        """Remove failed outcomes, so that the stage tries them again, and return their number."""
         failed = {key for key, outcome in self.outcomes().items() if outcome.status != "ok"}
         for path in self.folder.glob("*.jsonl") if failed else []:
             outcomes = list(_read(path))
@@ -110,20 +121,20 @@ class Journal:
         return len(failed)
 
 
-def journal_of(run_folder: Path) -> Journal | None:
-    """Return the journal that a run folder has, None if it has none."""
+def find_journal(run_folder: Path) -> Journal | None:
+    """Return the journal of a run folder, or None if it has none."""
     folders = [folder for folder in run_folder.glob("quantized.journal/*") if folder.is_dir()]
     return Journal(folders[0]) if folders else None
 
 
 def open_journal(run_folder: Path, fingerprint: str) -> Journal:
-    """Return the journal of these settings; what was written with other ones is removed, with its images.
+    """Open the journal for these settings; a journal of other settings is removed along with its images.
 
     Parameters
     ----------
     run_folder
     fingerprint
-        Of everything that decides about the outputs but K.
+        Hash of everything that the outputs depend on, except K.
 
     Returns
     -------
@@ -136,7 +147,7 @@ def open_journal(run_folder: Path, fingerprint: str) -> Journal:
         if is_local(folder):
             folder.mkdir(parents=True)
         else:
-            put(folder, "begun", b"")  # a folder is there when something is in it
+            put(folder, "begun", b"")  # in a store, a folder exists only if it holds an object
     return Journal(folder)
 
 
@@ -147,9 +158,9 @@ def write_table(run_folder: Path, paths: Mapping[int, str], ks: Sequence[int]) -
     ----------
     run_folder
     paths
-        Row of the manifest -> path, of the items that are there.
+        Manifest row -> path, for all items that have not been removed.
     ks
-        The K of the table.
+        The K to include.
 
     Returns
     -------
@@ -159,16 +170,16 @@ def write_table(run_folder: Path, paths: Mapping[int, str], ks: Sequence[int]) -
     Raises
     ------
     JobError
-        An item has no outcome in one of the K.
+        An item has no outcome for one of the K.
     """
-    journal = journal_of(run_folder)
+    journal = find_journal(run_folder)
     if journal is None:
         raise JobError(f"{run_folder} has no quantized images; run the stage quantize")
     known = journal.outcomes()
     wanted = [(row, k) for row in paths for k in ks]
     missing = sum(key not in known for key in wanted)
     if missing:
-        raise JobError(f"{missing:,} of {len(wanted):,} outputs of {run_folder} are not written; run quantize again")
+        raise JobError(f"{missing:,} of {len(wanted):,} outputs of {run_folder} are missing; rerun quantize")
     rows = [(paths[key[0]], *known[key][1:]) for key in wanted]
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(QUANTIZED_SCHEMA)
     arrays = [pa.array(values, field.type) for values, field in zip(columns, QUANTIZED_SCHEMA, strict=True)]
@@ -183,9 +194,9 @@ def _line_of(outcomes: Sequence[Outcome]) -> bytes:
 
 
 def _read(path: Path) -> Iterator[Outcome]:
-    for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last line break was cut off
+    for line in path.read_bytes().split(b"\n")[:-1]:  # anything after the last newline was cut short
         try:
             values = json.loads(line)
-        except ValueError:  # a disk that lost its power may hold anything
+        except ValueError:  # after a power failure, a disk may hold anything
             continue
         yield from (Outcome(*each) for each in values)

@@ -1,9 +1,9 @@
-"""One driver at a time works on a run folder, and says so in it once a second.
+"""The lock of a run folder: one driver at a time, with a heartbeat once a second.
 
-Every start of a driver creates ``drivers/<number>.json`` with the next number; the highest number has the run. Numbers
-only grow: who takes over a dead driver's run creates the number after it, which of several takers one can. While it
-works, a driver writes its own file again once a second, with a counter: whether a driver on another machine is alive
-is seen by its counter moving, so no clock and no difference of two clocks matters.
+Each driver that starts creates ``drivers/<number>.json`` with the next number; the highest number holds the lock.
+Numbers only grow: taking over from a dead driver means creating the number after its own, which only one of several
+contenders can do. While it works, a driver rewrites its own file once a second with an incremented counter. A driver
+on another machine is alive if its counter moves, so neither clocks nor their differences matter.
 """
 
 from __future__ import annotations
@@ -23,58 +23,58 @@ from kmeans_dask.errors import UserError
 from kmeans_dask.storage.publish import create, read_json, remove, write_json
 
 BEAT_SECONDS = 1.0
-"""A driver writes its file so often."""
+"""Interval between heartbeats."""
 
 WATCH_SECONDS = 10.0
-"""A driver elsewhere whose counter has not moved for so long is dead: ten beats."""
+"""A driver on another machine is dead if its counter has not moved for this long: ten beats."""
 
 
 class LockLostError(RuntimeError):
-    """Another driver has taken the run over."""
+    """Another driver has taken over the run."""
 
 
 class Lock:
-    """A run that this process works on.
+    """The lock of a run, held by this process.
 
     Attributes
     ----------
     number
-        How many drivers have been started on this run, this one included.
+        Number of drivers started on this run so far, including this one.
     job
-        Key of the submitted job that this driver belongs to; None for a driver that a person has started.
-    before
-        Record of the driver before this one; None if this is the first.
+        Key of the submitted job that this driver belongs to; None if it was started by hand.
+    previous
+        Record of the previous driver; None if this is the first.
     ending
-        Whether the work is over, well or not, so that nothing is to be interrupted any more.
+        Whether the work has ended, successfully or not, so that it must not be interrupted any more.
     """
 
-    def __init__(self, folder: Path, record: dict[str, Any], before: dict[str, Any] | None) -> None:
+    def __init__(self, folder: Path, record: dict[str, Any], previous: dict[str, Any] | None) -> None:
         self._folder = folder
         self._record = record
         self.number: int = record["number"]
         self.job: str | None = record["job"]
-        self.before = before
+        self.previous = previous
         self.ending = False
 
     @property
     def took_over(self) -> str | None:
-        """Words about the dead driver whose run was taken over; None if the last one had ended by itself."""
-        return None if self.before is None or self.before["ended"] else told(self.before)
+        """Description of the dead driver that this one replaces; None if the previous driver ended properly."""
+        return None if self.previous is None or self.previous["ended"] else describe_driver(self.previous)
 
     def beat(self, progress: Mapping[str, Any]) -> None:
-        """Say that this driver is alive, and how far it is.
+        """Write a heartbeat with the current progress.
 
         Parameters
         ----------
         progress
-            Facts that can be JSON.
+            JSON values.
 
         Raises
         ------
         LockLostError
-            The run belongs to another driver.
+            Another driver holds the run.
         FileNotFoundError
-            The run folder has gone.
+            The run folder no longer exists.
         OSError
             The run folder cannot be reached.
         """
@@ -82,12 +82,12 @@ class Lock:
         if last is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
         if last["token"] != self._record["token"]:
-            raise LockLostError(f"{told(last)} works on it now")
+            raise LockLostError(f"{describe_driver(last)} is working on it now")
         self._record.update(progress=dict(progress), beats=self._record["beats"] + 1)
         self._write()
 
     def release(self) -> None:
-        """Say that this driver has ended; the file stays, so that numbers grow."""
+        """Record that this driver has ended; its file stays, so that numbers keep growing."""
         last = last_driver(self._folder)
         if last is not None and last["token"] == self._record["token"]:
             self._record["ended"] = True
@@ -97,17 +97,17 @@ class Lock:
         write_json(_file(self._folder, self.number), self._record)
 
 
-def take(folder: Path, command: str, job: str | None = None) -> Lock:
-    """Take a run for this process.
+def acquire(folder: Path, command: str, job: str | None = None) -> Lock:
+    """Acquire the lock of a run for this process.
 
     Parameters
     ----------
     folder
-        ``drivers`` in the run folder; need not exist.
+        ``drivers`` in the run folder; it need not exist.
     command
-        What this process was asked to do, for people.
+        Command line of this process, for messages.
     job
-        Name of the submitted job that this driver belongs to.
+        Key of the submitted job that this driver belongs to.
 
     Returns
     -------
@@ -116,19 +116,19 @@ def take(folder: Path, command: str, job: str | None = None) -> Lock:
     Raises
     ------
     UserError
-        Another driver works on the run.
+        Another driver is working on the run.
     """
     while True:
         last = refuse_if_held(folder)
         number = 1 if last is None else last["number"] + 1
         record: dict[str, Any] = {
             "number": number, "token": uuid4().hex, "host": platform.node(), "machine": _machine(), "pid": os.getpid(),
-            "process_started": _start_of(os.getpid()), "command": command, "job": job,
+            "process_started": _start_time_of(os.getpid()), "command": command, "job": job,
             "beats": 0, "ended": False, "progress": {},
         }  # fmt: skip
         if not create(_file(folder, number), json.dumps(record)) and _read(folder, number) != record:
-            continue  # another taker was first: it is alive
-        if max(_numbers(folder)) > number:  # so old was what was seen that the name had been free again
+            continue  # another contender was first, and it is alive
+        if max(_numbers(folder)) > number:  # what was read was so old that the number had become free again
             remove(_file(folder, number))
             continue
         for older in _numbers(folder):
@@ -138,7 +138,7 @@ def take(folder: Path, command: str, job: str | None = None) -> Lock:
 
 
 def refuse_if_held(folder: Path) -> dict[str, Any] | None:
-    """Refuse a run that a driver works on; return the record of its last driver, which does not.
+    """Raise if a driver is working on a run; else return the record of its last driver.
 
     Parameters
     ----------
@@ -147,25 +147,25 @@ def refuse_if_held(folder: Path) -> dict[str, Any] | None:
 
     Returns
     -------
-    dict
-        As of `last_driver`.
+    dict or None
+        As for `last_driver`.
 
     Raises
     ------
     UserError
-        A driver works on the run.
+        A driver is working on the run.
     """
     last = last_driver(folder)
     if last is not None and is_alive(folder, last):
         run = folder.parent
         raise UserError(
-            f"{run} is being worked on by {told(last)}; wait for its end, or end it with: kmeans-dask cancel {run}"
+            f"{run} is in use by {describe_driver(last)}; wait for it, or stop it with: kmeans-dask cancel {run}"
         )
     return last
 
 
 def last_driver(folder: Path) -> dict[str, Any] | None:
-    """Return the record of the driver that was started last on a run; None if none has been.
+    """Return the record of the driver that was started last on a run.
 
     Parameters
     ----------
@@ -174,11 +174,12 @@ def last_driver(folder: Path) -> dict[str, Any] | None:
 
     Returns
     -------
-    dict
-        number (of driver starts), token, host, machine, pid, process_started, command, job, beats, ended, progress.
+    dict or None
+        number, token, host, machine, pid, process_started, command, job, beats, ended, progress; None if no driver has
+        been started.
     """
     while numbers := _numbers(folder):
-        with suppress(FileNotFoundError):  # a newer one has removed it
+        with suppress(FileNotFoundError):  # removed by a newer driver
             return _read(folder, max(numbers))
     return None
 
@@ -186,7 +187,7 @@ def last_driver(folder: Path) -> dict[str, Any] | None:
 def _read(folder: Path, number: int) -> dict[str, Any]:
     try:
         return dict(read_json(_file(folder, number)))
-    except ValueError:  # being written, where it cannot be linked: who wrote it is unknown until it beats
+    except ValueError:  # still being written, on a file system without links: unknown until its first heartbeat
         return {
             "number": number, "token": "", "host": "?", "machine": "", "pid": 0, "process_started": "", "command": "?",
             "job": None, "beats": -1, "ended": False, "progress": {},
@@ -194,14 +195,14 @@ def _read(folder: Path, number: int) -> dict[str, Any]:
 
 
 def is_alive(folder: Path, seen: Mapping[str, Any]) -> bool:
-    """Whether a driver is still at work. On its own machine that is known at once, elsewhere after 1 to 10 seconds.
+    """Return whether a driver is still running: at once on its own machine, after 1 to 10 seconds on another one.
 
     Parameters
     ----------
     folder
         ``drivers`` in the run folder.
     seen
-        Its record, from `last_driver`.
+        Record of the driver, from `last_driver`.
 
     Returns
     -------
@@ -210,7 +211,7 @@ def is_alive(folder: Path, seen: Mapping[str, Any]) -> bool:
     if seen["ended"]:
         return False
     if seen["machine"] and seen["machine"] == _machine() and not _is_hidden(seen["pid"]):
-        return bool(_start_of(seen["pid"]) == seen["process_started"])
+        return bool(_start_time_of(seen["pid"]) == seen["process_started"])
     end = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < end:
         time.sleep(BEAT_SECONDS / 2)
@@ -222,8 +223,8 @@ def is_alive(folder: Path, seen: Mapping[str, Any]) -> bool:
     return False
 
 
-def told(record: Mapping[str, Any]) -> str:
-    """Say which driver a record is of."""
+def describe_driver(record: Mapping[str, Any]) -> str:
+    """Describe the driver of a record: process, host and command."""
     return f"process {record['pid']} on {record['host']} ({record['command']})"
 
 
@@ -234,12 +235,12 @@ def _file(folder: Path, number: int) -> Path:
 def _numbers(folder: Path) -> list[int]:
     try:
         return [int(path.stem) for path in folder.iterdir() if path.suffix == ".json" and path.stem.isdigit()]
-    except (FileNotFoundError, NotADirectoryError):  # the second of an object store
+    except (FileNotFoundError, NotADirectoryError):  # NotADirectoryError: from an object store
         return []
 
 
 def _machine() -> str:
-    """Name what process numbers are unique in: this start of this machine, and the container; "" where not known."""
+    """Identify the scope in which process ids are unique, boot and PID namespace; "" if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -247,17 +248,17 @@ def _machine() -> str:
         return ""
 
 
-def _start_of(pid: int) -> str | None:
-    """Return when a process of this machine was started, in ticks since the machine was; None if it does not run."""
+def _start_time_of(pid: int) -> str | None:
+    """Return when a local process was started, in clock ticks since boot; None if it is not running."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in "ZX" else fields[19]  # of a process that was killed and not yet collected: Z
+    return None if fields[0] in "ZX" else fields[19]  # Z: killed, but not yet reaped
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether it is a process of somebody else, whom the system tells nothing about."""
+    """Return whether a process belongs to another user and the system hides it (hidepid)."""
     try:
         os.kill(pid, 0)
     except PermissionError:

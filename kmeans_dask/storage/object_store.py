@@ -1,8 +1,8 @@
-"""A run folder in an object store: its paths behave like those of a file system, as far as a run needs.
+"""Run folders in an object store: their paths behave like those of a file system, as far as a run needs.
 
-Paths of this machine stay `pathlib.Path`, at no cost. Those of an object store are `upath.UPath`, which is no subclass
-of it but has its methods; everything annotated ``Path`` that belongs to a run folder may be one. An object appears
-whole or not at all (one PUT, or a multipart upload that is completed last), but there is neither a rename nor a folder.
+Local paths stay `pathlib.Path`, at no cost. Paths in an object store are `upath.UPath`, which is not a subclass but has
+the same methods; any parameter annotated ``Path`` that belongs to a run folder may be one. An object appears whole or
+not at all (one PUT, or a multipart upload that is completed last), but there are no renames and no folders.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from kmeans_dask.config.base import check_location
+from kmeans_dask.config.location import check_location
 from kmeans_dask.errors import STORAGE_ERRORS, JobError, UserError, without_secrets
 
 _BLOCK = 2**20
-"""Bytes that a reader of a table fetches ahead; s3fs would take 50 MiB for a few rows of a manifest."""
+"""Read-ahead of a table in bytes; s3fs would fetch 50 MiB for a few rows of a manifest."""
 
 _MARKERS = ("zarr.json", "rows.json")
-"""Objects by which a folder is known to be complete: removed first, uploaded last."""
+"""Objects that mark a folder as complete: removed first, uploaded last."""
 
-_OF_OBJECTS = (errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
-"""What a store says of one object, and not of itself."""
+_OBJECT_ERRNOS = (errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
+"""Errors about a single object, not about the store."""
 
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What only a disk of a machine says: files on their way to a store are written there first."""
+_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors that only a local disk raises; files on their way to a store are written there first."""
 
 _CLIENTS = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure", "fsspec", "urllib3"}
-"""Packages that reach object stores. Of what they raise not all is an OSError."""
+"""Packages that talk to object stores. Not all of their exceptions are OSErrors."""
 
 
 class UnreachableError(UserError):
-    """An object store refuses a request, or does not answer: at the start of a command the user's mistake.
+    """An object store refuses a request or does not respond; at the start of a command, that is the user's mistake.
 
     Attributes
     ----------
     args
-        A clause that says which store, and why.
+        A clause that names the store and the reason.
     """
 
     def __str__(self) -> str:
@@ -50,22 +50,22 @@ class UnreachableError(UserError):
 
 
 def location(text: str | os.PathLike[str]) -> Path:
-    """Make the path of a run folder.
+    """Return the path of a run folder.
 
     Parameters
     ----------
     text
-        A path of this machine, or a URL of one of `SCHEMES`; paths are returned as they are.
+        A local path, or a URL with one of `SCHEMES`; path objects are returned unchanged.
 
     Returns
     -------
     Path
-        Of an object store, a `UPath` that never believes an older listing: other processes write there.
+        For an object store, a `UPath` without a cache of listings, because other processes write there too.
 
     Raises
     ------
     UserError
-        It is another URL, or the package that reaches the object store is not installed.
+        The URL has another scheme, or the package for the object store is not installed.
     """
     if not isinstance(text, str):
         return cast(Path, text)
@@ -75,9 +75,9 @@ def location(text: str | os.PathLike[str]) -> Path:
         raise UserError(f"{text}: a run folder {error}") from None
     if "://" not in text:
         return Path(text)
-    from upath import UPath  # 0.1 s that only an object store costs
+    from upath import UPath  # 0.1 s, needed only for object stores
 
-    # s3fs would ask for the size of each object first, to read large ones in parts at a time
+    # otherwise s3fs asks for the size of each object first, so as to read large ones in concurrent parts
     options: dict[str, Any] = {"max_concurrency": 1} if text.startswith("s3://") else {}
     path = UPath(text, use_listings_cache=False, **options)
     try:
@@ -88,25 +88,25 @@ def location(text: str | os.PathLike[str]) -> Path:
 
 
 def is_local(path: Path) -> bool:
-    """Say whether a path is one of this machine, a shared file system included."""
+    """Return whether a path is in a file system of this machine, which may be a shared one."""
     return isinstance(cast(object, path), Path)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it; an object store has none, and is asked for none: it might make a bucket."""
+    """Create a folder and its parents; does nothing in an object store, where it might create a bucket."""
     if is_local(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def readable(path: Path) -> Path | BinaryIO:
-    """Return what pyarrow reads: a path of this machine, or an open object."""
+    """Return something pyarrow can read: a local path, or an open object."""
     return path if is_local(path) else cast(Any, path).open("rb", block_size=_BLOCK)
 
 
 def read(path: Path) -> bytes:
-    """Return the content of a small file; of an object by one request, as it is before or after it is replaced.
+    """Return the content of a small file; an object is read by one request, so it is never a mix of two versions.
 
-    An open object is first looked at and then read, and s3fs refuses to read what has been replaced meanwhile.
+    Opening an object takes a request of its own, and s3fs refuses to read one that has been replaced since.
     """
     if is_local(path):
         return path.read_bytes()
@@ -114,13 +114,13 @@ def read(path: Path) -> bytes:
     return bytes(fs.cat_file(name))
 
 
-def content_of(path: Path) -> Path | BinaryIO:
-    """Return what an image is opened from: a path of this machine, or the whole object."""
+def path_or_bytes(path: Path) -> Path | BinaryIO:
+    """Return something an image can be opened from: a local path, or the whole object."""
     return path if is_local(path) else BytesIO(read(path))
 
 
-def bytes_below(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder; of an object store by one listing."""
+def total_bytes(path: Path) -> int:
+    """Return the size in bytes of a file, or of all files below a folder; takes one listing in an object store."""
     if is_local(path):
         files = path.rglob("*") if path.is_dir() else [path]
         return sum(file.stat().st_size for file in files if file.is_file())
@@ -134,32 +134,32 @@ def put(folder: Path, name: str, data: bytes, *, replace: bool = True) -> None:
     Parameters
     ----------
     folder
-        Of an object store.
+        Folder in an object store.
     name
-        Of the object in it, with ``/``; any characters.
+        Name of the object within the folder, with ``/``; any characters are allowed.
     data
         Content.
     replace
-        Whether one that is there is replaced.
+        Whether to replace an existing object.
 
     Raises
     ------
     FileExistsError
-        There is one, and it is not to be replaced.
+        The object exists and `replace` is false.
     """
     fs, above = _parts(folder)
     fs.pipe_file(f"{above}/{name}", data, **({} if replace else {"mode": "create"}))
 
 
 def upload(source: Path, target: Path) -> None:
-    """Write a file as an object, or a folder as objects of which its marker is the last.
+    """Upload a file as an object, or a folder as objects, its marker last.
 
     Parameters
     ----------
     source
-        File or folder of this machine.
+        Local file or folder.
     target
-        Of an object store; what stands there is replaced.
+        Path in an object store; anything there is replaced.
     """
     fs, name = _parts(target)
     if not source.is_dir():
@@ -167,34 +167,34 @@ def upload(source: Path, target: Path) -> None:
         return
     delete(target)
     files = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
-    for marks in (False, True):
-        some = [file for file in files if (file in _MARKERS) == marks]
-        if some:
-            fs.put([str(source / file) for file in some], [f"{name}/{file}" for file in some])
+    for is_marker in (False, True):
+        batch = [file for file in files if (file in _MARKERS) == is_marker]
+        if batch:
+            fs.put([str(source / file) for file in batch], [f"{name}/{file}" for file in batch])
 
 
 def copy(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy objects inside the store, several at a time, without reading them.
+    """Copy objects within the store, several at a time, without downloading them.
 
     Parameters
     ----------
     source, target
         Folders of the same object store.
     names
-        Of the objects in both folders; those that `source` does not have are left out.
+        Names of the objects within both folders; those missing from `source` are skipped.
     """
     fs, old = _parts(source)
     _, new = _parts(target)
-    there = set(fs.find(old))
-    names = [name for name in names if f"{old}/{name}" in there]
+    existing = set(fs.find(old))
+    names = [name for name in names if f"{old}/{name}" in existing]
     if names:
         fs.copy([f"{old}/{name}" for name in names], [f"{new}/{name}" for name in names])
 
 
 def move(source: Path, target: Path) -> None:
-    """Put a complete folder in the place of another: copied inside the store, its marker last, then removed.
+    """Replace a folder by another, complete one: copy it within the store, its marker last, then delete the source.
 
-    Killed in between, there is a complete `source`, or a complete `target`, or both: a second call does the rest.
+    If this is killed half-way, `source` or `target` or both are complete, and a second call finishes the job.
     """
     fs, old = _parts(source)
     delete(target)
@@ -205,7 +205,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def delete(path: Path) -> None:
-    """Remove an object, or a folder of them, its marker first; nothing if there is none."""
+    """Delete an object, or a folder of them, its marker first; does nothing if there is none."""
     fs, name = _parts(path)
     for marker in _MARKERS:
         with suppress(FileNotFoundError):
@@ -215,13 +215,13 @@ def delete(path: Path) -> None:
 
 
 @contextmanager
-def reached(path: Path) -> Iterator[None]:
-    """Make one line of whatever an object store refuses: a missing bucket, wrong credentials, no answer.
+def reporting_unreachable(path: Path) -> Iterator[None]:
+    """Turn any error of an object store into one line: a missing bucket, wrong credentials, no response.
 
     Raises
     ------
     UnreachableError
-        In place of the errors of the store. Those of paths of this machine are left as they are.
+        In place of the store's own errors. Errors of local paths are left as they are.
     """
     try:
         yield
@@ -233,27 +233,27 @@ def reached(path: Path) -> Iterator[None]:
         raise UnreachableError(f"cannot use {path}: {_reason(error)}") from None
 
 
-def failure_of(error: BaseException, path: Path) -> str | None:
-    """Say what an error tells of the place that is written to, if it is of the place and not of what is written.
+def storage_failure(error: BaseException, path: Path) -> str | None:
+    """Describe a failure of the disk or object store, as opposed to one of the data that was written or read.
 
     Parameters
     ----------
     error
-        Of this process or of a worker, which sends it without its cause.
+        An exception of this process or of a worker; workers send it without its cause.
     path
-        That was written to, or read.
+        The path that was written or read.
 
     Returns
     -------
     str or None
-        A clause for people; None if the place is as it was, as far as the error tells.
+        A clause for people; None if the storage is fine as far as the error tells.
     """
     if isinstance(error, OSError):
-        named = re.search(r"\[errno (\d+)\]", str(error), re.IGNORECASE)  # pyarrow only says it in words
-        number = error.errno or (int(named[1]) if named else 0)
-        if number in STORAGE_ERRORS and (is_local(path) or number in _OF_DISKS):
+        in_text = re.search(r"\[errno (\d+)\]", str(error), re.IGNORECASE)  # pyarrow has it only in the message
+        number = error.errno or (int(in_text[1]) if in_text else 0)
+        if number in STORAGE_ERRORS and (is_local(path) or number in _DISK_ERRNOS):
             return f"cannot write in {path}: {STORAGE_ERRORS[number]} ({error.filename or path})"
-        of_object = number in _OF_OBJECTS or isinstance(error, (FileNotFoundError, FileExistsError))
+        of_object = number in _OBJECT_ERRNOS or isinstance(error, (FileNotFoundError, FileExistsError))
         of_store = number > 0 or isinstance(error, (PermissionError, ConnectionError, TimeoutError))
     else:
         of_object, of_store = False, type(error).__module__.partition(".")[0] in _CLIENTS
@@ -263,10 +263,10 @@ def failure_of(error: BaseException, path: Path) -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the message of an error of a store as one line, or its name."""
+    """Return the message of a store's error as one line, or the name of its type if it has none."""
     return " ".join(without_secrets(str(error)).split()).rstrip(".") or type(error).__name__
 
 
 def _parts(path: Path) -> tuple[Any, str]:
-    """Return the file system and the name in it of a path of an object store."""
+    """Return the file system of a path in an object store, and its name there."""
     return cast(Any, path).fs, cast(Any, path).path

@@ -1,4 +1,4 @@
-"""Where the output of every image goes: the same relative path, no name twice, never outside the folder."""
+"""Names of output files: the relative path of the image, unique, and never outside the output folder."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from kmeans_dask.storage.publish import remove
 def output_names(paths: Sequence[str], suffix: str = ".png") -> list[str]:
     """Name the output of every item: its path with the suffix of the format, inside the output folder.
 
-    Items that would share a name (``a.jpg`` and ``a.png``; ``A.png`` and ``a.png``, which are one file on some
-    systems; ``a.jpg`` and the folder ``a.png``) keep their suffix, ``a.jpg.png``; what still is taken gets a number,
-    ``a~2.jpg.png``.
+    Items that would share a name (``a.jpg`` and ``a.png``; ``A.png`` and ``a.png``, which are the same file on some
+    systems; ``a.jpg`` and the folder ``a.png``) keep their own suffix: ``a.jpg.png``. If that is taken too, a number is
+    added: ``a~2.jpg.png``.
 
     Parameters
     ----------
     paths
-        Relative, with ``/``.
+        Relative paths, with ``/``.
     suffix
-        Of the outputs, with its dot.
+        Suffix of the output format, with its dot.
 
     Returns
     -------
     list of str
-        Relative paths, all distinct, without ``..``.
+        Relative paths, all distinct, without ``..``, in the order of `paths`.
     """
-    safe = [_inside(path) for path in paths]  # strings: a million of pathlib's paths would take a minute
+    safe = [_inside(path) for path in paths]  # strings, because a million pathlib paths would take a minute
     plain = [plain_name(path, suffix) for path in safe]
     uses = Counter(name.casefold() for name in plain)
     uses.update({folder.casefold() for folder in _folders(safe)})
@@ -49,12 +49,12 @@ def output_names(paths: Sequence[str], suffix: str = ".png") -> list[str]:
 
 
 def plain_name(path: str, suffix: str) -> str:
-    """Name the output of an item, if no other one would have this name: its path inside the folder, with the suffix."""
+    """Return the output name of an item that collides with no other: its path with the new suffix."""
     return f"{os.path.splitext(_inside(path))[0]}{suffix}"
 
 
 def renamed(paths: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return path and output name of the items that could not keep their name."""
+    """Return the path and output name of each item whose name had to change."""
     return [
         (path, name)
         for path, name in zip(paths, names, strict=True)
@@ -63,23 +63,23 @@ def renamed(paths: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Publish a file as `publish.publish` does, with half of its calls of the system: there is one a millisecond.
+    """Publish a file as `publish.publish` does, with half its system calls: one file is written every millisecond.
 
     Parameters
     ----------
     path
-        What stands there is replaced; its folder is made.
+        Local path; an existing file is replaced, and missing folders are created.
     data
         Content.
 
     Raises
     ------
     OSError
-        The file cannot be written; nothing of it is left.
+        The file cannot be written; no part of it remains.
     """
     try:
         _write_file(path, data)
-    except FileNotFoundError:  # the folder's first file; or a driver that has begun took what was unfinished away
+    except FileNotFoundError:  # first file of its folder, or a driver that just started removed the partial file
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _write_file(path, data)
 
@@ -101,7 +101,7 @@ def _write_file(path: str, data: bytes) -> None:
 
 
 def _folders(paths: Sequence[str]) -> set[str]:
-    """Return every folder that one of the paths lies in, at any depth."""
+    """Return all parent folders of the paths, at any depth."""
     folders: set[str] = set()
     for path in paths:
         folder = os.path.dirname(path)
@@ -112,6 +112,6 @@ def _folders(paths: Sequence[str]) -> set[str]:
 
 
 def _inside(path: str) -> str:
-    """Make a path that stays in its folder: no root, no ``..``, no empty name."""
+    """Return a path that stays inside its folder: no root, no ``..``, no empty name."""
     kept = [part for part in path.split("/") if part not in ("", ".")]
     return "/".join("_" if part == ".." else part for part in kept or ["_"])

@@ -1,4 +1,4 @@
-"""Everything is written under a temporary name and published by one rename; in an object store by one PUT."""
+"""Atomic publishing: everything is written under a temporary name, then renamed, or uploaded by one PUT."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from kmeans_dask.storage.object_store import delete, is_local, put, read, upload
 
 @contextmanager
 def publish(path: Path) -> Iterator[Path]:
-    """Write a file or folder under a temporary name and publish it by one rename; in an object store by one PUT.
+    """Write a file or folder under a temporary name, then publish it: by a rename, or by one PUT to an object store.
 
     Parameters
     ----------
     path
-        Final name. What stands there is replaced; a reader sees the old or the new, never a part. Of a folder in an
-        object store the marker is removed first and written last: a reader without it takes the folder as not there.
+        Final name; anything there is replaced. Readers see the old content or the new, never a part of it. For a folder
+        in an object store, the marker is removed first and written last; a folder without its marker does not count.
 
     Yields
     ------
     Path
-        Temporary name on this machine, in the same folder if that is a file system; nothing stands there. If the block
-        raises, it is removed.
+        Local temporary path where nothing exists yet; in the same folder, unless that is in an object store. It is
+        removed if the block raises.
     """
     if not is_local(path):
         with TemporaryDirectory(prefix="kmeans-dask-") as folder:
@@ -38,33 +38,33 @@ def publish(path: Path) -> Iterator[Path]:
             upload(partial, path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid4().hex}.partial")  # nobody else's: a task may run twice at a time
+    partial = path.with_name(f".{uuid4().hex}.partial")  # unique, because a task may run twice at the same time
     remove(partial)
     try:
         yield partial
         if partial.is_dir():
-            remove(path)  # a folder cannot be renamed onto one that is not empty
+            remove(path)  # a folder cannot be renamed onto a non-empty one
         partial.replace(path)
     finally:
         remove(partial)
 
 
 def create(path: Path, text: str) -> bool:
-    """Write a small file unless there is one: of several processes that try, one succeeds.
+    """Create a small file exclusively: if several processes try, exactly one succeeds.
 
     Parameters
     ----------
     path
-        Its folder is made.
+        The file; missing folders are created.
     text
         Content.
 
     Returns
     -------
     bool
-        Whether this call has made it. A reader sees all of it; on a file system without links it can be seen empty for
-        a moment. An object whose store's answer was lost on the way is asked for again, and the answer is no: whoever
-        must know compares the content.
+        Whether this call created the file. Readers see all of it, except on a file system without links, where it can
+        be empty for a moment. If the response of an object store is lost, the request is repeated and returns False
+        although the first one succeeded; compare the content where this matters.
     """
     try:
         if is_local(path):
@@ -77,7 +77,7 @@ def create(path: Path, text: str) -> bool:
 
 
 def _create_file(path: Path, text: str) -> None:
-    """Write it under a temporary name and link it to its own: unlike a rename, that replaces nothing."""
+    """Write a temporary file and link it to the final name; unlike a rename, a link replaces nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid4().hex}.partial")
     try:
@@ -93,7 +93,7 @@ def _create_file(path: Path, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
+    """Remove a file or folder, if it exists."""
     if not is_local(path):
         delete(path)
     elif path.is_dir() and not path.is_symlink():
@@ -103,14 +103,14 @@ def remove(path: Path) -> None:
 
 
 def remove_partials(folder: Path, leave: Sequence[str] = ()) -> None:
-    """Remove what killed writers have left of `publish` below a folder; in an object store they leave nothing.
+    """Remove the partial files of killed writers below a folder; in an object store there are none.
 
     Parameters
     ----------
     folder
-        Nobody writes below it now but tasks of a driver that has died, which fail, or write anew what they lose.
+        Folder to which nobody is writing, except tasks of a dead driver; those fail, or rewrite what they lose.
     leave
-        Names of folders in it that this is not true of; they are left alone.
+        Names of its subfolders that are still written to and must not be touched.
     """
     if not is_local(folder):
         return
@@ -128,9 +128,9 @@ def write_json(path: Path, value: Any) -> None:
     Parameters
     ----------
     path
-        File.
+        Destination.
     value
-        Of dicts, lists, strings, finite numbers, booleans and None.
+        Dicts, lists, strings, finite numbers, booleans and None.
     """
     with publish(path) as partial:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Arrays on disk: the collection, the models and colour tables are zarr v3 groups. Only this module knows zarr.
+"""Arrays on disk: collections, models and colour tables are zarr v3 groups. Only this module imports zarr.
 
-One chunk of a collection is one shard, and a shard is written by one call of `write_block`: two writers in
-one shard would lose each other's rows, without an error. Opening a group executes nothing: it holds numbers
-and JSON.
+A chunk of a collection is one zarr shard and one Dask block. A shard is written by a single call of `write_block`: two
+writers to the same shard would silently lose each other's rows. Groups hold only numbers and JSON, so opening one
+executes nothing.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from kmeans_dask.storage.publish import publish, remove
 
 Kind = Literal["collection", "model", "colour table"]
 
-FORMAT_VERSION = 3
-"""Of the layout in the groups; raised when a reader of the old one would misread the new one."""
+FORMAT_VERSION = 4
+"""Version of the groups' arrays and attrs; raised when a reader of one version would misread another."""
 
 _FEW_THREADS = {"async.concurrency": 4, "threading.max_workers": 2}
-"""zarr would start ten requests at a time and a thread a core in every process; the cores are taken by Dask
-already, and reading one shard at a time is as fast with two threads."""
+"""By default, zarr makes ten requests at a time and starts one thread per core in every process. Dask already uses the
+cores, and reading one shard at a time is just as fast with two threads."""
 
 _INNER_BYTES = 2**20
-"""A chunk inside a shard: what is read at least when a few rows are wanted. One row each would make reading a
-shard of 28 x 28 images 88 times slower."""
+"""Upper limit of a chunk inside a shard, which is the least that is read to get a few rows. With one row per inner
+chunk, reading a shard of 28 x 28 images would be 88 times slower."""
 
 _CODEC = ZstdCodec(level=1)
-"""MNIST becomes 4.5 times smaller and is written at 0.6 GB/s a core (zarr's default, level 3: as small, 0.34 GB/s;
-Blosc LZ4: 3.0 times, 1.0 GB/s), photos of 224 x 224 1.1 times at 0.7 GB/s (1.13 times, 0.28 GB/s). It is read at
-0.75 GB/s a core (LZ4: 1.0 GB/s; none: 1.7 GB/s); one pass of K-Means at K = 256 takes 0.3 GB/s."""
+"""MNIST shrinks to 1/4.5 and is written at 0.6 GB/s per core (zarr's default, level 3: same size, 0.34 GB/s; Blosc LZ4:
+1/3.0, 1.0 GB/s); photos of 224 x 224 shrink to 1/1.1 at 0.7 GB/s (level 3: 1/1.13, 0.28 GB/s). Reading takes place at
+0.75 GB/s per core (LZ4: 1.0 GB/s; uncompressed: 1.7 GB/s), while a K-Means pass at K = 256 processes 0.3 GB/s."""
 
 
 class Layout(NamedTuple):
-    """How the images of a collection lie on disk."""
+    """Layout of the images of a collection on disk."""
 
     shape: tuple[int, int, int, int]
-    """Items, height, width, channels."""
+    """Number of items, height, width, channels."""
     chunk_rows: int
-    """Rows of a shard; the last one may have fewer."""
+    """Rows per shard; the last one may have fewer."""
 
 
 def create_collection(
@@ -59,22 +59,22 @@ def create_collection(
     attrs: Mapping[str, Any],
     blocks: tuple[Path, Sequence[int]] | None = None,
 ) -> None:
-    """Create a collection whose images are still to be written, in the place of what was there.
+    """Create a collection without its images, replacing anything in the folder.
 
     Parameters
     ----------
     folder
-        Of the zarr group; a temporary name until all blocks are written.
+        Folder of the zarr group; a temporary name until all blocks are written.
     layout
-        Shape of the images and rows of a shard.
+        Shape of the images and rows per shard.
     labels : (n,) int32
-        Index of the class of each item, -1 = none.
+        Class index of each item, -1 = none.
     attrs
-        JSON values; format, version of the format and of the software are added. They are written last: a
-        group that has them is complete but for its images.
+        JSON values, to which the format, its version and the software versions are added. They are written last, so a
+        group that has attrs lacks only images.
     blocks
-        Another collection of the same image size and rows a shard, and the first rows of the shards that are taken
-        over from it; they share its files, which nobody writes to any more. An object store copies them.
+        Another collection with the same image size and rows per shard, and the first rows of the shards to reuse. They
+        become hard links to its files, which are never written again; in an object store they are copied.
     """
     remove(folder)
     shape, chunk_rows = layout
@@ -91,12 +91,12 @@ def create_collection(
         )
         group.create_array("labels", data=labels, dimension_names=("item",))
         if blocks is not None:
-            _share_blocks(*blocks, folder, chunk_rows)
+            _reuse_shards(*blocks, folder, chunk_rows)
         group.attrs.update(_format_of("collection") | dict(attrs))
 
 
 def set_attrs(folder: Path, attrs: Mapping[str, Any]) -> None:
-    """Replace some attrs of a group, by one write."""
+    """Update some attrs of a group by one write."""
     zarr.open_group(_at(folder), mode="r+").attrs.update(dict(attrs))
 
 
@@ -106,11 +106,11 @@ def write_block(folder: Path, start: int, block: NDArray[np.uint8]) -> None:
     Parameters
     ----------
     folder
-        Of a group made by `create_collection`.
+        Folder of a group made by `create_collection`.
     start
-        Row of the first item; a multiple of the shard's rows.
+        Row of the first item, a multiple of the rows per shard.
     block : (rows, height, width, channels) uint8
-        The rows of one shard, fewer only at the end of the collection.
+        All rows of one shard; only the last shard may have fewer.
 
     Raises
     ------
@@ -126,31 +126,39 @@ def write_block(folder: Path, start: int, block: NDArray[np.uint8]) -> None:
 
 
 def read_block(folder: Path, start: int, stop: int) -> NDArray[np.uint8]:
-    """Read the images of the rows ``start:stop``, (rows, height, width, channels) uint8."""
+    """Read the images of the rows ``start:stop``: (rows, height, width, channels) uint8."""
     with zarr.config.set(_FEW_THREADS):
         return np.asarray(zarr.open_array(_at(folder / "images"), mode="r")[start:stop])
 
 
 def read_labels(folder: Path) -> NDArray[np.int32]:
-    """Read the (n,) int32 class index of every item, -1 = none."""
+    """Read the class index of every item: (n,) int32, -1 = none."""
     with zarr.config.set(_FEW_THREADS):
         return np.asarray(zarr.open_array(_at(folder / "labels"), mode="r")[:])
 
 
 def read_layout(folder: Path) -> Layout:
-    """Read the shape of the images and the rows of a shard."""
+    """Read the shape of the images and the rows per shard."""
     return _layout_of(zarr.open_array(_at(folder / "images"), mode="r"))
 
 
 def array_names(location: str) -> list[str]:
-    """Names of the arrays of a zarr group that somebody else has written, ``a/b`` in a group in it.
+    """List the arrays in a zarr group of any origin; those in nested groups are named ``a/b``.
 
-    There are none if it is a single array.
+    Parameters
+    ----------
+    location
+        Folder or URL of a group or an array.
+
+    Returns
+    -------
+    list of str
+        Sorted names; empty if the location is itself an array.
 
     Raises
     ------
     ValueError
-        There is neither.
+        There is no array or group, or the group has no arrays.
     """
     with zarr.config.set(_FEW_THREADS):
         found = _open_any(location)
@@ -158,41 +166,41 @@ def array_names(location: str) -> list[str]:
             return []
         names = sorted(name for name, member in found.members(max_depth=None) if isinstance(member, zarr.Array))
     if not names:
-        raise ValueError("it is a group without arrays")
+        raise ValueError("the group has no arrays")
     return names
 
 
 def open_array(
     location: str, name: str | None
 ) -> tuple[tuple[int, ...], np.dtype[Any], int, Callable[[int, int], NDArray[Any]]]:
-    """Open an array that somebody else has written, of zarr format 2 or 3.
+    """Open an array of any origin, in zarr format 2 or 3.
 
     Parameters
     ----------
     location
         Folder or URL of the array, or of a group.
     name
-        Array of the group; None: the location is the array.
+        Name of the array in the group; None if the location is itself the array.
 
     Returns
     -------
     shape : tuple of int
     dtype : numpy.dtype
     rows : int
-        That lie in one file, and are best read together.
+        Number of rows per file, which are best read together.
     read : callable
-        (start, stop) -> those rows.
+        (start, stop) -> the rows ``start:stop``.
 
     Raises
     ------
     ValueError, KeyError
-        There is none.
+        There is no such array.
     """
     with zarr.config.set(_FEW_THREADS):
         found = _open_any(location)
         array = found[name] if name is not None and isinstance(found, zarr.Group) else found
     if not isinstance(array, zarr.Array):
-        raise ValueError(f"{name} is no zarr array")
+        raise ValueError(f"{name} is not a zarr array")
 
     def read(start: int, stop: int) -> NDArray[Any]:
         with zarr.config.set(_FEW_THREADS):
@@ -202,14 +210,14 @@ def open_array(
 
 
 def read_attrs(folder: Path, kind: Kind = "collection") -> dict[str, Any]:
-    """Read the attrs of a group and check what it is.
+    """Read the attrs of a group and check its kind.
 
     Parameters
     ----------
     folder
-        Of the zarr group.
+        Folder of the zarr group.
     kind
-        What it must be.
+        Expected kind.
 
     Returns
     -------
@@ -219,22 +227,22 @@ def read_attrs(folder: Path, kind: Kind = "collection") -> dict[str, Any]:
     Raises
     ------
     UserError
-        There is no such group, it is not of this kind, or its format is of another version.
+        There is no such group, or it has another kind or format version.
     """
     return _open(folder, kind).attrs.asdict()
 
 
 def write_model(folder: Path, arrays: Mapping[str, NDArray[Any]], attrs: Mapping[str, Any]) -> None:
-    """Write a small group of arrays, published by a rename.
+    """Publish a small group of arrays.
 
     Parameters
     ----------
     folder
-        Of the zarr group; what is there is replaced.
+        Folder of the zarr group; anything there is replaced.
     arrays
-        Name to array of any numeric dtype and shape.
+        Name -> array of any numeric dtype and shape.
     attrs
-        JSON values; format, version of the format and of the software are added.
+        JSON values, to which the format, its version and the software versions are added.
     """
     with zarr.config.set(_FEW_THREADS), publish(folder) as partial:
         group = zarr.create_group(partial, attributes=_format_of("model") | dict(attrs))
@@ -243,24 +251,24 @@ def write_model(folder: Path, arrays: Mapping[str, NDArray[Any]], attrs: Mapping
 
 
 def read_model(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read what `write_model` wrote. Nothing is executed.
+    """Read the arrays and attrs that `write_model` wrote.
 
     Parameters
     ----------
     folder
-        Of the zarr group.
+        Folder of the zarr group.
 
     Returns
     -------
     arrays
-        Name to array.
+        Name -> array.
     attrs
         JSON values.
 
     Raises
     ------
     UserError
-        There is no such model, or its format is of another version.
+        There is no such model, or it has another format version.
     """
     group = _open(folder, "model")
     with zarr.config.set(_FEW_THREADS):
@@ -270,18 +278,20 @@ def read_model(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
 def write_colours(
     folder: Path, colours: NDArray[np.uint8], weights: NDArray[Any], chunk_rows: int, attrs: Mapping[str, Any]
 ) -> None:
-    """Write a colour table, published by a rename.
+    """Publish a colour table.
 
     Parameters
     ----------
     folder
-        Of the zarr group; what is there is replaced.
+        Folder of the zarr group; anything there is replaced.
     colours : (m, 3) uint8
+        Distinct RGB colours.
     weights : (m,) int64 or float64
+        Weight of each colour.
     chunk_rows
-        Rows that are read at a time.
+        Rows per chunk.
     attrs
-        JSON values; format, version of the format and of the software are added.
+        JSON values, to which the format, its version and the software versions are added.
     """
     with zarr.config.set(_FEW_THREADS), publish(folder) as partial:
         group = zarr.create_group(partial, attributes=_format_of("colour table") | dict(attrs))
@@ -293,7 +303,7 @@ def write_colours(
 def read_colours(
     folder: Path, start: int = 0, stop: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | NDArray[np.float64]]:
-    """Read the rows ``start:stop`` of a colour table, absent: all.
+    """Read the rows ``start:stop`` of a colour table, by default all of them.
 
     Returns
     -------
@@ -306,7 +316,7 @@ def read_colours(
 
 
 def create_rows(folder: Path, shape: tuple[int, int], chunk_rows: int) -> None:
-    """Create an empty (n, n_features) float32 array in the place of what was there; a shard has `chunk_rows` rows."""
+    """Create a (n, n_features) float32 array of zeros, replacing anything there, with chunks of `chunk_rows` rows."""
     remove(folder)
     with zarr.config.set(_FEW_THREADS):
         zarr.create_array(
@@ -315,7 +325,7 @@ def create_rows(folder: Path, shape: tuple[int, int], chunk_rows: int) -> None:
 
 
 def write_rows(folder: Path, start: int, rows: NDArray[np.float32]) -> None:
-    """Write the rows of one whole chunk of an array made by `create_rows`; `start` is a multiple of its rows."""
+    """Write one whole chunk of an array made by `create_rows`; `start` is a multiple of its rows per chunk."""
     with zarr.config.set(_FEW_THREADS):
         zarr.open_array(_at(folder), mode="r+")[start : start + len(rows)] = rows
 
@@ -326,29 +336,30 @@ def read_rows(folder: Path, start: int, stop: int) -> NDArray[Any]:
         return np.asarray(zarr.open_array(_at(folder), mode="r")[start:stop])
 
 
-def shape_of_array(folder: Path) -> tuple[int, ...]:
-    """Read the shape of a zarr array of anyone.
+def array_shape(folder: Path) -> tuple[int, ...]:
+    """Read the shape of a zarr array of any origin.
 
     Raises
     ------
     UserError
-        It is no zarr array.
+        The folder is not a zarr array.
     """
     try:
         return zarr.open_array(_at(folder), mode="r").shape
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder} is no zarr array ({' '.join(str(error).split())}); give an array of rows") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder} is not a zarr array ({reason}); give an array with one row per item") from None
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what decides about the numbers in a group."""
+    """Return the versions of the packages that determine the numbers in a group."""
     return {name: _version(name) for name in ("kmeans-dask", "numpy", "pillow", "zarr")}
 
 
 def _version(name: str) -> str:
     try:
         return version(name)
-    except PackageNotFoundError:  # the project's own code, run from its folder
+    except PackageNotFoundError:  # run from a source checkout
         return "not installed"
 
 
@@ -361,7 +372,7 @@ def _format_name(kind: Kind) -> str:
 
 
 def _open(folder: Path, kind: Kind) -> zarr.Group:
-    article = {
+    example = {
         "collection": "collection.zarr of a run",
         "model": "model of a run, models/.../k=10.zarr",
         "colour table": "colours.zarr of a run",
@@ -372,11 +383,11 @@ def _open(folder: Path, kind: Kind) -> zarr.Group:
     except (OSError, ValueError, TypeError, KeyError):  # missing, or its JSON is not zarr's
         attrs = {}
     if attrs.get("format") != _format_name(kind):
-        raise UserError(f"{folder} is no {kind} that is finished; give the {article}")
+        raise UserError(f"{folder} is not a finished {kind}; give the {example}")
     if attrs.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"{folder} has format version {attrs.get('format_version')}, allowed is {FORMAT_VERSION}; "
-            "make it anew, or use the version of kmeans-dask that its attrs name"
+            f"{folder} has format version {attrs.get('format_version')}, expected {FORMAT_VERSION}; "
+            "recreate it, or use the version of kmeans-dask that its attrs name"
         )
     return group
 
@@ -389,20 +400,20 @@ def _open_any(location: str) -> zarr.Array | zarr.Group:
 
 
 def _at(path: Path) -> Path | FsspecStore:
-    """Return what zarr opens: a path of this machine, or a store of its own kind for an object store."""
+    """Return something zarr can open: a local path, or a zarr store for a path in an object store."""
     if is_local(path):
         return path
     options = {"asynchronous": True, **cast(Any, path).storage_options}
     return FsspecStore.from_url(str(path), storage_options=options)
 
 
-def _share_blocks(source: Path, starts: Sequence[int], folder: Path, chunk_rows: int) -> None:
+def _reuse_shards(source: Path, starts: Sequence[int], folder: Path, chunk_rows: int) -> None:
     names = [f"images/c/{start // chunk_rows}/0/0/0" for start in starts]
     if not is_local(folder):
         copy(source, folder, names)
         return
     for name in names:
-        if not (source / name).exists():  # a black block has no file
+        if not (source / name).exists():  # all-black blocks have no file
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -417,7 +428,7 @@ def _layout_of(images: zarr.Array) -> Layout:
 
 
 def _inner_rows(layout: Layout) -> int:
-    """Rows of a chunk inside a shard: the shard halved until it has at most `_INNER_BYTES`."""
+    """Return the rows per inner chunk: those of the shard, halved until they have at most `_INNER_BYTES`."""
     rows = layout.chunk_rows
     while rows % 2 == 0 and rows * int(np.prod(layout.shape[1:])) > _INNER_BYTES:
         rows //= 2

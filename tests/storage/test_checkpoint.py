@@ -1,4 +1,4 @@
-"""A fit that is cut off between two passes goes on to the same bits."""
+"""A fit that is killed between two passes resumes and ends with bitwise equal results."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from kmeans_dask.storage.checkpoint import Checkpoint
 
 
 class KilledError(Exception):
-    """In the place of a signal."""
+    """Stands in for a signal."""
 
 
-class Cut(Checkpoint):
-    """Keeps every state, and ends the fit after so many."""
+class KillingCheckpoint(Checkpoint):
+    """Writes every state, and ends the fit after a given number of them."""
 
     def __init__(self, path: Path, key: str, after: int) -> None:
         super().__init__(path, key)
         self._left = after
 
     def write(self, states: Sequence[Mapping[str, Any]]) -> None:
-        self._next = 0.0
+        self._next_write = 0.0
         super().write(states)
         self._left -= 1
         if self._left == 0:
@@ -52,24 +52,24 @@ def attributes(estimators: Sequence[KMeans]) -> list[NDArray[Any]]:
     ids=["accelerated", "lloyd", "spherical", "restarts"],
 )
 @pytest.mark.parametrize("after", [1, 4])
-def test_k_means_goes_on(tmp_path: Path, dtype: str, settings: dict[str, Any], after: int) -> None:
+def test_kmeans_resumes_bitwise(tmp_path: Path, dtype: str, settings: dict[str, Any], after: int) -> None:
     X = rows_of(dtype)
     weights = np.arange(len(X)) % 5.0
     passes: dict[str, int] = {}
 
-    def fit(what: str, checkpoint: Checkpoint | None) -> list[KMeans]:
+    def fit(name: str, checkpoint: Checkpoint | None) -> list[KMeans]:
         estimators = [KMeans(k, random_state=3, tol=1e-9, **settings) for k in (5, 17)]
-        passes[what] = 0
+        passes[name] = 0
 
         def count(number: int, moving: int) -> None:
-            passes[what] = number
+            passes[name] = number
 
         fit_together(estimators, X, weights, count, checkpoint)
         return estimators
 
     whole = fit("whole", None)
     with pytest.raises(KilledError):
-        fit("first", Cut(tmp_path / "fit.npz", "this", after))
+        fit("first", KillingCheckpoint(tmp_path / "fit.npz", "this", after))
     resumed = fit("second", Checkpoint(tmp_path / "fit.npz", "this"))
 
     assert after + passes["second"] == passes["whole"] > after
@@ -79,7 +79,7 @@ def test_k_means_goes_on(tmp_path: Path, dtype: str, settings: dict[str, Any], a
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("reassignment_ratio", [0.01, 0.9])
-def test_mini_batch_goes_on(tmp_path: Path, dtype: str, reassignment_ratio: float) -> None:
+def test_minibatch_resumes_bitwise(tmp_path: Path, dtype: str, reassignment_ratio: float) -> None:
     X = rows_of(dtype)
 
     def fit(checkpoint: Checkpoint | None) -> list[KMeans]:
@@ -90,7 +90,7 @@ def test_mini_batch_goes_on(tmp_path: Path, dtype: str, reassignment_ratio: floa
 
     whole = fit(None)
     with pytest.raises(KilledError):
-        fit(Cut(tmp_path / "fit.npz", "this", 3))
+        fit(KillingCheckpoint(tmp_path / "fit.npz", "this", 3))
     resumed = fit(Checkpoint(tmp_path / "fit.npz", "this"))
 
     assert whole[0].n_steps_ > 4
@@ -98,7 +98,7 @@ def test_mini_batch_goes_on(tmp_path: Path, dtype: str, reassignment_ratio: floa
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_state_of_another_fit_is_not_gone_on_from(tmp_path: Path) -> None:
+def test_state_of_another_fit_is_ignored(tmp_path: Path) -> None:
     Checkpoint(tmp_path / "fit.npz", "this").write([{"centres": np.arange(6.0).reshape(2, 3), "history": [1.5, 0.1]}])
 
     (state,) = Checkpoint(tmp_path / "fit.npz", "this").read() or []
@@ -109,7 +109,7 @@ def test_the_state_of_another_fit_is_not_gone_on_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 10, 200, -1])
-def test_a_damaged_file_is_no_state(tmp_path: Path, size: int) -> None:
+def test_damaged_file_is_ignored(tmp_path: Path, size: int) -> None:
     path = tmp_path / "fit.npz"
     Checkpoint(path, "this").write([{"centres": np.ones((2, 3))}])
     path.write_bytes(path.read_bytes()[:size])
@@ -117,16 +117,16 @@ def test_a_damaged_file_is_no_state(tmp_path: Path, size: int) -> None:
     assert Checkpoint(path, "this").read() is None
 
 
-def test_few_writes_follow_each_other(tmp_path: Path) -> None:
+def test_write_too_soon_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "fit.npz"
     checkpoint = Checkpoint(path, "this")
     checkpoint.write([{"n": 0, "centres": np.zeros(10**6)}])
-    checkpoint.write([{"n": 1, "centres": np.zeros(10**6)}])  # 20 times as long as the first write has not passed
+    checkpoint.write([{"n": 1, "centres": np.zeros(10**6)}])  # less than 20 times the duration of the first write later
 
     assert [state["n"] for state in Checkpoint(path, "this").read() or []] == [0]
 
 
-def test_the_seconds_of_the_driver_before_count(tmp_path: Path) -> None:
+def test_seconds_include_previous_drivers(tmp_path: Path) -> None:
     path = tmp_path / "fit.npz"
     before = Checkpoint(path, "this")
     before.write([{"n": 0}])

@@ -1,4 +1,4 @@
-"""Run folders in an object store: a real S3 server on this machine, in a process of its own."""
+"""Run folders in an object store: a real S3 server on this machine, in its own process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def bucket(s3: S3Server) -> str:
 
 @pytest.fixture
 def folder(bucket: str, request: pytest.FixtureRequest) -> Path:
-    """A folder in the bucket that no other test has."""
+    """A folder in the bucket that no other test uses."""
     return location(f"{bucket}/{request.node.name}")
 
 
@@ -35,7 +35,7 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_paths_are_those_of_the_machine_or_of_a_store(folder: Path, tmp_path: Path):
+def test_location_is_local_or_in_a_store(folder: Path, tmp_path: Path):
     assert type(location(str(tmp_path))) is type(tmp_path)
     assert location(tmp_path) is tmp_path
     assert not is_local(folder / "a")
@@ -43,7 +43,7 @@ def test_paths_are_those_of_the_machine_or_of_a_store(folder: Path, tmp_path: Pa
     assert str((folder / "a").parent) == str(folder)
 
 
-def test_an_object_appears_when_it_is_complete(folder: Path):
+def test_object_appears_when_complete(folder: Path):
     write_json(folder / "a.json", {"old": 1})
 
     with publish(folder / "a.json") as partial:
@@ -59,7 +59,7 @@ def test_an_object_appears_when_it_is_complete(folder: Path):
     assert names(folder) == ["a.json"]
 
 
-def test_of_many_that_create_an_object_one_succeeds(folder: Path):
+def test_create_is_exclusive(folder: Path):
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(lambda i: create(folder / "lock", str(i)), range(8)))
 
@@ -67,7 +67,7 @@ def test_of_many_that_create_an_object_one_succeeds(folder: Path):
     assert (folder / "lock").read_text() == str(made.index(True))
 
 
-def test_a_folder_replaces_a_folder(folder: Path):
+def test_folder_replaces_folder(folder: Path):
     (folder / "model.zarr" / "old" / "c").write_bytes(b"old")
     (folder / "model.zarr" / "zarr.json").write_bytes(b"old")
     (folder / "model.zarr.other").write_bytes(b"stays")
@@ -84,7 +84,7 @@ def test_a_folder_replaces_a_folder(folder: Path):
     assert names(folder) == ["model.zarr.other"]
 
 
-def test_the_marker_of_a_folder_is_removed_first_and_written_last(folder: Path, s3: S3Server):
+def test_marker_is_removed_first_and_written_last(folder: Path, s3: S3Server):
     for _ in range(2):
         s3.requests.clear()
         with publish(folder / "model.zarr") as partial:
@@ -92,7 +92,7 @@ def test_the_marker_of_a_folder_is_removed_first_and_written_last(folder: Path, 
             (partial / "centres" / "c").write_bytes(bytes(10))
             (partial / "zarr.json").write_text("of the group")
         while not s3.requests or "PUT" not in s3.requests[-1] or "model.zarr/zarr.json" not in s3.requests[-1]:
-            time.sleep(0.01)  # until all of its log has come
+            time.sleep(0.01)  # until the whole log has arrived
 
     logged = re.findall(r"(DELETE|POST|PUT) /(\S+)", "".join(s3.requests))
     changes = [(verb, name.rpartition("/")[2]) for verb, name in logged]
@@ -101,7 +101,7 @@ def test_the_marker_of_a_folder_is_removed_first_and_written_last(folder: Path, 
     assert changes[-2:] == [("PUT", "c"), ("PUT", "zarr.json")]
 
 
-def test_arrays_come_back_and_are_not_there_without_their_marker(folder: Path):
+def test_arrays_roundtrip_and_need_their_marker(folder: Path):
     rng = np.random.default_rng(0)
     rows = rng.random((5, 3), np.float32)
     zarr_groups.create_rows(folder / "rows.zarr", rows.shape, 2)
@@ -117,20 +117,20 @@ def test_arrays_come_back_and_are_not_there_without_their_marker(folder: Path):
     assert np.array_equal(read[1], weights[1:])
     assert np.array_equal(zarr_groups.read_model(folder / "model.zarr")[0]["centres"], rows)
     (folder / "model.zarr" / "zarr.json").unlink()
-    with pytest.raises(UserError, match="is no model that is finished"):
+    with pytest.raises(UserError, match="is not a finished model"):
         zarr_groups.read_model(folder / "model.zarr")
 
 
-def test_the_lines_of_an_attempt_appear_at_its_end(folder: Path):
+def test_journal_lines_appear_when_the_attempt_ends(folder: Path):
     journal = open_journal(folder, "settings")
     outcomes = [
         Outcome(row, 2, None, None, None, None, None, 1, None, None, "missing", "no such file") for row in (0, 1)
     ]
 
-    with journal.attempt(0) as tell:
-        tell(outcomes[:1])
+    with journal.attempt(0) as record:
+        record(outcomes[:1])
         assert journal.outcomes() == {}
-        tell(outcomes[1:])
+        record(outcomes[1:])
 
     assert list(open_journal(folder, "settings").outcomes().values()) == outcomes
     assert journal.forget_failed() == 2

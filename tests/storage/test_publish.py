@@ -1,3 +1,5 @@
+"""Publishing: readers see complete files only, and failures leave the old content."""
+
 from __future__ import annotations
 
 import math
@@ -8,19 +10,19 @@ import pytest
 from kmeans_dask.storage.publish import create, publish, read_json, remove, remove_partials, write_json
 
 
-def test_a_file_appears_when_it_is_complete(tmp_path: Path):
+def test_file_appears_when_complete(tmp_path: Path):
     target = tmp_path / "deep" / "down" / "table.txt"
 
     with publish(target) as partial:
-        partial.write_text("all of it")
+        partial.write_text("complete")
         assert not target.exists()
-        assert partial.parent == target.parent  # a rename between two file systems would be a copy
+        assert partial.parent == target.parent  # renaming across file systems would copy
 
-    assert target.read_text() == "all of it"
+    assert target.read_text() == "complete"
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_reader_sees_the_old_file_until_the_new_one_is_complete(tmp_path: Path):
+def test_old_file_stays_until_new_one_is_complete(tmp_path: Path):
     target = tmp_path / "table.txt"
     target.write_text("old")
 
@@ -31,7 +33,7 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_complete(tmp_path: Path
     assert target.read_text() == "new"
 
 
-def test_a_folder_replaces_a_folder(tmp_path: Path):
+def test_folder_replaces_folder(tmp_path: Path):
     target = tmp_path / "model"
     (target / "inner").mkdir(parents=True)
     (target / "inner" / "old").write_text("old")
@@ -45,7 +47,7 @@ def test_a_folder_replaces_a_folder(tmp_path: Path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_failure_leaves_what_was_there(tmp_path: Path, error: type[BaseException]):
+def test_failure_keeps_old_file(tmp_path: Path, error: type[BaseException]):
     target = tmp_path / "table.txt"
     target.write_text("old")
 
@@ -61,18 +63,18 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, error: type[BaseExcepti
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_two_writers_do_not_meet(tmp_path: Path):
+def test_concurrent_writers_do_not_interfere(tmp_path: Path):
     target = tmp_path / "table.txt"
 
     with publish(target) as first, publish(target) as second:
         first.write_text("first")
         second.write_text("second")
 
-    assert target.read_text() == "first"  # it left its block last
+    assert target.read_text() == "first"  # its block ended last
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_remove_takes_files_folders_and_nothing(tmp_path: Path):
+def test_remove_file_folder_or_nothing(tmp_path: Path):
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     (tmp_path / "file").write_text("")
 
@@ -82,7 +84,7 @@ def test_remove_takes_files_folders_and_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path):
+def test_remove_partials_removes_only_partials(tmp_path: Path):
     left = f".{'0123456789abcdef' * 2}.partial"
     for name in (
         "a",
@@ -104,7 +106,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path):
     assert [path.parent.name for path in tmp_path.rglob(left)] == ["in use"]
 
 
-def test_remove_leaves_what_a_link_points_to(tmp_path: Path):
+def test_remove_keeps_target_of_link(tmp_path: Path):
     folder, link = tmp_path / "folder", tmp_path / "link"
     folder.mkdir()
     (folder / "file").write_text("kept")
@@ -116,7 +118,7 @@ def test_remove_leaves_what_a_link_points_to(tmp_path: Path):
     assert (folder / "file").read_text() == "kept"
 
 
-def test_json_comes_back(tmp_path: Path):
+def test_json_roundtrip(tmp_path: Path):
     value = {"k": [3, 5], "inertia": 0.1 + 0.2, "label": "Ångström", "none": None, "yes": True}
 
     write_json(tmp_path / "value.json", value)
@@ -124,7 +126,7 @@ def test_json_comes_back(tmp_path: Path):
     assert read_json(tmp_path / "value.json") == value
 
 
-def test_a_number_that_json_does_not_know_leaves_the_old_file(tmp_path: Path):
+def test_invalid_json_number_keeps_old_file(tmp_path: Path):
     write_json(tmp_path / "value.json", 1)
 
     with pytest.raises(ValueError, match="JSON"):
@@ -134,7 +136,7 @@ def test_a_number_that_json_does_not_know_leaves_the_old_file(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_of_two_that_create_a_file_one_succeeds(tmp_path: Path):
+def test_create_is_exclusive(tmp_path: Path):
     target = tmp_path / "deep" / "lock"
 
     assert create(target, "one")

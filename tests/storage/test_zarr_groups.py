@@ -1,3 +1,5 @@
+"""Zarr groups: collections, models and colour tables are read back as written, and anything else is refused."""
+
 from __future__ import annotations
 
 import json
@@ -16,7 +18,7 @@ def make(folder: Path, n: int = 10, chunk_rows: int = 4, **attrs: object) -> Pat
     return folder
 
 
-def test_blocks_come_back_and_the_last_may_be_short(tmp_path: Path) -> None:
+def test_blocks_roundtrip_with_short_last_block(tmp_path: Path) -> None:
     folder = make(tmp_path / "c.zarr")
     images = np.random.default_rng(0).integers(0, 256, (10, 2, 3, 1), dtype=np.uint8)
     for start in (8, 0, 4):
@@ -26,21 +28,21 @@ def test_blocks_come_back_and_the_last_may_be_short(tmp_path: Path) -> None:
     assert zarr_groups.read_layout(folder) == Layout((10, 2, 3, 1), 4)
 
 
-def test_black_blocks_are_read_as_black_although_they_leave_no_file(tmp_path: Path) -> None:
+def test_black_blocks_without_a_file_are_read_as_black(tmp_path: Path) -> None:
     folder = make(tmp_path / "c.zarr")
     zarr_groups.write_block(folder, 0, np.zeros((4, 2, 3, 1), np.uint8))
     assert not zarr_groups.read_block(folder, 0, 10).any()
 
 
 @pytest.mark.parametrize(("start", "rows"), [(1, 4), (0, 3), (0, 5), (8, 4), (4, 1)])
-def test_a_block_that_is_not_one_shard_is_refused(tmp_path: Path, start: int, rows: int) -> None:
+def test_block_other_than_one_shard_raises(tmp_path: Path, start: int, rows: int) -> None:
     folder = make(tmp_path / "c.zarr")
     with pytest.raises(ValueError, match="not one shard of 4 rows"):
         zarr_groups.write_block(folder, start, np.ones((rows, 2, 3, 1), np.uint8))
     assert not zarr_groups.read_block(folder, 0, 10).any()
 
 
-def test_labels_and_attrs(tmp_path: Path) -> None:
+def test_labels_and_attrs_roundtrip(tmp_path: Path) -> None:
     folder = make(tmp_path / "c.zarr", class_names=["a", "b"])
     labels = zarr_groups.read_labels(folder)
     assert labels.dtype == np.int32
@@ -51,14 +53,14 @@ def test_labels_and_attrs(tmp_path: Path) -> None:
     assert attrs["software"]["zarr"].startswith("3.")
 
 
-def test_creating_again_removes_what_was_there(tmp_path: Path) -> None:
+def test_create_collection_replaces_old_one(tmp_path: Path) -> None:
     folder = make(tmp_path / "c.zarr")
     zarr_groups.write_block(folder, 0, np.ones((4, 2, 3, 1), np.uint8))
     make(folder, n=6)
     assert not zarr_groups.read_block(folder, 0, 6).any()
 
 
-def test_chunks_inside_a_shard_divide_it_and_have_at_most_a_mebibyte(tmp_path: Path) -> None:
+def test_inner_chunks_divide_shards_and_have_at_most_a_mebibyte(tmp_path: Path) -> None:
     for shape, rows, expected in (
         ((1, 28, 28, 1), 8192, 1024),
         ((1, 64, 64, 3), 512, 64),
@@ -72,7 +74,7 @@ def test_chunks_inside_a_shard_divide_it_and_have_at_most_a_mebibyte(tmp_path: P
         assert metadata["codecs"][0]["configuration"]["chunk_shape"] == [expected, *shape[1:]]
 
 
-def test_a_model_comes_back_and_replaces_the_old_one(tmp_path: Path) -> None:
+def test_model_roundtrip_replaces_old_one(tmp_path: Path) -> None:
     folder = tmp_path / "kmeans" / "k=2.zarr"
     zarr_groups.write_model(folder, {"old": np.zeros(3)}, {})
     arrays = {
@@ -92,7 +94,7 @@ def test_a_model_comes_back_and_replaces_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["k=2.zarr"]
 
 
-def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+def test_failed_write_keeps_old_model(tmp_path: Path) -> None:
     folder = tmp_path / "k=2.zarr"
     zarr_groups.write_model(folder, {"centres": np.zeros(3)}, {"good": True})
     with pytest.raises(TypeError):
@@ -102,7 +104,7 @@ def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float64])
-def test_a_colour_table_comes_back_whole_and_in_parts(tmp_path: Path, dtype: type) -> None:
+def test_colour_table_roundtrip_whole_and_in_parts(tmp_path: Path, dtype: type) -> None:
     generator = np.random.default_rng(0)
     colours, weights = generator.integers(0, 256, (50, 3), dtype=np.uint8), generator.uniform(1, 9, 50).astype(dtype)
     zarr_groups.write_colours(tmp_path / "c.zarr", colours[:5], weights[:5], 16, {})
@@ -114,42 +116,42 @@ def test_a_colour_table_comes_back_whole_and_in_parts(tmp_path: Path, dtype: typ
         assert (read_colours.dtype, read_weights.dtype) == (np.uint8, dtype)
     assert zarr_groups.read_attrs(tmp_path / "c.zarr", "colour table")["fingerprint"] == "abc"
     assert len(list((tmp_path / "c.zarr" / "colours" / "c").iterdir())) == 4
-    with pytest.raises(UserError, match="no colour table"):
+    with pytest.raises(UserError, match="not a finished colour table"):
         zarr_groups.read_attrs(make(tmp_path / "other"), "colour table")
 
 
-def test_no_colours_come_back_as_none(tmp_path: Path) -> None:
+def test_empty_colour_table_roundtrip(tmp_path: Path) -> None:
     zarr_groups.write_colours(
         tmp_path / "c.zarr", np.empty((0, 3), np.uint8), np.empty(0, np.int64), 16, {"colours": 0}
     )
     assert [array.shape for array in zarr_groups.read_colours(tmp_path / "c.zarr")] == [(0, 3), (0,)]
 
 
-def test_what_is_no_group_is_the_users_mistake(tmp_path: Path) -> None:
+def test_invalid_group_raises(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x")
     for name, text in (("broken", "{"), ("list", "[]"), ("other", "{}"), ("array", '{"node_type": "array"}')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "zarr.json").write_text(text)
     for name in ("nowhere", "folder", "file", "broken", "list", "other", "array"):
-        with pytest.raises(UserError, match=f"{name} is no collection"):
+        with pytest.raises(UserError, match=f"{name} is not a finished collection"):
             zarr_groups.read_attrs(tmp_path / name)
-        with pytest.raises(UserError, match=f"{name} is no model"):
+        with pytest.raises(UserError, match=f"{name} is not a finished model"):
             zarr_groups.read_model(tmp_path / name)
 
 
-def test_a_model_is_no_collection_and_the_other_way_round(tmp_path: Path) -> None:
+def test_wrong_kind_of_group_raises(tmp_path: Path) -> None:
     zarr_groups.write_model(tmp_path / "m", {}, {})
-    with pytest.raises(UserError, match="no collection"):
+    with pytest.raises(UserError, match="not a finished collection"):
         zarr_groups.read_attrs(tmp_path / "m")
-    with pytest.raises(UserError, match="no model"):
+    with pytest.raises(UserError, match="not a finished model"):
         zarr_groups.read_model(make(tmp_path / "c"))
 
 
-def test_another_version_of_the_format_is_named(tmp_path: Path) -> None:
+def test_other_format_version_raises(tmp_path: Path) -> None:
     folder = make(tmp_path / "c.zarr")
     metadata = folder / "zarr.json"
     written = f'"format_version": {zarr_groups.FORMAT_VERSION}'
     metadata.write_text(metadata.read_text().replace(written, '"format_version": 99'))
-    with pytest.raises(UserError, match=f"format version 99, allowed is {zarr_groups.FORMAT_VERSION}"):
+    with pytest.raises(UserError, match=f"format version 99, expected {zarr_groups.FORMAT_VERSION}"):
         zarr_groups.read_attrs(folder)
