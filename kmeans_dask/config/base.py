@@ -1,7 +1,8 @@
-"""What every section of the config is made of."""
+"""Building blocks of the config sections."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any
 
 from pydantic import (
@@ -21,50 +22,32 @@ def as_list(value: Any) -> Any:
 
 
 def distinct(values: list[Any]) -> list[Any]:
-    """Refuse a list with duplicate values."""
-    if len(set(values)) != len(values):
-        raise ValueError("each value may stand once")
+    """Return the list unchanged, or raise ValueError if a value occurs more than once."""
+    duplicates = [str(value) for value, count in Counter(values).items() if count > 1]
+    if duplicates:
+        raise ValueError(f"duplicate values are not allowed: {', '.join(duplicates)}")
     return values
 
 
 ONE_OR_MORE = (BeforeValidator(as_list), Field(min_length=1), AfterValidator(distinct))
-"""Of a list: a single value may stand without brackets, no value twice."""
+"""Annotations of a list of distinct values; a single value needs no brackets."""
 
 
 Name = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """A part of the config: unknown keys are refused, values do not change after validation."""
+    """A part of the config. Unknown keys are rejected; values are immutable after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _reject_bool_and_nul(cls, value: Any, info: ValidationInfo) -> Any:
         is_switch = cls.model_fields[info.field_name or ""].annotation is bool
         values = value if isinstance(value, list) else [value]
-        if not is_switch and any(isinstance(each, bool) for each in values):  # pydantic would take true as 1
-            raise ValueError("true and false are not allowed here (nor yes, no, on, off, unless in quotes)")
+        if not is_switch and any(isinstance(each, bool) for each in values):  # pydantic would convert true to 1
+            raise ValueError("true and false are not allowed here (nor yes, no, on, off, unless quoted)")
         if any(isinstance(each, str) and "\0" in each for each in values):
-            raise ValueError("a text may not hold the character NUL")
+            raise ValueError("must not contain NUL characters")
         return value
-
-
-SCHEMES = ("s3", "gs", "az", "abfs")
-"""Whose fsspec file systems publish an object by one request. Not so sftp or hdfs, where a half-written file can be
-seen, and memory, which no other process sees."""
-
-
-def check_location(text: str) -> str:
-    """Return the name of a folder for runs, if there can be one.
-
-    Raises
-    ------
-    ValueError
-        It is a URL that is no place in an object store.
-    """
-    scheme, sign, rest = text.partition("://")
-    if sign and (scheme not in SCHEMES or not rest.partition("/")[0] or set(rest) & set("*?[]#")):
-        raise ValueError(f"must be a folder, or {', '.join(f'{name}://' for name in SCHEMES)} with a bucket's name")
-    return text

@@ -15,7 +15,7 @@ from kmeans_dask.config.base import Section
 
 
 def _clock(value: Any) -> Any:
-    """Write seconds as HH:MM:SS: that is what YAML makes of an unquoted 10:30:00."""
+    """Convert seconds to HH:MM:SS, because YAML parses an unquoted 10:30:00 as an integer in base 60."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value // 3600:02d}:{value // 60 % 60:02d}:{value % 60:02d}"
     return value
@@ -24,17 +24,17 @@ def _clock(value: Any) -> Any:
 def _memory(value: Any) -> Any:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT])(i?)B", value) if isinstance(value, str) else None
     size = float(match[1]) * (1024 if match[3] else 1000) ** ("kMGT".index(match[2]) + 1) if match else 0
-    if value != "auto" and size < _LEAST_MEMORY:
-        raise ValueError("allowed are auto or a size such as 2GiB, at least 256MiB")
+    if value != "auto" and size < _MIN_MEMORY:
+        raise ValueError("must be auto or a size such as 2GiB, at least 256MiB")
     return value
 
 
-_LEAST_MEMORY = 256 * 2**20
-"""Bytes; a worker process has 150-225 MiB before its first task, and with less it would be ended again and again."""
+_MIN_MEMORY = 256 * 2**20
+"""Bytes. A worker process uses 150-225 MiB before its first task; with a lower limit it would be restarted forever."""
 
 
 _Word = Annotated[str, Field(pattern=r"^[^\s-]\S*$")]
-"""What becomes a word of a command: no spaces, and no option."""
+"""A value passed on a command line: it contains no spaces and does not look like an option."""
 
 
 _JOB_KEYS = "n_workers workers_per_job threads_per_worker memory_limit queue account walltime adaptive host tls"
@@ -50,100 +50,118 @@ _KEYS_OF_KIND = {
     "ssh": "hosts n_workers threads_per_worker memory_limit host tls",
     "kubernetes": "image namespace n_workers threads_per_worker memory_limit adaptive",
 }
-"""Keys that say something about a kind of cluster; `dashboard` and `performance_report` are for all of them."""
+"""Keys that apply to each kind of cluster; `dashboard` and `performance_report` apply to all of them."""
 
 
-_NEEDED = {
+_REQUIRED_KEYS = {
     "address": (["address"], "for example tcp://127.0.0.1:8786"),
-    "slurm": (["host"], "where the scheduler listens: an address of this machine or an interface, for example ib0"),
-    "pbs": (["host"], "where the scheduler listens: an address of this machine or an interface, for example ib0"),
-    "slurm-runner": (["host"], "where the scheduler listens: an interface of the nodes, for example ib0"),
+    "slurm": (["host"], "where the scheduler listens: an address or interface of this machine, for example ib0"),
+    "pbs": (["host"], "where the scheduler listens: an address or interface of this machine, for example ib0"),
+    "slurm-runner": (["host"], "where the scheduler listens: an interface that all nodes have, for example ib0"),
     "ssh": (["hosts", "n_workers"], "for example hosts=[head,node1,node2] n_workers=4"),
-    "kubernetes": (["image"], "of scheduler and workers, built with docker/Dockerfile"),
+    "kubernetes": (["image"], "the container image of scheduler and workers, built with docker/Dockerfile"),
 }
-"""Keys that a kind cannot do without, and an example."""
+"""Keys that a kind of cluster requires, and an explanation or example."""
 
 
 class Tls(Section):
-    """Certificates in PEM files: every connection is encrypted, and both ends prove who they are."""
+    """Certificates, as PEM files. With them every connection is encrypted, and both ends authenticate each other."""
 
     ca: str
-    """Certificates of the authority that has signed those of scheduler, workers and client."""
+    """PEM file with the certificates of the authority that signed those of scheduler, workers and client."""
     cert: str
-    """Certificate of this end; of all, where the job starts scheduler and workers."""
+    """PEM file with the certificate of the client; also used by scheduler and workers that the job starts."""
     key: str | None = None
-    """Its private key; absent: in the same file."""
+    """PEM file with the private key of `cert`, without a password. Default: the key is in the file of `cert`."""
 
 
 class Cluster(Section):
-    """Where the tasks run. Nothing else in a job knows."""
+    """Where the tasks run. A key that does not apply to the chosen `kind` is rejected."""
 
     kind: Literal["local", "threads", "address", "slurm", "slurm-runner", "pbs", "ssh", "kubernetes"] = "local"
-    """``local``: worker processes here. ``threads``: threads of this process. ``address``: a running cluster.
-    ``slurm``, ``pbs``: workers are jobs. ``slurm-runner``: the tasks of this Slurm job. ``ssh``: on `hosts`.
-    ``kubernetes``: pods of the Dask operator."""
+    """How scheduler and workers are started. ``local``: worker processes on this machine. ``threads``: threads of the
+    job's own process. ``address``: a cluster that is already running. ``slurm``, ``pbs``: workers run in batch jobs.
+    ``slurm-runner``: scheduler and workers are tasks of the Slurm job that runs the command. ``ssh``: processes on
+    `hosts`. ``kubernetes``: pods of the Dask operator."""
     n_workers: int | None = Field(None, ge=1)
-    """Worker processes; of kind ssh on each host. Absent: one a core, for kind local and threads."""
+    """Number of workers, at least 1; for ``ssh`` the number on each worker host. Required for ``ssh``; ``slurm``,
+    ``pbs`` and ``kubernetes`` require this or `adaptive`. Default: for ``local`` the number of cores divided by
+    `threads_per_worker`, for ``threads`` one."""
     workers_per_job: int = Field(1, ge=1)
-    """Worker processes in a job of the queue."""
+    """Worker processes per batch job of ``slurm`` or ``pbs``, at least 1."""
     threads_per_worker: int = Field(1, ge=1)
-    """Threads a worker."""
+    """Threads per worker, at least 1."""
     memory_limit: Annotated[str, BeforeValidator(_memory)] = "auto"
-    """Memory limit a worker, for example ``2GiB``; auto: this machine's memory shared out."""
+    """Memory limit per worker: a size such as ``2GiB`` or ``4000MB``, at least 256MiB, or ``auto``, an equal part of
+    the machine's memory for each worker. ``slurm``, ``pbs`` and ``kubernetes`` require a size."""
     adaptive: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = None
-    """Least and largest number of workers, by the work that there is; instead of `n_workers`."""
+    """Minimum and maximum number of workers, ``[minimum, maximum]``: the cluster scales with the pending work. Given
+    instead of `n_workers`; for ``local``, ``slurm``, ``pbs`` and ``kubernetes``. Default: a fixed number."""
     address: str | None = None
-    """Address of the scheduler, for example ``tcp://127.0.0.1:8786``."""
+    """Address of a running scheduler, ``tcp://HOST:PORT`` or ``tls://HOST:PORT``; required for ``address``."""
     host: _Word | None = None
-    """Where the scheduler listens: an address, a name, or a network interface. Absent: on loopback; of kind ssh at the
-    first host's address."""
+    """Where the scheduler listens: an IP address, a host name or a network interface such as ``ib0``. Required for
+    ``slurm``, ``pbs`` and ``slurm-runner``. Default: loopback; for ``ssh`` the address of the first host."""
     tls: Tls | None = None
-    """Certificates. Absent: whoever reaches the scheduler can run code on the workers."""
+    """Certificates for all connections. Default: connections are neither encrypted nor authenticated, so anyone who can
+    reach the scheduler can run code on the workers."""
     hosts: Annotated[list[_Word], Field(min_length=2)] | None = None
-    """Hosts that are reached by ssh: the first runs the scheduler, the others the workers; one may stand twice."""
+    """Hosts of an ``ssh`` cluster, at least two: the first runs the scheduler, the others run the workers. A host may
+    be listed more than once."""
     queue: _Word | None = None
-    """Partition or queue that jobs go to."""
+    """Queue (PBS) or partition (Slurm) that jobs are submitted to. Default: that of Dask's ``jobqueue.yaml``, else the
+    default of the site."""
     account: _Word | None = None
-    """Whom their time is charged to."""
+    """Account to charge for the jobs of ``slurm`` or ``pbs``. Default: that of Dask's ``jobqueue.yaml``, else the
+    default of the site."""
     walltime: Annotated[str, BeforeValidator(_clock), Field(pattern=r"^(\d+-)?\d+:\d\d:\d\d$")] | None = None
-    """Time limit of a job, HH:MM:SS."""
+    """Time limit of a job of ``slurm`` or ``pbs``, ``HH:MM:SS`` or ``DAYS-HH:MM:SS``. Default: that of Dask's
+    ``jobqueue.yaml``, 30 minutes unless changed."""
     image: _Word | None = None
-    """Container image of scheduler and workers."""
+    """Container image of scheduler and workers; required for ``kubernetes``."""
     namespace: _Word | None = None
-    """Namespace of the pods; absent: that of the current context."""
+    """Kubernetes namespace of the pods. Default: that of the current context."""
     dashboard: bool = False
-    """Tell the link of Dask's dashboard."""
+    """Whether to print the link to Dask's dashboard."""
     performance_report: bool = False
-    """Write what the workers did, when and for how long, to performance.html in the run folder."""
+    """Whether to write Dask's performance report, a timeline of all tasks, to ``performance.html`` in the run
+    folder."""
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether a queue or a Kubernetes cluster decides when workers start, so that the job may wait for them."""
+        return self.kind in ("slurm", "pbs", "kubernetes")
 
     @model_validator(mode="after")
-    def _keys_of_the_kind(self) -> Cluster:
+    def _check_keys_of_kind(self) -> Cluster:
         given = {key for key, field in Cluster.model_fields.items() if getattr(self, key) != field.default}
         allowed = _KEYS_OF_KIND[self.kind].split()
         foreign = sorted(given - {"kind", "dashboard", "performance_report", *allowed})
         if foreign:
-            raise ValueError(f"kind {self.kind} has no key {foreign[0]}; allowed here: {', '.join(allowed)}")
-        needed, example = _NEEDED.get(self.kind, ([], ""))
-        missing = [key for key in needed if key not in given]
+            raise ValueError(f"key {foreign[0]} does not apply to kind {self.kind}; allowed keys: {', '.join(allowed)}")
+        required, example = _REQUIRED_KEYS.get(self.kind, ([], ""))
+        missing = [key for key in required if key not in given]
         if missing:
-            raise ValueError(f"kind {self.kind} needs the key {missing[0]}, {example}")
+            raise ValueError(f"kind {self.kind} requires the key {missing[0]}, {example}")
         return self
 
     @model_validator(mode="after")
-    def _how_many_and_how_large(self) -> Cluster:
+    def _check_number_and_memory_of_workers(self) -> Cluster:
         if self.adaptive and (self.n_workers or self.adaptive[0] > self.adaptive[1]):
-            raise ValueError(f"adaptive={self.adaptive} is [least, largest] number of workers, instead of n_workers")
-        if self.kind in ("slurm", "pbs", "kubernetes"):
+            raise ValueError(
+                f"adaptive={self.adaptive} must be [minimum, maximum] number of workers, given instead of n_workers"
+            )
+        if self.is_queued:
             if not (self.n_workers or self.adaptive):
-                raise ValueError(f"kind {self.kind} needs n_workers, or adaptive=[least, largest]")
+                raise ValueError(f"kind {self.kind} requires n_workers, or adaptive=[minimum, maximum]")
             if self.memory_limit == "auto":
                 raise ValueError(
-                    f"kind {self.kind} needs memory_limit, the limit of a worker, for example memory_limit=4GiB"
+                    f"kind {self.kind} requires memory_limit, the limit per worker, for example memory_limit=4GiB"
                 )
         return self
 
     @model_validator(mode="after")
-    def _encrypted_address(self) -> Cluster:
+    def _check_encrypted_address(self) -> Cluster:
         if self.address and self.tls and not self.address.startswith("tls://"):
-            raise ValueError(f"tls is for addresses that begin with tls://, not for {self.address}")
+            raise ValueError(f"tls requires an address that starts with tls://, not {self.address}")
         return self

@@ -1,4 +1,4 @@
-"""A YAML file and overrides become a checked config; whatever is wrong with them is one line."""
+"""Read a config from a YAML file and overrides, and report the first mistake in one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import (
@@ -15,9 +15,15 @@ from pydantic import (
     ValidationError,
 )
 
+from kmeans_dask.config.base import Section
 from kmeans_dask.config.cluster import Cluster, Tls
 from kmeans_dask.config.sections import Config, Evaluate, Features, Fit, Ingest, Input, Quantize, Report
 from kmeans_dask.errors import UserError
+
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""Folder, archive, array, table, list of paths or glob pattern, local or as a URL; one or several."""
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 _RENAMED = {
     "ingest.fit": "ingest.resize, and its value resize is now stretch",
@@ -25,7 +31,7 @@ _RENAMED = {
     "cluster.threads": "cluster.threads_per_worker",
     "cluster.memory": "cluster.memory_limit",
 }
-"""Keys of version 0.1, which configs and run folders from then still have."""
+"""Keys of version 0.1, still found in old configs and run folders, with their new names."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), cluster: str | None = None) -> Config:
@@ -38,8 +44,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), cluster: str | 
     overrides
         ``KEY=VALUE`` with a dotted key and a YAML value, for example ``fit.k=[10,256]``.
     cluster
-        Replaces the section ``cluster``: an address such as ``tcp://127.0.0.1:8786``, with which only ``cluster.tls``
-        stays, or a YAML file that holds the section.
+        Replacement of the section ``cluster``: the address of a scheduler, such as ``tcp://127.0.0.1:8786``, or a YAML
+        file with the keys of the section. With a ``tls://`` address the config's ``cluster.tls`` still applies.
 
     Returns
     -------
@@ -48,7 +54,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), cluster: str | 
     Raises
     ------
     UserError
-        The file cannot be read, or a key or value is not allowed. The message names the first offender.
+        The file cannot be read, or a key or value is invalid. The message names the first one.
     """
     raw = _read_yaml(Path(path) if isinstance(path, str) else path)
     for override in overrides:
@@ -62,12 +68,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), cluster: str | 
 
 
 def load_cluster(cluster: str) -> Cluster:
-    """Read and check what ``--cluster`` names.
+    """Read and check the value of ``--cluster``.
 
     Parameters
     ----------
     cluster
-        An address, or a YAML file that holds the section ``cluster``; certificates stand in such a file.
+        Address of a scheduler, or YAML file with the keys of the section ``cluster``; certificates require a file.
 
     Returns
     -------
@@ -76,7 +82,7 @@ def load_cluster(cluster: str) -> Cluster:
     Raises
     ------
     UserError
-        The file cannot be read, or a key or value is not allowed.
+        The file cannot be read, or a key or value is invalid.
     """
     try:
         return Cluster.model_validate(_raw_cluster(cluster, {}))
@@ -84,8 +90,56 @@ def load_cluster(cluster: str) -> Cluster:
         raise UserError(f"{cluster}: {_first_message(error)}") from None
 
 
+def check_section(kind: type[SectionT], **values: Any) -> SectionT:
+    """Check keyword arguments as the keys of one config section.
+
+    Parameters
+    ----------
+    kind
+        Class of the section.
+    **values
+        Its keys.
+
+    Returns
+    -------
+    Section
+
+    Raises
+    ------
+    UserError
+        A key or value is invalid. The message names the first one.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_first_message(error)) from None
+
+
+def input_of(source: Source, **keys: Any) -> Input:
+    """Return the config section ``input`` of a source given as a path, or several.
+
+    Parameters
+    ----------
+    source
+        Path or URL, or a sequence of them.
+    **keys
+        The other keys of the section.
+
+    Returns
+    -------
+    Input
+
+    Raises
+    ------
+    UserError
+        A key or value is invalid.
+    """
+    sources = [source] if isinstance(source, (str, os.PathLike)) else source
+    return check_section(Input, path=[str(each) for each in sources], **keys)
+
+
 def _raw_cluster(cluster: str, raw: dict[str, Any]) -> dict[str, Any]:
-    """Section ``cluster`` of a file, or of an address, with which the certificates of the raw config stay."""
+    """Section ``cluster`` from a file or an address; a ``tls://`` address keeps the certificates of the raw config."""
     if "://" not in cluster:
         return _read_yaml(Path(cluster))
     section = raw.get("cluster")
@@ -94,17 +148,17 @@ def _raw_cluster(cluster: str, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_sources(source: Input) -> None:
-    """Check that the files and folders of this machine that the config names are there, which costs nothing.
+    """Check cheaply that the local files and folders named in the config exist.
 
     Parameters
     ----------
     source
-        The config's section ``input``.
+        Section ``input`` of the config.
 
     Raises
     ------
     UserError
-        One is missing. Patterns and URLs are not looked at.
+        One does not exist. Patterns and URLs are not checked.
     """
     named = [("input.path", name) for name in source.path or []]
     if source.holdout_source is not None:
@@ -114,7 +168,7 @@ def check_sources(source: Input) -> None:
     for key, name in named:
         path = os.path.abspath(os.path.expanduser(name))
         if not (os.path.lexists(path) or "://" in name or re.search(r"[*?\[{]", name)):
-            raise UserError(f"{key}={name}: there is no such file or folder ({path}); give an existing one")
+            raise UserError(f"{key}={name}: no such file or folder ({path}); give an existing one")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -122,19 +176,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read config {path}: {error.strerror}; give an existing YAML file") from None
-    except ValueError as error:  # no UTF-8, or a name with NUL
+    except ValueError as error:  # invalid UTF-8, or a NUL character in the name
         raise UserError(f"{path} is not valid YAML: {error}") from None
     raw = _parse(text, str(path))
     if not isinstance(raw, dict):
-        raise UserError(f"{path} holds {type(raw).__name__}; a config is a mapping of keys, such as name: mnist")
+        raise UserError(
+            f"{path} contains a {type(raw).__name__}; a config must be a mapping of keys, such as name: mnist"
+        )
     return raw
 
 
 def _parse(text: str, where: str) -> Any:
-    """Parse YAML; `where` is what the message begins with."""
+    """Parse YAML; error messages start with `where`."""
     try:
         return yaml.safe_load(text)
-    # beside YAMLError: ValueError (month 99, 5,000 digits), AttributeError (!!timestamp x), IndexError (!!int ''),
+    # besides YAMLError: ValueError (month 99, 5,000 digits), AttributeError (!!timestamp x), IndexError (!!int ''),
     # TypeError, RecursionError (3,000 brackets)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -146,9 +202,11 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     dotted, sign, text = override.partition("=")
     keys = dotted.split(".")
     if not sign or not all(keys):
-        raise UserError(f"{override!r} is not KEY=VALUE; write a dotted key, for example fit.k=[10,256]")
+        raise UserError(f"{override!r} is not KEY=VALUE; give a dotted key and a value, for example fit.k=[10,256]")
     try:
-        value = text if text.startswith("*") else _parse(text, "value")  # a pattern, which YAML takes for an alias
+        value = (
+            text if text.startswith("*") else _parse(text, "value")
+        )  # a glob pattern, which YAML would parse as an alias
     except UserError:
         raise UserError(f"{override!r}: the value is not valid YAML; quote it, for example name='a: b'") from None
     section = raw
@@ -157,30 +215,30 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             section[key] = {}
         section = section[key]
         if not isinstance(section, dict):
-            raise UserError(f"{override!r}: {'.'.join(keys[:depth])} is a value, it has no keys below it")
+            raise UserError(f"{override!r}: {'.'.join(keys[:depth])} is a value, not a section")
     section[keys[-1]] = value
 
 
 def _first_message(error: ValidationError) -> str:
-    """One line for the first problem: key, value, what is allowed."""
+    """Describe the first problem in one line: key, value, and what is allowed."""
     problem = error.errors(include_url=False)[0]
-    # no keys are: a position in a list, and which of the kinds of fit.k a value was taken for
+    # drop the parts that are not keys: positions in lists, and the tags of the union type of fit.k
     keys = [part for part in problem["loc"] if isinstance(part, str) and part not in ("auto", "list")]
     key = ".".join(keys)
     if problem["type"] == "extra_forbidden" and key in _RENAMED:
         return f"key {key} is now called {_RENAMED[key]}"
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}; allowed here: {_keys_of_section(keys[:-1])}"
+        return f"unknown key {key}; allowed keys: {_keys_of_section(keys[:-1])}"
     if problem["type"] == "missing" and len(keys) == len(problem["loc"]):
         return f"key {key} is missing"
     bounds = problem.get("ctx", {})
     messages = {
         "missing": "too few values",
-        "too_short": f"too few values, it has at least {bounds.get('min_length')}",
-        "too_long": f"too many values, it has at most {bounds.get('max_length')}",
-        "tuple_type": "not a list of values, such as [64, 64]",
-        "string_too_short": "empty; write a text, or leave the key out",
-        "model_type": f"not a section; write keys below it: {_keys_of_section(keys)}",
+        "too_short": f"too few values, at least {bounds.get('min_length')} required",
+        "too_long": f"too many values, at most {bounds.get('max_length')} allowed",
+        "tuple_type": "must be a list of values, such as [64, 64]",
+        "string_too_short": "must not be empty; give a value, or remove the key",
+        "model_type": f"must be a section with keys: {_keys_of_section(keys)}",
     }
     message = messages.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     if isinstance(problem["input"], (str, int, float, list, bool, type(None))) or problem["type"] == "string_type":
@@ -189,7 +247,7 @@ def _first_message(error: ValidationError) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Write a value briefly: YAML's anchors can make a list of a kilobyte that has 10^9 entries when written out."""
+    """Shorten a value for a message: with YAML anchors a file of one kilobyte can expand to 10^9 entries."""
     short = reprlib.Repr()
     short.maxlist = short.maxdict = 10
     short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, 200, 200, 40

@@ -121,7 +121,7 @@ def test_hog_on_spherical_k_means(command: Command, tmp_path: Path):
 def test_another_setting_is_noticed_and_stored_numbers_are_kept(command: Command, tmp_path: Path):
     config = digits(tmp_path, features={"kind": "colour-histogram"}, report=None)
     assert command("run", config).status == 0
-    assert any("fit: finished before" in line for line in command("run", config).lines)
+    assert any("fit: already finished" in line for line in command("run", config).lines)
     rows = tmp_path / "runs" / "small" / "features" / "rows.zarr"
     before = rows.stat().st_ino
 
@@ -155,7 +155,7 @@ def test_embeddings_by_path(command: Command, tmp_path: Path):
     for mine, theirs in zip(read_json(run / "metrics.json"), raw, strict=True):
         assert mine["inertia"] == pytest.approx(theirs["inertia"], rel=0.02)
     again = f"features={{kind: file, path: {tmp_path / 'e.parquet'}}}"
-    assert "fit: finished before" in command("run", plain, again).lines
+    assert "fit: already finished" in command("run", plain, again).lines
     pq.write_table(pa.table({"path": paths, "vector": list(pixels / 2)}), tmp_path / "e.parquet")
     assert any("features.path, its size and time was" in line for line in command("run", plain, again).lines)
     assert read_json(run / "metrics.json")[0]["inertia"] == pytest.approx(raw[0]["inertia"] / 4, rel=0.02)
@@ -175,8 +175,8 @@ def test_embeddings_by_path(command: Command, tmp_path: Path):
             "features.kind=sift",
             ["features: kind='sift'", "colour-histogram, file or package.module:function"],
         ),
-        ("features.kind=file", ["kind file needs the key path"]),
-        ("features.path=e.npy", ["kind file needs the key path"]),
+        ("features.kind=file", ["kind file requires the key path"]),
+        ("features.path=e.npy", ["kind file requires the key path"]),
         ("features.scale=0", ["features.scale=0", "a number above 0 that is divided by, or standard"]),
         ("features.pca=0", ["features.pca=0"]),
         ("features.size=3", ["unknown key features.size", "kind, path, scale, centre, pca, normalize"]),

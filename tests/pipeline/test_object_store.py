@@ -18,6 +18,7 @@ from kmeans_dask.models.model import read_model
 from kmeans_dask.storage.object_store import location
 from kmeans_dask.storage.publish import read_json
 from kmeans_dask.storage.run_folder import RunFolder
+from kmeans_dask.storage.run_record import RunRecord
 from tests.support.images import draw_images, hold_later
 from tests.support.jobs import Said, results_of, write_config
 from tests.support.processes import Planted, Process
@@ -86,7 +87,7 @@ def test_killed_and_run_again_it_gives_what_a_run_on_disk_gives(
 
     kill_when(lambda: len(parts()) == 3, "cluster.threads_per_worker=2")  # the other one has the image that is held
     assert finished() == set()
-    with pytest.raises(UserError, match="is no collection that is finished"):
+    with pytest.raises(UserError, match="is not a finished collection"):
         open_collection(str(folder / "collection.zarr"))
     assert len(parts()) == 3
 
@@ -98,8 +99,8 @@ def test_killed_and_run_again_it_gives_what_a_run_on_disk_gives(
     planted.let_go()
     process = start("kmeans-dask", "run", job)
     assert process.wait() == 0, process.output
-    assert "ingest: finished before" in process.output
-    assert "fit: finished before" in process.output
+    assert "ingest: already finished" in process.output
+    assert "fit: already finished" in process.output
     assert process.output.endswith(f"report: {bucket}/small/report.html\n")
     assert "not-to-be-told" not in process.output
 
@@ -166,7 +167,7 @@ def test_an_update_copies_what_has_not_changed(
     left = location(f"{bucket}/updated/collection.zarr.partial")
     assert not left.exists()
     (left / "images" / "c" / "0").write_bytes(b"of a command that was killed while it removed this")
-    RunFolder(location(f"{bucket}/updated")).forget("ingest")
+    RunRecord.read(RunFolder(location(f"{bucket}/updated"))).forget("ingest")
     assert "ingest: 70 items in 5 chunks of 16 items (0.6 MiB); 0 to do" in command("run", config).lines
 
 
@@ -196,9 +197,9 @@ def test_what_has_lost_its_marker_is_not_finished(bucket: str, tmp_path: Path, c
     (folder / "collection.zarr" / "zarr.json").unlink()
     (folder / "models" / "kmeans" / "k=3.zarr" / "zarr.json").unlink()
 
-    with pytest.raises(UserError, match="is no collection that is finished"):
+    with pytest.raises(UserError, match="is not a finished collection"):
         open_collection(str(folder / "collection.zarr"))
-    with pytest.raises(UserError, match="is no model that is finished"):
+    with pytest.raises(UserError, match="is not a finished model"):
         read_model(folder / "models" / "kmeans" / "k=3.zarr")
 
 
@@ -241,6 +242,6 @@ def test_other_urls_are_refused(command: Command, job: Path, url: str):
 
     assert said.status == 2
     assert said.lines == [
-        f"kmeans-dask: {job}: output={url!r}: must be a folder, or s3://, gs://, az://, abfs:// with a bucket's name"
+        f"kmeans-dask: {job}: output={url!r}: must be a folder, or the URL of a bucket: s3://, gs://, az://, abfs://"
     ]
     assert command("show", url).status == 2
