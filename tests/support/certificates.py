@@ -1,4 +1,4 @@
-"""An authority of the tests, and certificates that it has signed."""
+"""A certificate authority for tests, and the certificates it signs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cryptography.x509.oid import NameOID
 
 
 class Authority:
-    """Signs certificates; its own is ``ca.pem`` in the folder."""
+    """A certificate authority; its own certificate is ``ca.pem`` in the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -25,7 +25,7 @@ class Authority:
         self.ca.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
 
     def certify(self, name: str) -> dict[str, str]:
-        """Write a certificate and its key; return the keys of the config's section ``cluster.tls``."""
+        """Write a certificate and its key; return the section ``cluster.tls`` of a config that uses them."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         signed = self._sign(subject, key, x509.BasicConstraints(ca=False, path_length=None))

@@ -1,4 +1,4 @@
-"""Dask clusters of processes of their own."""
+"""Dask clusters that run in separate processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.processes import COMMANDS, Process
 
 
 class Running:
-    """A scheduler and its workers, while they are needed."""
+    """Context manager of a scheduler and its workers."""
 
     def __init__(self, folder: Path, workers: int) -> None:
         self.folder = folder
@@ -27,7 +27,7 @@ class Running:
             self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(self._file))
             self._processes[0].wait_until(self._answers)
             self.address = read_json(self._file)["address"]
-            for _ in range(self.workers):  # their current folder is another one than that of the job
+            for _ in range(self.workers):  # in a different working directory than the job
                 self._start("worker", self.address, "--nthreads", "1", "--local-directory", str(self.folder))
             if self.workers:
                 with Client(self.address) as client:
@@ -47,11 +47,11 @@ class Running:
     def _answers(self) -> bool:
         try:
             return "address" in read_json(self._file)
-        except (FileNotFoundError, ValueError):  # not there, or half-written
+        except (FileNotFoundError, ValueError):  # missing, or half-written
             return False
 
     def kill_worker_process(self) -> None:
-        """Kill one worker in the middle of its task; its nanny, which is another process, starts it anew."""
+        """Kill one worker process in the middle of its task; its nanny, a separate process, restarts it."""
         with Client(self.address) as client:
             pids = client.run(os.getpid)
         os.kill(next(iter(pids.values())), signal.SIGKILL)
