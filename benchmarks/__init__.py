@@ -1,6 +1,6 @@
-"""Side-by-side measurements; results are in RESULTS.md.
+"""Benchmarks against other libraries and against the hardware; RESULTS.md has the results.
 
-Imported before NumPy: it takes back settings of the environment that slow a current OpenBLAS, for every engine alike.
+Import this package before NumPy: it unsets environment variables that slow down a current OpenBLAS, for every engine.
 """
 
 import os

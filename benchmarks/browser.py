@@ -1,4 +1,4 @@
-"""A headless Chromium, driven as a person would: keys, clicks, drags. A few of the DevTools protocol's messages."""
+"""Drive a headless Chromium with real key, click and drag events over the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _SECONDS = 60
 
 
 class Browser:
-    """One tab of a browser of its own, which ends with the ``async with`` block."""
+    """One tab in a dedicated browser process, closed at the end of the ``async with`` block."""
 
     async def __aenter__(self) -> Browser:  # noqa: D105
         program = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
         if program is None:
             raise SystemExit(f"none of {', '.join(PROGRAMS)} is installed; on Debian: apt-get install chromium")
         self._folder = tempfile.TemporaryDirectory()
-        # no sandbox: it needs rights that a container does not have, and the page is this project's own
+        # no sandbox: it needs privileges that a container lacks, and the page is our own
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
         self._process = subprocess.Popen(
             [program, *options, f"--user-data-dir={self._folder.name}", "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        told = Path(self._folder.name) / "DevToolsActivePort"
-        while not told.exists() or not told.read_text().strip():
+        port_file = Path(self._folder.name) / "DevToolsActivePort"
+        while not port_file.exists() or not port_file.read_text().strip():
             await asyncio.sleep(0.05)
-        port = told.read_text().split()[0]
+        port = port_file.read_text().split()[0]
         tabs = json.loads((await AsyncHTTPClient().fetch(f"http://127.0.0.1:{port}/json")).body)
         address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
         self._socket = await websocket_connect(address, max_message_size=2**28)
@@ -56,31 +56,31 @@ class Browser:
 
     async def _read(self) -> None:
         while (message := await self._socket.read_message()) is not None:
-            told = json.loads(message)
-            if "id" in told:
-                self._waiting.pop(told["id"]).set_result(told)
+            received = json.loads(message)
+            if "id" in received:
+                self._waiting.pop(received["id"]).set_result(received)
             else:
-                self.events.append(told)
+                self.events.append(received)
 
     async def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a message of the protocol and return its result."""
+        """Send a DevTools command and return its result."""
         self._number += 1
-        answer = self._waiting[self._number] = asyncio.get_running_loop().create_future()
+        pending = self._waiting[self._number] = asyncio.get_running_loop().create_future()
         await self._socket.write_message(json.dumps({"id": self._number, "method": method, "params": parameters}))
-        told = await asyncio.wait_for(answer, _SECONDS)
-        if "error" in told:
-            raise RuntimeError(f"{method}: {told['error']}")
-        return told["result"]
+        response = await asyncio.wait_for(pending, _SECONDS)
+        if "error" in response:
+            raise RuntimeError(f"{method}: {response['error']}")
+        return response["result"]
 
     async def run(self, code: str) -> Any:
-        """Return the value of a piece of JavaScript."""
+        """Evaluate a JavaScript expression and return its value."""
         result = await self.send("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in result:
             raise RuntimeError(f"{code}: {result['exceptionDetails']}")
         return result["result"].get("value")
 
     async def until(self, code: str) -> None:
-        """Wait until a piece of JavaScript is true."""
+        """Wait until a JavaScript expression is true."""
         end = time.monotonic() + _SECONDS
         while not await self.run(code):
             if time.monotonic() > end:
@@ -95,7 +95,7 @@ class Browser:
             await asyncio.sleep(0.005)
 
     async def window(self, width: int, height: int, *, dark: bool = False, mobile: bool = False) -> None:
-        """Set the size in CSS pixels, and whether the person prefers dark pages."""
+        """Set the window size in CSS pixels and the preferred colour scheme."""
         await self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
         )
@@ -103,7 +103,7 @@ class Browser:
         await self.send("Emulation.setEmulatedMedia", features=[scheme])
 
     async def place(self, selector: str) -> tuple[float, float, float, float]:
-        """Scroll to an element; left, top, width and height of what it takes in the window."""
+        """Scroll to an element and return its left, top, width and height in the window."""
         box = await self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); "
             "e.scrollIntoView({block: 'center'});"
@@ -112,11 +112,11 @@ class Browser:
         return box[0], box[1], box[2], box[3]
 
     async def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
-        """Press, move, release or turn the mouse."""
+        """Dispatch a mouse event: press, move, release or wheel."""
         await self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
     async def click(self, selector: str, at: tuple[float, float] = (0.5, 0.5)) -> None:
-        """Click into an element, at shares of its width and height."""
+        """Click inside an element, at fractions of its width and height."""
         left, top, width, height = await self.place(selector)
         x, y = left + at[0] * width, top + at[1] * height
         await self.mouse("mouseMoved", x, y)
@@ -124,7 +124,7 @@ class Browser:
         await self.mouse("mouseReleased", x, y, button="left", clickCount=1)
 
     async def drag(self, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Drag inside an element, from one place to another in shares of its width and height."""
+        """Drag inside an element, between two points given as fractions of its width and height."""
         left, top, width, height = await self.place(selector)
         points = [(left + x * width, top + y * height) for x, y in (start, end)]
         await self.mouse("mouseMoved", *points[0])
@@ -135,21 +135,21 @@ class Browser:
         await self.mouse("mouseReleased", *points[1], button="left", clickCount=1)
 
     async def key(self, name: str, code: int, text: str = "") -> None:
-        """Press and release a key; code is its Windows virtual key code."""
+        """Press and release a key; ``code`` is its Windows virtual key code."""
         more = {"key": name, "code": name, "windowsVirtualKeyCode": code}
         await self.send("Input.dispatchKeyEvent", type="keyDown", text=text, **more)
         await self.send("Input.dispatchKeyEvent", type="keyUp", **more)
 
     async def write(self, text: str) -> None:
-        """Type into what has the focus."""
+        """Type text into the focused element."""
         await self.send("Input.insertText", text=text)
 
     async def save_to(self, folder: Path) -> None:
-        """Put what the page lets a person save into a folder."""
+        """Save downloads to a folder."""
         await self.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
-    async def picture(self, path: Path) -> None:
-        """Save what the window shows as a PNG file."""
+    async def screenshot(self, path: Path) -> None:
+        """Save a screenshot of the window as a PNG file."""
         shot = await self.send("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(shot["data"]))
 
@@ -158,20 +158,20 @@ class Browser:
         printed = await self.send("Page.printToPDF", printBackground=False, preferCSSPageSize=True)
         path.write_bytes(base64.b64decode(printed["data"]))
 
-    def complaints(self) -> list[str]:
-        """Errors and warnings of the console since the page was opened."""
-        told = []
+    def console_messages(self) -> list[str]:
+        """Console errors and warnings since the page was opened."""
+        messages = []
         for event in self.events:
             parameters = event["params"]
             if event["method"] == "Runtime.exceptionThrown":
-                told.append(str(parameters["exceptionDetails"]))
+                messages.append(str(parameters["exceptionDetails"]))
             elif event["method"] == "Log.entryAdded":
-                told.append(parameters["entry"]["text"])
+                messages.append(parameters["entry"]["text"])
             elif event["method"] == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning"):
-                told.append(str(parameters["args"]))
-        return told
+                messages.append(str(parameters["args"]))
+        return messages
 
     def requests(self) -> list[str]:
-        """Addresses that the page has asked for, itself apart; pictures inside it are no requests."""
-        asked = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
-        return [address for address in asked[1:] if not address.startswith(("data:", "blob:"))]
+        """URLs requested by the page, without the page itself and its embedded images."""
+        urls = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        return [url for url in urls[1:] if not url.startswith(("data:", "blob:"))]

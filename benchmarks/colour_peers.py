@@ -1,4 +1,4 @@
-"""The peers of colour quantization: seconds and error of each on the same photos, undithered."""
+"""Other colour quantizers: seconds and error of each on the same photos, without dithering."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def pillow(pixels, k, method, kmeans):
 def libimagequant(pixels, k):
     import imagequant
 
-    painted = imagequant.quantize_pil_image(Image.fromarray(pixels).convert("RGBA"), dithering_level=0, max_colors=k)
-    return np.asarray(painted.convert("RGB"))
+    quantized = imagequant.quantize_pil_image(Image.fromarray(pixels).convert("RGBA"), dithering_level=0, max_colors=k)
+    return np.asarray(quantized.convert("RGB"))
 
 
 def program(pixels, k, command):
-    """Run a program on PNG files; `command` has IN, OUT and K in it. Encoding and decoding are in its seconds."""
+    """Run a program on PNG files; `command` holds the placeholders IN, OUT and K. Its time includes the PNG codec."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.png", Path(folder) / "out.png"
         Image.fromarray(pixels).save(source, compress_level=1)
@@ -59,7 +59,7 @@ def program(pixels, k, command):
 
 
 def recipe(pixels, k):
-    """Do as the classic recipe: fit on a random 70 % of the pixels, predict all, rebuild from the centres."""
+    """Quantize by the classic recipe: fit on a random 70 % of the pixels, predict all, rebuild from the centres."""
     X = pixels.reshape(-1, 3) / np.float32(255)
     rows = np.random.default_rng(0).permutation(len(X))[: int(0.7 * len(X))]
     model = KMeans(k, n_init=1, random_state=0).fit(X[rows])
@@ -67,7 +67,7 @@ def recipe(pixels, k):
 
 
 def best_of_three(pixels, k):
-    """Fit three times to all pixels, as distinct colours with their counts: the same sums in a fifth of the time."""
+    """Fit all pixels three times, as distinct colours weighted by count: the same sums in a fifth of the time."""
     table = colour_table(pixels)
     if len(table) <= k:
         return pixels
@@ -90,7 +90,7 @@ def ours(pixels, k):
 
 def peers() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     found: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {OURS: (ours, ())}
-    found |= {name: (pillow, told) for name, told in METHODS.items()}
+    found |= {name: (pillow, arguments) for name, arguments in METHODS.items()}
     if find_spec("imagequant"):
         found["libimagequant"] = (libimagequant, ())
     if shutil.which("pngquant"):
@@ -103,23 +103,23 @@ def peers() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     return found
 
 
-def squared_error(original, painted) -> float:
-    """Mean over the pixels of the squared RGB distance: the one measure of every peer."""
-    return float(((painted.astype(np.int64) - original) ** 2).sum(axis=2).mean())
+def squared_error(original, quantized) -> float:
+    """Mean squared RGB distance over the pixels; the same measure for every peer."""
+    return float(((quantized.astype(np.int64) - original) ** 2).sum(axis=2).mean())
 
 
 def one_result(path, name, k):
-    """Quantize one photo by one peer: seconds and error."""
+    """Quantize one photo with one peer; return seconds and error."""
     pixels = np.array(to_array(open_image(path, max_pixels=MAX_PIXELS), mode="RGB"))
     function, more = peers()[name]
-    begun = time.perf_counter()
-    painted = function(pixels, k, *more)
-    seconds = time.perf_counter() - begun
-    return seconds, squared_error(pixels, painted)
+    start = time.perf_counter()
+    quantized = function(pixels, k, *more)
+    seconds = time.perf_counter() - start
+    return seconds, squared_error(pixels, quantized)
 
 
 def compare(client: Client, photos: Sequence[Path], ks: Sequence[int]) -> dict[tuple[str, int], tuple[float, float]]:
-    """Seconds a photo and mean error of every peer and K, each photo in one worker with one thread."""
+    """Mean seconds per photo and mean error for every peer and K; each photo is one single-threaded task."""
     names = list(peers())
     client.gather([client.submit(one_result, photos[0], OURS, k, pure=False) for k in ks for _ in range(4)])  # compile
     jobs = [(name, k, path) for k in ks for name in names for path in photos]
@@ -134,19 +134,19 @@ def compare(client: Client, photos: Sequence[Path], ks: Sequence[int]) -> dict[t
 
 
 def whole_peer(path, name, k, target):
-    """Decode, quantize, encode and write one photo by one peer; return seconds."""
+    """Decode, quantize, encode and write one photo with one peer; return the seconds."""
     function, more = peers()[name]
-    begun = time.perf_counter()
+    start = time.perf_counter()
     pixels = np.array(to_array(open_image(path, max_pixels=MAX_PIXELS), mode="RGB"))
     stream = io.BytesIO()
-    painted = Image.fromarray(function(pixels, k, *more))
-    painted.quantize(k, dither=Image.Dither.NONE).save(stream, "PNG", compress_level=4)
+    quantized = Image.fromarray(function(pixels, k, *more))
+    quantized.quantize(k, dither=Image.Dither.NONE).save(stream, "PNG", compress_level=4)
     write_file(f"{target}/{time.monotonic_ns()}.png", stream.getvalue())
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def print_peers(table: dict[tuple[str, int], tuple[float, float]], ks: Sequence[int], n: int) -> list[list[str]]:
-    print(f"\nSeconds a photo and mean squared RGB distance, {n} photos, undithered, one thread\n")
+    print(f"\nSeconds per photo and mean squared RGB distance, {n} photos, no dithering, one thread\n")
     print("| | " + " | ".join(f"K={k}: s | MSE" for k in ks) + " |")
     print("|---" * (1 + 2 * len(ks)) + "|")
     for name in dict.fromkeys(name for name, _ in table):
@@ -158,7 +158,7 @@ def print_peers(table: dict[tuple[str, int], tuple[float, float]], ks: Sequence[
         bound = 1.01 if k == 256 else 1.005
         rows.append(["2", f"K={k}: error against the best of 3 scikit-learn fits", f"{mine / best:.4f}x", f"{bound}x"])
         others = {name: table[name, k][1] for name, kk in table if kk == k and name != OURS and "scikit" not in name}
-        nearest_name = min(others, key=others.__getitem__)
-        told = f"{mine / others[nearest_name]:.4f}x of {nearest_name}"
-        rows.append(["2", f"K={k}: error against the best other peer", told, "below 1x"])
+        closest = min(others, key=others.__getitem__)
+        ratio = f"{mine / others[closest]:.4f}x of {closest}"
+        rows.append(["2", f"K={k}: error against the best other peer", ratio, "below 1x"])
     return rows

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine, one measure of quality, medians and tables."""
+"""Helpers shared by the benchmarks: machine description, quality measures, medians and tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kmeans_dask.deploy.client import connect
 
 
 def machine() -> str:
-    """Name processor, cores, memory, Python, BLAS kernel and the versions that matter."""
+    """Describe processor, cores, memory, Python, BLAS kernel and the relevant package versions in one line."""
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
@@ -41,7 +41,7 @@ def machine() -> str:
 
 
 def inertia(X: NDArray[np.uint8], centres: NDArray[Any]) -> float:
-    """Sum of squared distances to the nearest centre, on pixels / 255: the same plain formula for every engine."""
+    """Sum of squared distances to the nearest centre, on pixels / 255; the same formula for every engine."""
     centres = np.asarray(centres, np.float64)
     total = 0.0
     for start in range(0, len(X), 4096):
@@ -52,7 +52,7 @@ def inertia(X: NDArray[np.uint8], centres: NDArray[Any]) -> float:
 
 
 def nearest(X: NDArray[np.uint8], centres: NDArray[Any]) -> NDArray[np.int64]:
-    """Index of the nearest centre of every row."""
+    """Index of the nearest centre for every row."""
     centres = np.asarray(centres, np.float32)
     norms = (centres**2).sum(axis=1)
     parts = [
@@ -64,27 +64,27 @@ def nearest(X: NDArray[np.uint8], centres: NDArray[Any]) -> NDArray[np.int64]:
 def accuracy(
     train: NDArray[np.uint8], labels: NDArray[np.int32], test: NDArray[np.uint8], truth: NDArray[np.int32], centres: Any
 ) -> float:
-    """Share of test rows whose cluster's majority label, voted on the train rows, is theirs."""
+    """Fraction of test rows whose label is the majority label of their cluster among the train rows."""
     table = np.zeros((len(centres), labels.max() + 1))
     np.add.at(table, (nearest(train, centres), labels), 1)
     return float((table.argmax(axis=1)[nearest(test, centres)] == truth).mean())
 
 
 def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time of one call, and what it returned."""
+    """Wall time of one call, and its return value."""
     start = time.perf_counter()
     result = function()
     return time.perf_counter() - start, result
 
 
 def median(function: Callable[[], Any], runs: int = 7) -> float:
-    """Median wall time of several calls after one that is not counted."""
+    """Median wall time of several calls, after one warm-up call."""
     function()
     return statistics.median(seconds(function)[0] for _ in range(runs))
 
 
 def medians_in_turn(functions: Sequence[Callable[[], Any]], runs: int = 9) -> list[float]:
-    """Median wall time of several functions called in turn: a drift of the machine's speed meets all alike."""
+    """Median wall times of functions called in turn, so that a drift in machine speed affects all of them equally."""
     for function in functions:
         function()
     walls = [[seconds(function)[0] for function in functions] for _ in range(runs)]
@@ -93,20 +93,20 @@ def medians_in_turn(functions: Sequence[Callable[[], Any]], runs: int = 9) -> li
 
 @contextmanager
 def workers(n: int = 2, memory: str = "auto") -> Iterator[Client]:
-    """Yield a client of n worker processes with one thread each, as a job has them."""
+    """Yield a client of n single-threaded worker processes, configured as in a job."""
     with connect(Cluster(kind="local", n_workers=n, memory_limit=memory)) as client:
         yield client
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a markdown table as it grows."""
+    """Print a Markdown table, row by row as the results arrive."""
     print(f"\n### {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     for row in rows:
         print(f"| {' | '.join(str(cell) for cell in row)} |", flush=True)
 
 
 class Mnist:
-    """The MNIST collection of a finished run, lazily and in memory."""
+    """The MNIST collection of a finished run, as a lazy Dask array and in memory."""
 
     def __init__(self, run: Path) -> None:
         self.collection = open_collection(run / "collection.zarr")
@@ -118,5 +118,5 @@ class Mnist:
         self.truth = self.collection.labels[index]
 
     def chunked(self, rows: int) -> da.Array:
-        """Return the train rows in memory, in chunks of so many rows."""
+        """Return the in-memory train rows as a Dask array in chunks of ``rows`` rows."""
         return da.from_array(self.train, chunks=(rows, -1))

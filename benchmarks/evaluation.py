@@ -1,6 +1,6 @@
-"""What evaluation costs, and what its list of label_issues finds.
+"""Cost and accuracy of evaluation, and how many planted label errors it finds.
 
-``python -m benchmarks.evaluation RUN [SECTION ...]``: RUN is the run folder of ``configs/mnist.yaml``.
+``python -m benchmarks.evaluation RUN [SECTION ...]``, where RUN is the run folder of ``configs/mnist.yaml``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def models_of(run: Path) -> list[Model]:
 
 
 def mistakes(data: Mnist, run: Path, seeds: int = 5) -> Rows:
-    """1 % of the labels changed at random: how many of them are among the label_issues at K = 256."""
+    """1 % of the labels changed at random: how many of them are listed as label issues at K = 256."""
     centres = models_of(run)[-1].centres
     (clusters,), (squared,) = assign(data.train, Stack.of([centres]))
     rows, distances = np.arange(len(data.train)), np.sqrt(squared)
@@ -58,7 +58,7 @@ def mistakes(data: Mnist, run: Path, seeds: int = 5) -> Rows:
 
 
 def truth(data: Mnist, run: Path) -> Rows:
-    """Compare the figures of a run with scikit-learn on its fitted images: the largest difference of all models."""
+    """Compare a run's metrics with scikit-learn on the fitted images; report the largest difference over all models."""
     table = pq.read_table(run / "clusters.parquet")
     table = table.filter(pc.equal(table["split"], "train"))
     labels = np.unique(table["label"].to_numpy(zero_copy_only=False), return_inverse=True)[1]
@@ -87,51 +87,51 @@ def truth(data: Mnist, run: Path) -> Rows:
 
 
 def speed(data: Mnist, run: Path) -> Rows:
-    """All metrics of six K on 60,000 images, and one assignment pass for them; two workers, pixels in their memory."""
+    """All metrics for six K on 60,000 images against one assignment pass; two workers, pixels in their memory."""
     stack = Stack.of([model.centres for model in models_of(run)])
     names = tuple(str(k) for k in SWEEP)
-    task = EvaluationContext(raw_features((28, 28, 1)), stack, names, (), 10, Sketcher.of(models_of(run)), 0)
+    context = EvaluationContext(raw_features((28, 28, 1)), stack, names, (), 10, Sketcher.of(models_of(run)), 0)
     with workers():
         X = data.X.persist()
         labels = da.from_array(data.labels, chunks=(X.chunks[0],)).persist()
         base = median(lambda: tree_reduce(map_chunks(_inertias, X, stack=broadcast(stack)), _add).compute())
-        wall = median(lambda: _all_metrics(X, labels, task))
+        wall = median(lambda: _all_metrics(X, labels, context))
     yield "one assignment pass", f"{base:.3f}", "1.00"
     yield "all metrics", f"{wall:.3f}", f"{wall / base:.2f}"
 
 
-def _all_metrics(X: da.Array, labels: da.Array, task: EvaluationContext) -> list[dict[str, Any]]:
-    """Both looks and the scores, as the stage makes them."""
-    looks = map_chunks(_look, X, labels, task=broadcast(task)).persist()
-    counts: Counts = tree_reduce(map_chunks(_counts_of, looks), add_counts).compute()
-    ends = task.stack.offsets[1:-1]
-    means = np.split(means_of(counts.spread, task.stack), ends)
-    scatter = tree_reduce(map_chunks(_scatter, X, looks, means=broadcast(Stack.of(means))), _add).compute()
-    told = []
-    for m, (begin, end) in enumerate(zip(task.stack.offsets[:-1], task.stack.offsets[1:], strict=True)):
+def _all_metrics(X: da.Array, labels: da.Array, context: EvaluationContext) -> list[dict[str, Any]]:
+    """Run both passes and compute the scores, as the stage does."""
+    first_pass = map_chunks(_first_pass, X, labels, context=broadcast(context)).persist()
+    counts: Counts = tree_reduce(map_chunks(_counts_of, first_pass), add_counts).compute()
+    ends = context.stack.offsets[1:-1]
+    means = np.split(means_of(counts.spread, context.stack), ends)
+    scatter = tree_reduce(map_chunks(_scatter, X, first_pass, means=broadcast(Stack.of(means))), _add).compute()
+    rows = []
+    for m, (begin, end) in enumerate(zip(context.stack.offsets[:-1], context.stack.offsets[1:], strict=True)):
         p, spread = slice(begin, end), counts.spread
-        told.append(
+        rows.append(
             scores(counts.tables[0, p], label_map(counts.tables[0, p]))
             | spread_scores(
                 spread.sizes[0, p], spread.squared[0, p], spread.fitted_silhouettes[p], scatter[p],
-                task.stack.centres[p], means[m],
+                context.stack.centres[p], means[m],
             )
         )  # fmt: skip
-    return told
+    return rows
 
 
-def _look(block: np.ndarray, labels: np.ndarray, *, task: EvaluationContext) -> tuple[Counts, NearestTwo]:
-    nearest = assign_two(block, task.stack)
+def _first_pass(block: np.ndarray, labels: np.ndarray, *, context: EvaluationContext) -> tuple[Counts, NearestTwo]:
+    nearest = assign_two(block, context.stack)
     chunk = Chunk(block, np.zeros(len(block), np.int8), labels, pa.table({}))
-    return count_block(chunk, nearest, task), nearest
+    return count_block(chunk, nearest, context), nearest
 
 
-def _counts_of(look: tuple[Counts, NearestTwo]) -> Counts:
-    return look[0]
+def _counts_of(result: tuple[Counts, NearestTwo]) -> Counts:
+    return result[0]
 
 
-def _scatter(block: np.ndarray, look: tuple[Counts, NearestTwo], *, means: Stack) -> np.ndarray:
-    return scatter_block(block, np.zeros(len(block), np.int8), look[1].clusters, means)
+def _scatter(block: np.ndarray, result: tuple[Counts, NearestTwo], *, means: Stack) -> np.ndarray:
+    return scatter_block(block, np.zeros(len(block), np.int8), result[1].clusters, means)
 
 
 def _inertias(block: np.ndarray, *, stack: Stack) -> np.ndarray:
@@ -144,13 +144,13 @@ def _add(parts: list[np.ndarray]) -> np.ndarray:
 
 SECTIONS: dict[str, tuple[Callable[[Mnist, Path], Rows], tuple[str, ...]]] = {
     "mistakes": (mistakes, ("seed", "changed", "listed", "found", "in the first 3 x changed", "in the first changed")),
-    "truth": (truth, ("figure", "largest difference, relative above 1")),
+    "truth": (truth, ("metric", "largest difference, relative above 1")),
     "speed": (speed, ("what", "seconds", "x one assignment pass")),
 }
 
 
 def main() -> None:
-    """Run the sections that the command line names."""
+    """Run the sections named on the command line, or all of them."""
     run = Path(sys.argv[1])
     data = Mnist(run)
     print(machine())

@@ -1,6 +1,6 @@
-"""What features other than raw pixels bring on MNIST.
+"""Accuracy and cost of features other than raw pixels on MNIST.
 
-``python -m benchmarks.features RUN``; RUN is the finished run of configs/mnist.yaml, which is only read.
+``python -m benchmarks.features RUN``, where RUN is the finished run of configs/mnist.yaml; it is only read.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ KS = (10, 256)
 
 
 def check(done: Extracted) -> None:
-    """Stop at the first chunk that could not be made."""
+    """Stop at the first chunk that failed."""
     assert done.error is None, done.error
 
 
 def measure(client: Client, collection: Collection, settings: Features, run: Path) -> list[list[str]]:
-    """Make the features, fit both K one after the other, and score them: a row of cells for each K."""
+    """Extract the features, fit both K one after the other, and score them; return one table row per K."""
 
-    def make() -> Any:
+    def extract() -> Any:
         run_tasks(client, extraction_tasks(settings, collection, run), check)
         features = fit_features(settings, collection, run, 0)
         X = features.rows(collection, "train")[0].persist()
         wait(X)
         return features, X
 
-    made, (features, X) = seconds(make)
+    extracted, (features, X) = seconds(extract)
     rows = []
     held, held_index = features.rows(collection, "holdout")
     labels = collection.labels[collection.rows("train")[1]], collection.labels[held_index]
@@ -63,16 +63,16 @@ def measure(client: Client, collection: Collection, settings: Features, run: Pat
         tables = [contingency_block(c, true, k, n_labels) for c, true in zip(clusters, labels, strict=True)]
         mapping = label_map(tables[0])
         train, holdout = (scores(part, mapping) for part in tables)
-        cells = [f"{X.shape[1]:,}", f"{k}", f"{made:.1f}", f"{fitted:.1f}", f"{model.n_iter_}"]
+        cells = [f"{X.shape[1]:,}", f"{k}", f"{extracted:.1f}", f"{fitted:.1f}", f"{model.n_iter_}"]
         rows.append([*cells, f"{train['v_measure']:.4f}", f"{train['accuracy']:.4f}", f"{holdout['accuracy']:.4f}"])
     return rows
 
 
 def main() -> None:
-    """Measure all variants in one set of worker processes, after a warm-up that is not counted."""
+    """Measure all variants on the same workers, after a warm-up."""
     collection = open_collection(Path(sys.argv[1]) / "collection.zarr")
     print(machine())
-    columns = ("features", "numbers", "K", "s to make", "s to fit", "passes", "V", "accuracy, train", "held-out")
+    columns = ("features", "n_features", "K", "s to extract", "s to fit", "passes", "V", "accuracy, train", "held-out")
     with workers() as client:
         X = collection.rows("train")[0][:4096].astype(np.float32)
         KMeans(4, random_state=0).fit(X), KMeans(4, random_state=0).fit(X.astype(np.uint8))

@@ -1,8 +1,8 @@
-"""Random configs and images for their readers: nothing but the documented errors may come out.
+"""Feed random configs and images to their readers, which may raise only the documented errors.
 
-``python -m benchmarks.fuzz [CASES]`` draws 10,000 cases for each; the suite a few hundred.
-``python -m benchmarks.fuzz CASES config|image`` lets atheris change the bytes of files, guided by coverage (the extra
-``fuzz``): it begins with the configs of this project, or with a picture in every format.
+``python -m benchmarks.fuzz [CASES]`` draws 10,000 cases for each reader; the test suite draws a few hundred.
+``python -m benchmarks.fuzz CASES config|image`` runs atheris, which mutates file bytes guided by coverage (needs the
+extra ``fuzz``). Its seeds are the configs of this project, or an image in every format.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ OUTCOMES: Counter[str] = Counter()
 SLOWEST: dict[str, float] = {}
 
 
-def told(kind: str, outcome: str, seconds: float) -> None:
-    """Count an outcome."""
+def record(kind: str, outcome: str, seconds: float) -> None:
+    """Count an outcome and keep the longest time."""
     OUTCOMES[f"{kind}: {outcome}"] += 1
     SLOWEST[kind] = max(SLOWEST.get(kind, 0.0), seconds)
 
 
 def check_message(error: Exception, limit: int) -> None:
-    """Ask for one line that people can read."""
+    """Check that a message is one printable line of reasonable length."""
     assert 5 < len(str(error)) < limit, str(error)[:5000]
     assert str(error).isprintable(), repr(str(error))
 
@@ -66,7 +66,7 @@ VALID: dict[str, Any] = {
 
 
 def keys_of(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """List all keys of the config, sections included."""
+    """List the paths of all config keys, sections included."""
     keys = []
     for name, field in section.model_fields.items():
         keys.append((*prefix, name))
@@ -79,7 +79,7 @@ def keys_of(section: type[BaseModel], prefix: tuple[str, ...] = ()) -> list[tupl
 KEYS = keys_of(Config)
 NAMES = [".".join(keys) for keys in KEYS]
 LAUGHS = "[&a0 [x, x], " + ", ".join(f"&a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)) + "]"
-"""A list of 2 x 9^9 values when it is written out."""
+"""A YAML list of 2 x 9^9 values once its aliases are expanded (billion laughs)."""
 
 SNIPPETS = (
     "&a [*a]",
@@ -123,7 +123,7 @@ SNIPPETS = (
     "---\na\n---\nb",
     LAUGHS,
 )
-"""Pieces of YAML that readers have stumbled over."""
+"""YAML fragments that have broken readers."""
 
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), st.dates(), st.binary(max_size=4),
@@ -147,13 +147,13 @@ ODD = st.one_of(
     st.tuples(st.sampled_from(KEYS), st.sampled_from(SNIPPETS)).map(lambda pair: f"{pair[0][0]}: {pair[1]}"),
 )
 CONFIGS = st.just(yaml.safe_dump(VALID)) | CHANGES.map(lambda changes: changed(changes)) | ODD.map(lambda text: text)
-"""A third each: the last ``map`` keeps the odd ones together."""
+"""A third each of valid, changed and odd texts: the last ``map`` makes the odd ones count as one strategy."""
 
 CLUSTERS = st.sampled_from([*[None] * 8, "tcp://a:1", "://", "/dev/null", "a\0b", "nowhere.yaml"])
 
 
 def changed(changes: list[tuple[tuple[str, ...], Any]]) -> str:
-    """Write a valid config with some keys set to anything."""
+    """Return a valid config with some keys set to arbitrary values, as YAML."""
     raw = copy.deepcopy(VALID)
     for keys, value in changes:
         section = raw
@@ -164,8 +164,8 @@ def changed(changes: list[tuple[tuple[str, ...], Any]]) -> str:
 
 
 def check_config(text: str | bytes, overrides: list[str], cluster: str | None) -> None:
-    """Read a config: it is refused by a UserError of one line, or can be written and read again."""
-    begun = time.perf_counter()
+    """Load a config: it raises a one-line UserError, or survives a round trip through YAML."""
+    start = time.perf_counter()
     with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
         file.write(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
         file.flush()
@@ -175,22 +175,22 @@ def check_config(text: str | bytes, overrides: list[str], cluster: str | None) -
             check_message(error, 2000)
             outcome = "refused"
         else:
-            again = Path(file.name)
-            again.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-            assert load_config(again) == config
+            dumped = Path(file.name)
+            dumped.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+            assert load_config(dumped) == config
             outcome = "accepted"
             try:
                 check_sources(config.input)
             except UserError as error:
                 check_message(error, 2000)
-    told("config", outcome, time.perf_counter() - begun)
+    record("config", outcome, time.perf_counter() - start)
 
 
 # -- images
 
 
 def examples() -> list[bytes]:
-    """Encode a small picture in every format, and with everything that metadata can hold."""
+    """Encode a small image in every format, also with several frames, modes, compressions and kinds of metadata."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     exif = Image.Exif()
@@ -258,7 +258,7 @@ FILES = st.one_of(
 
 
 def damaged(file: bytes, edits: list[tuple[str, float, bytes]], other: bytes, mend: bool) -> bytes:
-    """Edit a file; mended, the sums of a PNG's chunks are right again, so that more than the first is read."""
+    """Edit a file; with ``mend`` the chunk checksums of a PNG are fixed, so that readers get past the first chunk."""
     for kind, place, data in edits:
         at = int(place * len(file))
         file = {
@@ -268,11 +268,11 @@ def damaged(file: bytes, edits: list[tuple[str, float, bytes]], other: bytes, me
             "remove": file[:at] + file[at + len(data) :],
             "splice": file[:at] + other[int(place * len(other)) :],
         }[kind]
-    return mended(file) if mend and file[:8] == MAGIC[0] else file
+    return with_checksums(file) if mend and file[:8] == MAGIC[0] else file
 
 
-def mended(png: bytes) -> bytes:
-    """Write the right sums into the chunks of a PNG file."""
+def with_checksums(png: bytes) -> bytes:
+    """Fix the checksums of all chunks of a PNG file."""
     at, parts = 8, [png[:8]]
     while at + 12 <= len(png):
         end = at + 8 + struct.unpack(">I", png[at : at + 4])[0]
@@ -282,8 +282,8 @@ def mended(png: bytes) -> bytes:
 
 
 def check_image(file: bytes, mode: Any, size: tuple[int, int], resize: Any, resampling: Any) -> None:
-    """Decode a file: it becomes a row of the collection, or an ImageError of one line."""
-    begun = time.perf_counter()
+    """Decode a file: it gives a valid row of the collection, or raises a one-line ImageError."""
+    start = time.perf_counter()
     try:
         row = decode(
             io.BytesIO(file), size=size, mode=mode, max_pixels=MAX_PIXELS, resize=resize, resampling=resampling
@@ -297,7 +297,7 @@ def check_image(file: bytes, mode: Any, size: tuple[int, int], resize: Any, resa
         assert 0 < row.width * row.height <= MAX_PIXELS
         assert set(row.changes) <= POLICY.keys()
         outcome = "ok"
-    told("image", outcome, time.perf_counter() - begun)
+    record("image", outcome, time.perf_counter() - start)
 
 
 # -- runs
@@ -308,14 +308,14 @@ CHECKS: dict[str, Callable[[], None]] = {
         FILES,
         st.sampled_from(["L", "RGB"]),
         st.tuples(st.integers(1, 20), st.integers(1, 20)),
-        st.sampled_from(["resize", "crop", "pad"]),
+        st.sampled_from(["stretch", "crop", "pad"]),
         st.sampled_from(["box", "lanczos", "nearest"]),
     )(check_image),
 }
 
 
 def run(name: str, cases: int, *, same: bool = False) -> None:
-    """Draw so many cases for one of `CHECKS`; `same`: the same ones each time."""
+    """Run one of `CHECKS` on a number of random cases; with ``same`` the cases are the same every time."""
     drawn = settings(
         max_examples=cases,
         deadline=None,
@@ -328,18 +328,18 @@ def run(name: str, cases: int, *, same: bool = False) -> None:
 
 
 def config_of_bytes(data: bytes) -> None:
-    """Check the config whose text these bytes are; what stands after zero bytes are overrides."""
+    """Check the bytes as the text of a config; parts after zero bytes are overrides."""
     text, *overrides = data.split(b"\0")
     check_config(text, [each.decode("utf-8", "surrogateescape") for each in overrides[:2]], None)
 
 
 def image_of_bytes(data: bytes) -> None:
-    """Check the image whose file these bytes are; their number decides what is made of it."""
+    """Check the bytes as an image file; their number selects mode and resizing."""
     check_image(data, ("L", "RGB")[len(data) % 2], (7, 5), ("stretch", "crop", "pad")[len(data) % 3], "box")
 
 
 def guided(name: str, cases: int) -> None:
-    """Let atheris change files: it looks for what reaches new lines of Python; it ends the process."""
+    """Let atheris mutate files towards new lines of Python code; atheris ends the process."""
     import atheris  # type: ignore[import-not-found, unused-ignore]
 
     if name == "config":
@@ -367,20 +367,20 @@ def guided(name: str, cases: int) -> None:
 
 
 def main() -> None:
-    """Run both checks, or one guided by coverage, and print what came out."""
+    """Run both checks, or one of them guided by coverage, and print the outcomes."""
     cases = int(sys.argv[1]) if len(sys.argv) > 1 else CASES
     if len(sys.argv) > 2:
         guided(sys.argv[2], cases)
     print("| reader | cases | outcomes | slowest, s | seconds |\n|---|---|---|---|---|")
     for name in CHECKS:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         run(name, cases)
         mine = {key.partition(": ")[2]: count for key, count in OUTCOMES.items() if key.startswith(name)}
         counts = ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(mine.items()))
         print(
-            f"| {name} | {sum(mine.values()):,} | {counts} | {SLOWEST[name]:.2f} | {time.perf_counter() - begun:.0f} |"
+            f"| {name} | {sum(mine.values()):,} | {counts} | {SLOWEST[name]:.2f} | {time.perf_counter() - start:.0f} |"
         )
-    print(f"\nLargest memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    print(f"\nPeak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ingest of a folder, and of its files in a tar archive, against decoding them in a bare loop on the same cores.
+"""Ingest of a folder, and of the same files in a tar archive, against a bare decoding loop on the same cores.
 
 ``python -m benchmarks.ingest FOLDER HEIGHT WIDTH MODE``
 """
@@ -27,7 +27,7 @@ RUNS = 3
 
 
 def decode(files: list[bytes], size: tuple[int, int] | None = None) -> int:
-    """Open and decode the files, and resize them if a (height, width) is given; nothing else."""
+    """Decode the files with Pillow, resize them to (height, width) if given, and count the values."""
     total = 0
     for file in files:
         with Image.open(file) as image:
@@ -37,7 +37,7 @@ def decode(files: list[bytes], size: tuple[int, int] | None = None) -> int:
 
 
 def main() -> None:
-    """Measure both in turn, and print the ratio of the medians."""
+    """Measure loop and ingest in turn, and print the ratios of the medians."""
     folder, height, width, mode = sys.argv[1:]
     config = Ingest.model_validate({"size": [int(height), int(width)], "mode": mode})
     print(machine())
@@ -57,7 +57,7 @@ def main() -> None:
         for run in range(RUNS + 1):
             for what, function in zip(bare, (decode, scaled), strict=True):
                 took, _ = seconds(lambda function=function: pool.map(function, parts, chunksize=1))
-                if run:  # the first reads the files into the page cache, and imports
+                if run:  # the first run fills the page cache and imports modules
                     bare[what].append(took)
             for kind, source in sources.items():
                 job = Path(scratch) / f"{kind}.parquet", Path(scratch) / f"{kind}-{run}.zarr", config, source
@@ -71,12 +71,12 @@ def main() -> None:
                     ours[kind].append(took)
     loops = {what: statistics.median(took) for what, took in bare.items()}
     lines = [(f"{what} in a bare loop, two processes", loops[what]) for what in loops] + [
-        (f"ingest of the {kind}, two workers (listed before in {listings[kind]:.1f} s)", statistics.median(took))
+        (f"ingest of the {kind}, two workers (after {listings[kind]:.1f} s of listing)", statistics.median(took))
         for kind, took in ours.items()
     ]
     table(
         f"Ingest of {len(files):,} files to {height} x {width} {mode}",
-        ("what", "seconds", "files a second", *(f"x {what}" for what in loops)),
+        ("what", "seconds", "files/s", *(f"x {what}" for what in loops)),
         [
             (what, f"{took:.2f}", f"{len(files) / took:,.0f}", *(f"{took / loop:.2f}" for loop in loops.values()))
             for what, took in lines

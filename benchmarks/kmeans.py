@@ -1,6 +1,6 @@
-"""K-Means against its peers and against the hardware.
+"""K-Means against other libraries and against the hardware.
 
-``python -m benchmarks.kmeans RUN [SECTION ...]``: RUN is the run folder of ``configs/mnist.yaml``.
+``python -m benchmarks.kmeans RUN [SECTION ...]``, where RUN is the run folder of ``configs/mnist.yaml``.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ Rows = Iterator[tuple[Any, ...]]
 
 
 def lloyd_pass(X: da.Array, centres: np.ndarray) -> Callable[[], Any]:
-    """One pass over the data as the estimator runs it."""
+    """Return a function that makes one Lloyd pass as the estimator does."""
     stack = Stack.of([centres])
     return lambda: tree_reduce(map_chunks(sum_by_cluster, X, None, stack=broadcast(stack)), add_sums).compute()
 
 
 def in_threads(n: int, work: Callable[[np.ndarray], Any], X: np.ndarray) -> Callable[[], None]:
-    """Do the work on an equal share of the rows in each of n threads."""
+    """Return a function that splits the rows evenly over n threads and runs ``work`` in each."""
     parts = np.array_split(X, n)
 
     def run() -> None:
@@ -57,7 +57,7 @@ def in_threads(n: int, work: Callable[[np.ndarray], Any], X: np.ndarray) -> Call
 
 
 def passes(data: Mnist) -> Rows:
-    """Item 1: one Lloyd pass against bare sgemm on cache-sized slices, one thread a core."""
+    """Item 1: one Lloyd pass against bare sgemm on cache-sized slices, one thread per core."""
     centres = data.train[:: len(data.train) // K][:K].astype(np.float32)
     for name, X in (("60,000", data.train), ("600,000", shifted(data.train, 10))):
 
@@ -93,18 +93,18 @@ def _first(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def shifted(X: np.ndarray, copies: int) -> np.ndarray:
-    """MNIST again and again, each copy moved by up to two pixels."""
+    """Concatenate copies of MNIST, each shifted by up to two pixels."""
     moves = [(0, 0)] + [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if dy or dx]
     images = X.reshape(-1, 28, 28)
     return np.concatenate([np.roll(images, moves[i % 25], axis=(1, 2)).reshape(len(X), -1) for i in range(copies)])
 
 
 Fits = list[tuple[float, Any, int]]
-"""Seconds, centres and iterations of each seed."""
+"""Seconds, centres and iterations for each seed."""
 
 
 def peers(data: Mnist, seeds: int = 3) -> Rows:
-    """Item 2: the same data, two cores, K = 256; medians over the seeds (inertia and accuracy: means)."""
+    """Item 2: the same data, two cores, K = 256; medians over seeds, but means of inertia and accuracy."""
     floats = data.train.astype(np.float32)
     local = [_local(floats, seed) for seed in range(seeds)]
     base = statistics.median(fit[0] for fit in local)
@@ -125,7 +125,7 @@ def peers(data: Mnist, seeds: int = 3) -> Rows:
 
 
 def stock(data: Mnist) -> Rows:
-    """Item 2: stock dask-ml on the same cluster, K = 256, one seed; ours beside it."""
+    """Item 2: kmeans_dask and stock dask-ml on the same cluster, K = 256; one seed for dask-ml."""
     with workers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _warm(data)
@@ -145,7 +145,7 @@ def stock(data: Mnist) -> Rows:
 
 
 def _row(data: Mnist, name: str, fits: Fits, base: float) -> tuple[Any, ...]:
-    """Format one engine's row; the last column is how many times it is faster than `base`."""
+    """Format the table row of one engine; the last column is its speed relative to `base` seconds."""
     wall = statistics.median(fit[0] for fit in fits)
     value = statistics.mean(inertia(data.train, fit[1]) for fit in fits)
     right = statistics.mean(accuracy(data.train, data.labels, data.test, data.truth, fit[1]) for fit in fits)
@@ -164,13 +164,13 @@ def _ours(data: Mnist, seed: int, **arguments: Any) -> tuple[float, Any, int]:
 
 
 def _passes_to(data: Mnist, seed: int, target: float) -> int:
-    """Return after how many passes the inertia on pixels / 255 is at most `target`."""
+    """Return the number of passes after which the inertia on pixels / 255 is at most `target`."""
     history = KMeans(K, random_state=seed).fit(data.X.persist()).inertia_history_ / 255**2
     return int(np.argmax(history <= target)) if (history <= target).any() else len(history)
 
 
 def _warm(data: Mnist) -> None:
-    """Import and compile in every worker, as any engine has done before its first measured fit."""
+    """Import and compile on every worker before the first measured fit, as for every other engine."""
     KMeans(8, max_iter=2, random_state=0).fit(data.X[:16384].persist())
     MiniBatchKMeans(8, random_state=0).fit(data.X[:16384].persist())
 
@@ -222,7 +222,7 @@ def spark(data: Mnist) -> Rows:
 
 
 def minibatch(data: Mnist, seeds: int = 5) -> Rows:
-    """Item 3: mini-batch K-Means, both as they are by default."""
+    """Item 3: mini-batch K-Means, both with default settings."""
     floats = data.train.astype(np.float32)
     base = None
     with workers():
@@ -249,7 +249,7 @@ def minibatch(data: Mnist, seeds: int = 5) -> Rows:
 
 
 def sweep(data: Mnist, seeds: int = 3) -> Rows:
-    """Item 4: six K in the passes of one; and scikit-learn, one after the other."""
+    """Item 4: six K in shared passes; scikit-learn fits them one after the other."""
     floats = data.train.astype(np.float32)
     with workers():
         _warm(data)
@@ -266,13 +266,13 @@ def sweep(data: Mnist, seeds: int = 3) -> Rows:
     yield "scikit-learn KMeans, six K", f"{wall:.2f}", f"{wall / alone:.2f}"
 
 
-def starts(data: Mnist, rows: int = 10_000, k: int = 64, seeds: int = 10) -> Rows:
-    """Item 5: start and result over ten seeds, on a part of the rows (stock dask-ml takes minutes a fit on all)."""
+def init(data: Mnist, rows: int = 10_000, k: int = 64, seeds: int = 10) -> Rows:
+    """Item 5: initial and final inertia over ten seeds, on 10,000 rows (a stock dask-ml fit of all takes minutes)."""
     from dask_ml.cluster.k_means import k_init
 
-    from kmeans_dask.kmeans.estimator import starts_of
+    from kmeans_dask.kmeans.estimator import init_specs
     from kmeans_dask.kmeans.lloyd import prepare
-    from kmeans_dask.kmeans.seeding import choose_starts
+    from kmeans_dask.kmeans.seeding import choose_centres
 
     part = data.train[np.random.default_rng(0).choice(len(data.train), rows, replace=False)]
     floats, X = part.astype(np.float32), da.from_array(part, chunks=(2048, -1))
@@ -286,34 +286,34 @@ def starts(data: Mnist, rows: int = 10_000, k: int = 64, seeds: int = 10) -> Row
 
         def plain(seed: int) -> tuple[float, float]:
             estimator = KMeans(k, algorithm="lloyd", random_state=seed)
-            start = choose_starts(prepare(X, None)[0], starts_of(estimator, X))[0]
-            return inertia(part, start), inertia(part, estimator.fit(X).cluster_centers_)
+            init = choose_centres(prepare(X, None)[0], init_specs(estimator, X))[0]
+            return inertia(part, init), inertia(part, estimator.fit(X).cluster_centers_)
 
         def local(seed: int) -> tuple[float, float]:
-            start, _ = sklearn.cluster.kmeans_plusplus(floats, k, random_state=seed)
-            fit = sklearn.cluster.KMeans(k, init=start, n_init=1).fit(floats)
-            return inertia(part, start), inertia(part, fit.cluster_centers_)
+            init, _ = sklearn.cluster.kmeans_plusplus(floats, k, random_state=seed)
+            fit = sklearn.cluster.KMeans(k, init=init, n_init=1).fit(floats)
+            return inertia(part, init), inertia(part, fit.cluster_centers_)
 
         def stock(seed: int, **arguments: Any) -> tuple[float, float]:
             x = X.astype(np.float32).persist()
             state = da.random.RandomState(seed)
-            start = k_init(x, k, random_state=state, oversampling_factor=arguments["l"], max_iter=arguments["rounds"])
-            return inertia(part, start), inertia(part, StockKMeans(k, init=start).fit(x).cluster_centers_)
+            init = k_init(x, k, random_state=state, oversampling_factor=arguments["l"], max_iter=arguments["rounds"])
+            return inertia(part, init), inertia(part, StockKMeans(k, init=init).fit(x).cluster_centers_)
 
         engines: dict[str, Callable[[int], tuple[float, float]]] = {
-            "kmeans_dask, started on a sample": ours,
+            "kmeans_dask, init on a sample": ours,
             'kmeans_dask, `algorithm="lloyd"`': plain,
             "scikit-learn k-means++": local,
             "dask-ml, l = 2": lambda seed: stock(seed, l=2, rounds=None),
             "dask-ml, l = 2K, five rounds": lambda seed: stock(seed, l=2 * k, rounds=5),
         }
         for name, fit in engines.items():
-            starts, ends = zip(*(fit(seed) for seed in range(seeds)), strict=True)
-            yield name, f"{statistics.mean(starts):,.0f}", f"{statistics.mean(ends):,.0f}", f"{max(ends):,.0f}"
+            initial, ends = zip(*(fit(seed) for seed in range(seeds)), strict=True)
+            yield name, f"{statistics.mean(initial):,.0f}", f"{statistics.mean(ends):,.0f}", f"{max(ends):,.0f}"
 
 
 def chunks(data: Mnist) -> Rows:
-    """Item 6: tasks and seconds a pass."""
+    """Item 6: tasks and seconds per pass."""
     centres = data.train[:16].astype(np.float32)
     with workers():
         for n in (10, 100, 1000):
@@ -322,14 +322,14 @@ def chunks(data: Mnist) -> Rows:
             stack = Stack.of([centres])
             graph = tree_reduce(map_chunks(sum_by_cluster, X, None, stack=broadcast(stack)), add_sums)
             (optimized,) = dask.optimize(graph)
-            blocks = set(dask.core.flatten(X.__dask_keys__()))  # persisted: these are data
+            blocks = set(dask.core.flatten(X.__dask_keys__()))  # persisted data, not tasks
             tasks = len(set(dict(optimized.__dask_graph__())) - blocks)
             wall = median(run, 3)
             floats = X.astype(np.float32).persist()
 
             def stock(iterations: int, floats: da.Array = floats) -> float:
-                start = np.ascontiguousarray(centres)
-                return seconds(lambda: StockKMeans(16, init=start, max_iter=iterations, tol=0).fit(floats))[0]
+                init = np.ascontiguousarray(centres)
+                return seconds(lambda: StockKMeans(16, init=init, max_iter=iterations, tol=0).fit(floats))[0]
 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -338,7 +338,7 @@ def chunks(data: Mnist) -> Rows:
 
 
 def scaling(data: Mnist) -> Rows:
-    """Item 7: one worker and two, on 600,000 rows; beside them the kernel alone in one thread and in two."""
+    """Item 7: one and two workers on 600,000 rows, and the kernel alone in one and two threads."""
     centres = data.train[:: len(data.train) // K][:K].astype(np.float32)
     X = shifted(data.train, 10)
     walls: list[tuple[float, float]] = []
@@ -353,7 +353,7 @@ def scaling(data: Mnist) -> Rows:
 
 
 def memory(data: Mnist, gib: float = 8.2) -> Rows:
-    """Item 8: more pixels than memory, two workers of 600 MiB."""
+    """Item 8: more pixels than memory, on two workers of 600 MiB."""
     folder = Path(tempfile.mkdtemp(prefix="kmeans-dask-"))
     try:
         rows, step = int(gib * 2**30 / 784), 8192
@@ -378,7 +378,7 @@ def memory(data: Mnist, gib: float = 8.2) -> Rows:
                     getattr(dask_worker.data, "spilled_total", None) and str(dask_worker.data.spilled_total)
                 )
             )
-            restarts = len(client.scheduler_info()["workers"])
+            alive = len(client.scheduler_info()["workers"])
         for worker, peak in peaks.items():
             yield (
                 worker.rpartition(":")[2],
@@ -388,7 +388,7 @@ def memory(data: Mnist, gib: float = 8.2) -> Rows:
                 fit.n_iter_,
                 f"{peak:.0f}",
                 spilled[worker],
-                restarts,
+                alive,
             )
     finally:
         shutil.rmtree(folder)
@@ -404,7 +404,7 @@ def _write_shifted(path: Path, source: Path, start: int, stop: int) -> None:
 
 
 def bitwise(data: Mnist) -> Rows:
-    """Item 9: bitwise equal centres whatever the workers and chunks."""
+    """Item 9: centres are bitwise equal for any number of workers and any chunks."""
     import hashlib
 
     def digest(X: da.Array) -> str:
@@ -420,22 +420,22 @@ def bitwise(data: Mnist) -> Rows:
 
 
 SECTIONS: dict[str, tuple[Callable[[Mnist], Rows], tuple[str, ...]]] = {
-    "passes": (passes, ("rows", "what", "seconds a pass", "x bare sgemm")),
+    "passes": (passes, ("rows", "what", "s/pass", "x bare sgemm")),
     "peers": (peers, ("engine", "seconds", "iterations", "inertia", "accuracy held-out", "x faster than scikit-learn")),
-    "stock": (stock, ("engine", "seconds", "iterations", "inertia", "accuracy held-out", "x as fast as kmeans_dask")),
+    "stock": (stock, ("engine", "seconds", "iterations", "inertia", "accuracy held-out", "x kmeans_dask's speed")),
     "minibatch": (minibatch, ("engine", "seconds", "inertia", "accuracy held-out", "x scikit-learn's time")),
     "sweep": (sweep, ("what", "seconds", "x K = 256 alone")),
-    "starts": (starts, ("engine", "inertia of the start", "of the result", "worst result")),
-    "chunks": (chunks, ("chunks", "tasks a pass", "tasks a chunk", "seconds a pass", "stock dask-ml", "x")),
-    "scaling": (scaling, ("workers", "seconds a pass", "x one", "kernel alone in as many threads", "x one")),
-    "bitwise": (bitwise, ("where", "rows a chunk", "sha256 of the centres")),
-    "memory": (memory, ("worker", "rows", "GiB", "seconds", "passes", "peak MiB", "spilled", "workers left")),
+    "init": (init, ("engine", "initial inertia", "final inertia", "worst final inertia")),
+    "chunks": (chunks, ("chunks", "tasks per pass", "tasks per chunk", "s/pass", "stock dask-ml, s/pass", "x")),
+    "scaling": (scaling, ("workers", "s/pass", "x one worker", "kernel alone, as many threads", "x one thread")),
+    "bitwise": (bitwise, ("workers", "rows per chunk", "sha256 of the centres")),
+    "memory": (memory, ("worker", "rows", "GiB", "seconds", "passes", "peak MiB", "spilled", "workers alive")),
     "spark": (spark, ("engine", "seconds", "inertia", "x")),
 }  # fmt: skip
 
 
 def main() -> None:
-    """Run the sections that the command line names."""
+    """Run the sections named on the command line, or all of them."""
     data = Mnist(Path(sys.argv[1]))
     print(machine())
     for name in sys.argv[2:] or SECTIONS:

@@ -1,7 +1,7 @@
-"""A run that lives on: what it costs to add images to a collection, and to label new ones.
+"""Working with a finished run: the cost of adding images to a collection, and of labelling new ones.
 
-``python -m benchmarks.lifetime update FOLDER HEIGHT WIDTH MODE``: 1,000 images of a folder are added to the others.
-``python -m benchmarks.lifetime predict FOLDER HEIGHT WIDTH MODE K``: 10,000 images, or all that there are.
+``python -m benchmarks.lifetime update FOLDER HEIGHT WIDTH MODE`` adds 1,000 images of FOLDER to the others.
+``python -m benchmarks.lifetime predict FOLDER HEIGHT WIDTH MODE K`` labels up to 10,000 images of FOLDER.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ PREDICTED = 10_000
 
 
 def update(source: Input, config: Ingest, scratch: Path) -> None:
-    """Ingest all, and all but 1,000 and then these; listing is a part of it, starting the workers is not."""
+    """Ingest all images at once, and all but 1,000 followed by these; listing is timed, worker start-up is not."""
     whole = list_items(source, 0, scratch)
     rng = np.random.default_rng(0)
     later = np.zeros(len(whole), bool)
     later[rng.choice(len(whole), ADDED, replace=False)] = True
     first = whole.filter(pa.array(~later))
-    told: dict[str, list[float]] = {"all": [], "listing": [], "added": []}
+    walls: dict[str, list[float]] = {"all": [], "listing": [], "added": []}
     with workers() as client:
 
         def ingest(manifest: Path, target: Path) -> None:
@@ -62,17 +62,17 @@ def update(source: Input, config: Ingest, scratch: Path) -> None:
             added = seconds(lambda new=new, run=run: ingest(new, scratch / f"{run}.zarr"))[0]
             listing_all = seconds(lambda full=full: list_all(full))[0]
             everything = seconds(lambda full=full, run=run: ingest(full, scratch / f"{run}-full.zarr"))[0]
-            if run:  # the first reads the files into the page cache, and imports
-                told["all"].append(listing_all + everything)
-                told["listing"].append(listing)
-                told["added"].append(added)
-    everything, listing, added = (statistics.median(values) for values in told.values())
+            if run:  # the first run fills the page cache and imports modules
+                walls["all"].append(listing_all + everything)
+                walls["listing"].append(listing)
+                walls["added"].append(added)
+    everything, listing, added = (statistics.median(values) for values in walls.values())
     table(
         f"{ADDED:,} of {len(whole):,} images added, to {config.size[0]} x {config.size[1]} {config.mode}",
-        ("what", "seconds", "share of ingesting all"),
+        ("what", "seconds", "fraction of ingesting all"),
         [
             ("list and ingest all", f"{everything:.3f}", "100 %"),
-            ("list again, compare", f"{listing:.3f}", f"{listing / everything:.1%}"),
+            ("relist and compare", f"{listing:.3f}", f"{listing / everything:.1%}"),
             (f"ingest {ADDED:,} added", f"{added:.3f}", f"{added / everything:.1%}"),
             ("both", f"{listing + added:.3f}", f"{(listing + added) / everything:.1%}"),
         ],
@@ -80,7 +80,7 @@ def update(source: Input, config: Ingest, scratch: Path) -> None:
 
 
 def predict(source: Input, config: Ingest, scratch: Path, k: int) -> None:
-    """Label images, from the listing to the table, against decoding them in a bare loop to the same size."""
+    """Label listed images up to the written table, against decoding them in a bare loop to the same size."""
     n_features = config.size[0] * config.size[1] * (1 if config.mode == "L" else 3)
     centres = np.random.default_rng(0).uniform(0, 255, (k, n_features)).astype(np.float32)
     model = Model("kmeans", centres, np.zeros(1), 0.0, 1, 0.0, np.zeros(k, np.int32), np.ones(k, np.int64))
@@ -107,7 +107,7 @@ def predict(source: Input, config: Ingest, scratch: Path, k: int) -> None:
     loop, ours = statistics.median(bare), statistics.median(labelled)
     table(
         f"{len(items):,} images labelled at {config.size[0]} x {config.size[1]} {config.mode}, K = {k}",
-        ("what", "seconds", "images a second", "share of the bare loop's speed"),
+        ("what", "seconds", "images/s", "fraction of the bare loop's speed"),
         [
             ("decoding and scaling in a bare loop, two processes", f"{loop:.3f}", f"{len(items) / loop:,.0f}", "100 %"),
             ("predict, two workers", f"{ours:.3f}", f"{len(items) / ours:,.0f}", f"{loop / ours:.0%}"),
@@ -116,7 +116,7 @@ def predict(source: Input, config: Ingest, scratch: Path, k: int) -> None:
 
 
 def main() -> None:
-    """Run the section that the command line names."""
+    """Run the section named on the command line."""
     section, folder, height, width, mode, *k = sys.argv[1:]
     config = Ingest.model_validate({"size": [int(height), int(width)], "mode": mode})
     print(machine())

@@ -1,4 +1,4 @@
-"""Listing and planning a folder of many files: seconds and memory of a process that does nothing else.
+"""Seconds and memory of listing and planning a folder of many files, in a dedicated process.
 
 ``python -m benchmarks.listing [FILES]``
 """
@@ -22,7 +22,7 @@ PER_FOLDER = 1000
 
 
 def plan(folder: str, scratch: str) -> tuple[float, float, int, float]:
-    """Return the seconds of the listing and of the planning, the number of tasks and the peak memory in MiB."""
+    """Return seconds of listing, seconds of planning, the number of tasks and the peak memory in MiB."""
     source, config = Input(path=[folder]), Ingest(size=(28, 28), mode="L")
     manifest = Path(scratch) / "manifest.parquet"
     listing = seconds(lambda: write_manifest(list_items(source, 0, Path(scratch)), manifest))[0]
@@ -31,7 +31,7 @@ def plan(folder: str, scratch: str) -> tuple[float, float, int, float]:
 
 
 def main() -> None:
-    """Make empty files, and list them in a fresh process."""
+    """Create empty files, and list them in a fresh process."""
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     print(machine())
     with tempfile.TemporaryDirectory() as scratch, get_context("spawn").Pool(1) as pool:
@@ -43,7 +43,7 @@ def main() -> None:
                 os.close(os.open(os.path.join(below, f"{i}.png"), os.O_CREAT | os.O_WRONLY))
         listing, planning, tasks, peak = pool.apply(plan, (folder, scratch))
     rows = [(f"{n:,}", f"{listing:.1f}", f"{planning:.1f}", f"{tasks:,}", f"{peak:,.0f}")]
-    table("Listing", ("files", "seconds of the listing", "of the planning", "tasks", "peak MiB"), rows)
+    table("Listing", ("files", "seconds of listing", "seconds of planning", "tasks", "peak MiB"), rows)
 
 
 if __name__ == "__main__":

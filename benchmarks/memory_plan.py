@@ -1,7 +1,7 @@
-"""The memory plan against what a worker process really takes, for four kinds of collections.
+"""The memory plan against the memory that a worker process really uses, for four kinds of collections.
 
-``python -m benchmarks.memory_plan [SHARE]``: of each collection only this share of the items, 1 if it is not given.
-``python -m benchmarks.memory_plan quantize FOLDER ...``: images that are quantized, nothing else, by one worker.
+``python -m benchmarks.memory_plan [FRACTION]`` runs four stages on this fraction of each collection, by default all.
+``python -m benchmarks.memory_plan quantize FOLDER ...`` only quantizes the images of each folder, with one worker.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ POINTS: Mapping[str, tuple[int, int, str, Mapping[str, Any]]] = {
         12, 4899, "jpg", {"ingest": {"size": [256, 256]}, "fit": {"k": [2]}, "evaluate": {}, "quantize": {"k": [6]}},
     ),
 }  # fmt: skip
-"""Items, their side in pixels, what they are, and the stages."""
+"""Number of items, their side in pixels, their file format, and the config sections of the stages."""
 
 
-def main(share: float, scratch: Path) -> None:
-    """Print a row a collection and stage."""
-    columns = ["collection", "stage", "planned, MiB", "peak, MiB", "planned above the process", "peak above the start"]
-    table(f"one worker of one thread, {LIMIT}", columns, _rows(share, scratch))
+def main(fraction: float, scratch: Path) -> None:
+    """Print one row per collection and stage."""
+    columns = ["collection", "stage", "planned, MiB", "peak, MiB", "planned above idle", "peak above idle"]
+    table(f"one worker of one thread, {LIMIT}", columns, _rows(fraction, scratch))
 
 
-def _rows(share: float, scratch: Path) -> Iterator[list[str]]:
+def _rows(fraction: float, scratch: Path) -> Iterator[list[str]]:
     for number, (what, (n, side, kind, sections)) in enumerate(POINTS.items()):
         folder = scratch / str(number)
         folder.mkdir()
-        source = _draw(folder, max(int(share * n), max(sections["fit"]["k"])), side, kind)
+        source = _draw(folder, max(int(fraction * n), max(sections["fit"]["k"])), side, kind)
         with connect(Cluster(kind="local", n_workers=1, memory_limit=LIMIT)) as client:
             config = Config.model_validate(
                 {
@@ -78,12 +78,12 @@ def _rows(share: float, scratch: Path) -> Iterator[list[str]]:
                 (peak,) = client.run(_peak).values()
                 _, plan = plan_of(config, read_manifest(run_folder(config).manifest), workers_of(client))
                 total = plan.total(stage)
-                told = (total, peak, total - PROCESS, peak - start)
-                yield [what, stage, *(f"{size / 2**20:,.0f}" for size in told)]
+                sizes = (total, peak, total - PROCESS, peak - start)
+                yield [what, stage, *(f"{size / 2**20:,.0f}" for size in sizes)]
 
 
 def quantize(folders: Sequence[Path], scratch: Path) -> None:
-    """Print a row a folder and number of threads: the peak of a process that compiles the kernels, and of the next."""
+    """Print one row per folder and number of threads: peak of a process that compiles the kernels, and of the next."""
     os.environ["NUMBA_CACHE_DIR"] = str(scratch / "numba")
 
     def rows() -> Iterator[list[str]]:
@@ -96,12 +96,12 @@ def quantize(folders: Sequence[Path], scratch: Path) -> None:
                     f"{total / first:.2f}, {total / second:.2f}",
                 ]  # fmt: skip
 
-    columns = ["images", "threads", "planned, MiB", "peak with compiling, MiB", "without", "planned / peak"]
+    columns = ["images", "threads", "planned, MiB", "peak with compiling, MiB", "without, MiB", "planned / peak"]
     table("one worker that quantizes, K = 30", columns, rows())
 
 
 def _quantized(folder: Path, threads: int, output: Path) -> tuple[int, int]:
-    """Bytes that a new worker should take at most, and takes."""
+    """Planned and measured peak memory of a new worker, in bytes."""
     remove(output)
     with connect(Cluster(kind="local", n_workers=1, threads_per_worker=threads, memory_limit="6GiB")) as client:
         config = Config.model_validate(
@@ -141,13 +141,13 @@ def _peak() -> int:
 
 
 def _memory(what: str) -> int:
-    """Bytes of this process, as Linux counts them."""
+    """Read a size of this process from /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
 
 
 def _reset_peak() -> None:
-    """Let the peak begin at what the process takes now: 5 is the word for it."""
+    """Reset the peak resident size (VmHWM) of this process; see clear_refs in proc(5) for the 5."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -157,5 +157,5 @@ if __name__ == "__main__":
         if sys.argv[1:2] == ["quantize"]:
             quantize([Path(name) for name in sys.argv[2:]], Path(scratch_folder))
         else:
-            os.environ["NUMBA_CACHE_DIR"] = str(Path(scratch_folder) / "numba")  # workers find no compiled kernels
+            os.environ["NUMBA_CACHE_DIR"] = str(Path(scratch_folder) / "numba")  # empty: workers compile the kernels
             main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0, Path(scratch_folder))

@@ -1,8 +1,8 @@
-"""Use the report of a run as a person would, in a headless Chromium, and measure how soon it is there.
+"""Use a run's report in a headless Chromium with real mouse and key events, and measure how fast it loads.
 
     python -m benchmarks.page RUN [SCREENSHOTS]
 
-RUN is a run folder with a report. Pictures of every view go to the folder SCREENSHOTS, if it is named.
+RUN is a run folder with a report. If SCREENSHOTS is given, images of every view are saved to that folder.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from kmeans_dask.report.thumbnails import encode_webp, pack
 
 _DRAWN = "document.querySelectorAll('#main h2').length === 1"
 _CHARTS = "[...document.querySelectorAll('.chart')].every((e) => e.firstElementChild)"
-_OPENED = 5
+_LOADS = 5
 
 Step = Callable[[Browser], Awaitable[None]]
 
 
-async def opening(browser: Browser, page: Path) -> tuple[float, float]:
-    """Seconds from the navigation to the first drawn view, and to the last of its charts; medians."""
+async def load_times(browser: Browser, page: Path) -> tuple[float, float]:
+    """Median seconds from navigation to the load event, and to the first view with all its charts drawn."""
     seconds = []
-    for _ in range(_OPENED):
+    for _ in range(_LOADS):
         await browser.open(page)
         await browser.until(_DRAWN)
         await browser.until(_CHARTS)
-        told = await browser.run(
+        times = await browser.run(
             "new Promise((done) => requestAnimationFrame(() => setTimeout(() => done([performance.timing.loadEventEnd -"
             " performance.timing.navigationStart, performance.now()]), 0)))"
         )
-        seconds.append((told[0] / 1000, told[1] / 1000))
+        seconds.append((times[0] / 1000, times[1] / 1000))
     return statistics.median(s[0] for s in seconds), statistics.median(s[1] for s in seconds)
 
 
 async def go(browser: Browser, view: str) -> None:
-    """Open a view by its address."""
+    """Open a view by its URL fragment."""
     await browser.run(f"location.hash = {view!r}")
     await asyncio.sleep(0.05)
     await browser.until(_DRAWN)
@@ -65,9 +65,9 @@ async def texts(browser: Browser, selector: str) -> list[str]:
     return list(found)
 
 
-def expect(condition: object, told: str) -> None:
+def expect(condition: object, message: str) -> None:
     if not condition:
-        raise AssertionError(told)
+        raise AssertionError(message)
 
 
 async def filter_clusters(browser: Browser) -> None:
@@ -80,18 +80,18 @@ async def filter_clusters(browser: Browser) -> None:
     await browser.write(number)
     found = await texts(browser, ".cards a .soft")
     expect(any(f"#{number} " in text for text in found), f"searching {number} found {found}")
-    expect(len(found) < total, "searching left all clusters")
+    expect(len(found) < total, "searching did not filter the clusters")
     for _ in number:
         await browser.key("Backspace", 8)
     await browser.run("(() => { const s = document.querySelectorAll('.controls select')[0]; s.value = 'impure';"
                       " s.dispatchEvent(new Event('change')) })()")  # fmt: skip
     shown = await texts(browser, ".cards a .card > .soft:last-child")
-    shares = [float(text.removesuffix(" %")) for text in shown if text.endswith("%")]
-    expect(shares == sorted(shares) and len(shares) > 1, f"not by purity: {shares[:9]}")
+    purities = [float(text.removesuffix(" %")) for text in shown if text.endswith("%")]
+    expect(purities == sorted(purities) and len(purities) > 1, f"not sorted by purity: {purities[:9]}")
 
 
 async def turn_clusters(browser: Browser) -> None:
-    """Open a cluster by the keyboard alone, turn to the next one, open an item and close it."""
+    """Open a cluster with the keyboard alone, go to the next one, open and close an item."""
     await browser.run("document.querySelector('.cards a').focus()")
     await browser.key("Enter", 13, "\r")
     await browser.until("location.hash.startsWith('#cluster/')")
@@ -102,13 +102,13 @@ async def turn_clusters(browser: Browser) -> None:
     await browser.run("document.querySelector('button.tile').focus()")
     await browser.key("Enter", 13, "\r")
     await browser.until("document.querySelector('dialog').open")
-    expect(await texts(browser, "dialog dd"), "the window of an item says nothing")
+    expect(await texts(browser, "dialog dd"), "the dialog of an item is empty")
     await browser.key("Escape", 27)
     await browser.until("!document.querySelector('dialog').open")
 
 
 async def click_confusion(browser: Browser) -> None:
-    """Click a cell of the confusion matrix, and see its clusters and images."""
+    """Click a cell of the confusion matrix and show its clusters and images."""
     await browser.click("#nav [data-view=confusion]")
     await browser.until(_CHARTS)
     await asyncio.sleep(0.3)
@@ -117,12 +117,12 @@ async def click_confusion(browser: Browser) -> None:
         await asyncio.sleep(0.2)
         if (await browser.run("location.hash")).startswith("#cell/"):
             break
-    expect((await browser.run("location.hash")).startswith("#cell/"), "no cell answers to a click")
-    expect(await texts(browser, "table tbody tr"), "a cell without clusters")
+    expect((await browser.run("location.hash")).startswith("#cell/"), "no cell responds to a click")
+    expect(await texts(browser, "table tbody tr"), "the cell shows no clusters")
 
 
 async def move_map(browser: Browser) -> None:
-    """Drag the map, zoom by the wheel and by the keyboard, go back to the whole."""
+    """Drag the map, zoom with wheel and keyboard, and reset it."""
     await browser.click("#nav [data-view=map]")
     await browser.until(_CHARTS)
     await asyncio.sleep(0.5)
@@ -136,7 +136,7 @@ async def move_map(browser: Browser) -> None:
     zoomed = await browser.run(ranges)
     expect(zoomed[1] - zoomed[0] < 0.8 * (moved[1] - moved[0]), "the key + did not zoom")
     await browser.key("0", 48, "0")
-    expect(np.allclose(await browser.run(ranges), start), "the key 0 did not bring back the whole map")
+    expect(np.allclose(await browser.run(ranges), start), "the key 0 did not reset the map")
     left, top, width, height = await browser.place(".chart")
     await browser.mouse("mouseWheel", left + width / 2, top + height / 2, deltaX=0, deltaY=-240)
     await asyncio.sleep(0.3)
@@ -145,7 +145,7 @@ async def move_map(browser: Browser) -> None:
 
 
 async def compare(browser: Browser) -> None:
-    """Move the slider by mouse and by keyboard, and choose another K if there is one."""
+    """Move the slider with mouse and keyboard, and choose another K if there is one."""
     await browser.click("#nav [data-view=colours]")
     await browser.until(_CHARTS)
     cut = "document.querySelector('.stack img:nth-child(2)').style.clipPath"
@@ -160,11 +160,11 @@ async def compare(browser: Browser) -> None:
     ends = await texts(browser, ".ends")
     await browser.click("fieldset label:last-child input")
     await asyncio.sleep(0.2)
-    expect(ends != await texts(browser, ".ends"), "another K shows the same picture")
+    expect(ends != await texts(browser, ".ends"), "another K shows the same image")
 
 
 async def sort_tables(browser: Browser) -> None:
-    """Sort the table of the models by a click on its heading."""
+    """Sort the table of models by clicking on a heading."""
     await go(browser, "overview")
     await browser.click("table th:nth-child(2) button")
     ks = [int(text) for text in await texts(browser, "#main section:first-of-type table td:nth-child(2)")]
@@ -172,30 +172,33 @@ async def sort_tables(browser: Browser) -> None:
 
 
 async def save(browser: Browser) -> None:
-    """Save every figure of every view by its buttons, as CSV, SVG and PNG, and open the files."""
+    """Save every figure of every view as CSV, SVG and PNG with its buttons, and open the files."""
     with tempfile.TemporaryDirectory() as folder:
         await browser.save_to(Path(folder))
         for view in await views_of(browser):
             await go(browser, view)
-            for told in await browser.run(
+            for title in await browser.run(
                 "[...document.querySelectorAll('button[aria-label^=\"save \"]')].map((e) => e.ariaLabel)"
             ):
-                name, kind = re.fullmatch("save (.+) as (CSV|SVG|PNG)", told).groups()  # type: ignore[union-attr]
-                await browser.click(f"button[aria-label={json.dumps(told)}]")
+                name, kind = re.fullmatch("save (.+) as (CSV|SVG|PNG)", title).groups()  # type: ignore[union-attr]
+                await browser.click(f"button[aria-label={json.dumps(title)}]")
                 file = Path(folder) / f"{name}.{kind.lower()}"
                 end = time.monotonic() + 20
                 while not file.exists() and time.monotonic() < end:
                     await asyncio.sleep(0.05)
-                expect(file.exists(), f"{view}: {told} saved nothing")
-                _open_saved(file, view)
+                expect(file.exists(), f"{view}: {title} saved nothing")
+                _check_saved(file, view)
                 file.unlink()
 
 
-def _open_saved(file: Path, view: str) -> None:
-    """Open a file that was saved: a picture that is not blank, or rows that are all as long as their heading."""
+def _check_saved(file: Path, view: str) -> None:
+    """Check a saved file: an image must not be blank, and every CSV row must be as long as the heading."""
     if file.suffix == ".csv":
         heading, *rows = csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""))
-        expect(rows and all(len(row) == len(heading) for row in rows), f"{view}: {file.name} has no rows, or odd ones")
+        expect(
+            rows and all(len(row) == len(heading) for row in rows),
+            f"{view}: {file.name} has no rows, or rows of another length",
+        )
     elif file.suffix == ".svg":
         root = ElementTree.parse(file).getroot()
         marks = [e for e in root.iter() if e.tag.rpartition("}")[2] in ("path", "text", "rect", "circle", "image")]
@@ -207,7 +210,7 @@ def _open_saved(file: Path, view: str) -> None:
 
 
 async def hostile(browser: Browser) -> None:
-    """Names and labels that look like markup do nothing."""
+    """Show file names and labels that look like markup as plain text."""
     names = ["<img src=x onerror=alert(1)>.png", "</script><script>alert(1)</script>", "$$\\alert$$", "<b>bold</b>"]
     model = {
         "algorithm": "kmeans", "k": 1, "first_centre": 0, "label": [0], "size": [4], "size_holdout": [0],
@@ -244,17 +247,22 @@ async def hostile(browser: Browser) -> None:
                      "map/kmeans-1", "label_issues", "outliers", "duplicates", "colours", "failed"):  # fmt: skip
             await go(browser, view)
             for name in ("img[src=x]", "#main b", "#main script"):
-                expect(not await browser.run(f"document.querySelector({name!r})"), f"{view}: a name became {name}")
+                expect(
+                    not await browser.run(f"document.querySelector({name!r})"), f"{view}: a name was rendered as {name}"
+                )
         await browser.run("showItem(0)")
-        expect(names[0] in "".join(await texts(browser, "dialog dd")), "the name is not shown as it is")
+        expect(names[0] in "".join(await texts(browser, "dialog dd")), "the name is not shown verbatim")
         expect(await browser.run("document.scripts.length") == elements, "a script was added")
-        told = [event for event in browser.events if event["method"] == "Page.javascriptDialogOpening"]
-        expect(not told, f"a name was run: {told}")
-        expect(not browser.complaints() and not browser.requests(), f"{browser.complaints()} {browser.requests()}")
+        dialogs = [event for event in browser.events if event["method"] == "Page.javascriptDialogOpening"]
+        expect(not dialogs, f"a name was executed: {dialogs}")
+        expect(
+            not browser.console_messages() and not browser.requests(),
+            f"{browser.console_messages()} {browser.requests()}",
+        )
 
 
 async def views_of(browser: Browser) -> list[str]:
-    """Addresses of all views of an open page."""
+    """URL fragments of all views of the open page."""
     names = list(
         await browser.run("[...document.querySelectorAll('#nav a')].map((a) => a.getAttribute('href').slice(1))")
     )
@@ -264,8 +272,8 @@ async def views_of(browser: Browser) -> list[str]:
     return names
 
 
-async def look(browser: Browser, page: Path, pictures: Path | None) -> int:
-    """Open every view in a wide, a narrow, and a dark window; none may be wider than the window. Count the views."""
+async def show_all_views(browser: Browser, page: Path, screenshots: Path | None) -> int:
+    """Open every view in wide and narrow, light and dark windows, check that none overflows, and count the views."""
     await browser.open(page)
     await browser.until(_DRAWN)
     views = await views_of(browser)
@@ -282,22 +290,22 @@ async def look(browser: Browser, page: Path, pictures: Path | None) -> int:
             expect(beyond <= 0, f"{view} is {beyond} pixels wider than a {name} window")
             background = await browser.run("getComputedStyle(document.body).backgroundColor")
             expect((background == "rgb(255, 255, 255)") != dark, f"{view}: background {background} in a {name} window")
-            if pictures:
-                await browser.picture(pictures / f"{name}-{view.split('/')[0]}.png")
-    if pictures:
+            if screenshots:
+                await browser.screenshot(screenshots / f"{name}-{view.split('/')[0]}.png")
+    if screenshots:
         for view in views:
             await go(browser, view)
-            await browser.print(pictures / f"print-{view.split('/')[0]}.pdf")
+            await browser.print(screenshots / f"print-{view.split('/')[0]}.pdf")
     await browser.window(1280, 900)
     return len(views)
 
 
-async def check(run: Path, pictures: Path | None) -> None:
+async def check(run: Path, screenshots: Path | None) -> None:
     page = run / "report.html"
-    rows: list[tuple[str, str]] = [("size of the page", f"{page.stat().st_size / 1e6:.1f} MB")]
+    rows: list[tuple[str, str]] = [("page size", f"{page.stat().st_size / 1e6:.1f} MB")]
     async with Browser() as browser:
         await browser.window(1280, 900)
-        loaded, drawn = await opening(browser, page)
+        loaded, drawn = await load_times(browser, page)
         rows += [("load event, median of 5", f"{loaded:.2f} s"), ("overview with all charts drawn", f"{drawn:.2f} s")]
         has = await browser.run("({models: DATA.models.length > 0, labels: DATA.labels.names.length > 0,"
                                 " colours: DATA.colours !== null})")  # fmt: skip
@@ -305,19 +313,19 @@ async def check(run: Path, pictures: Path | None) -> None:
             (has["models"], sort_tables), (has["models"], filter_clusters), (has["models"], turn_clusters),
             (has["models"] and has["labels"], click_confusion), (has["models"], move_map), (has["colours"], compare),
         ]  # fmt: skip
-        for wanted, step in steps:
-            if wanted:
+        for applies, step in steps:
+            if applies:
                 await step(browser)
                 rows.append(((step.__doc__ or "").strip().rstrip("."), "works"))
         await save(browser)
         rows.append(((save.__doc__ or "").strip().rstrip("."), "works"))
-        views = await look(browser, page, pictures)
-        rows.append((f"{views} views x wide, narrow, dark, narrow and dark: none wider than the window", "so"))
-        expect(not browser.complaints(), f"the console says {browser.complaints()}")
-        expect(not browser.requests(), f"the page asked for {browser.requests()}")
-        rows += [("errors and warnings of the console", "0"), ("requests", "0")]
+        views = await show_all_views(browser, page, screenshots)
+        rows.append((f"{views} views x wide, narrow, dark, narrow and dark: none wider than the window", "yes"))
+        expect(not browser.console_messages(), f"console: {browser.console_messages()}")
+        expect(not browser.requests(), f"the page requested {browser.requests()}")
+        rows += [("console errors and warnings", "0"), ("requests", "0")]
         await hostile(browser)
-        rows.append(((hostile.__doc__ or "").strip().rstrip("."), "so"))
+        rows.append(((hostile.__doc__ or "").strip().rstrip("."), "works"))
         version = (await browser.send("Browser.getVersion"))["product"]
     table(f"{page} in {version}", ["what", "result"], rows)
 
@@ -325,10 +333,10 @@ async def check(run: Path, pictures: Path | None) -> None:
 def main() -> None:
     if not 2 <= len(sys.argv) <= 3:
         raise SystemExit(__doc__)
-    pictures = Path(sys.argv[2]) if len(sys.argv) == 3 else None
-    if pictures:
-        pictures.mkdir(parents=True, exist_ok=True)
-    asyncio.run(check(Path(sys.argv[1]), pictures))
+    screenshots = Path(sys.argv[2]) if len(sys.argv) == 3 else None
+    if screenshots:
+        screenshots.mkdir(parents=True, exist_ok=True)
+    asyncio.run(check(Path(sys.argv[1]), screenshots))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""An image that ends the process which opens it, in each command that opens images: ``python -m benchmarks.poison``.
+"""An image that kills any process opening it, for each command that opens images: ``python -m benchmarks.poison``.
 
-The product knows nothing of it: a decoder is planted in all processes that are started.
+The package itself is unchanged: a crashing decoder is injected into all started processes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def open_or_end(self):
 
 PngImageFile._open = open_or_end
 """
-"""In a module of the name that Python imports when it starts."""
+"""Source of a ``sitecustomize`` module, which Python imports at start-up."""
 
 POISON = b"\x89PNG\r\n\x1a\nPOISON "
 ITEMS = 2000
@@ -51,18 +51,18 @@ quantize: {{k: [4], palette: shared}}
 cluster: {{kind: local, n_workers: 2}}
 """
 NOTICE = "Restarting worker"
-"""What Dask says of every worker that has died."""
+"""Text that Dask logs for every worker that dies."""
 
 
 def plant(folder: Path) -> str:
-    """Write the module that plants the decoder; return the PYTHONPATH with which processes find it."""
+    """Write the module that injects the decoder, and return the PYTHONPATH with which processes find it."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(DECODER)
     return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
 
 
 def lines(scratch: Path) -> Iterator[list[str]]:
-    """Give the commands one after the other; yield a line for each."""
+    """Run the commands one after the other; yield a table row for each."""
     images, run = scratch / "images", scratch / "run"
     images.mkdir()
     rng = np.random.default_rng(0)
@@ -89,11 +89,11 @@ def lines(scratch: Path) -> Iterator[list[str]]:
             assert dead == 0, done.stderr
             continue
         rows = (pyarrow.csv.read_csv(items) if items.suffix == ".csv" else pq.read_table(items)).to_pylist()
-        aside = "; ".join(f"{row['path']}: {row['status']}" for row in rows if row["status"] != "ok")
-        yield [str(command[0]), str(dead), aside, f"{sum(row['status'] == 'ok' for row in rows):,} of {ITEMS:,}"]
+        failed = "; ".join(f"{row['path']}: {row['status']}" for row in rows if row["status"] != "ok")
+        yield [str(command[0]), str(dead), failed, f"{sum(row['status'] == 'ok' for row in rows):,} of {ITEMS:,}"]
 
 
 if __name__ == "__main__":
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        table("A poison image", ["command", "dead workers", "set aside", "other items done"], lines(Path(folder)))
+        table("A poison image", ["command", "dead workers", "failed items", "other items done"], lines(Path(folder)))

@@ -1,4 +1,4 @@
-"""A cluster of separate processes, as on several machines: one can be measured, or killed, without the others."""
+"""A cluster of separate processes, each of which can be measured or killed on its own."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Processes:
     Parameters
     ----------
     folder
-        For their logs, and the local files of the workers.
+        Folder for the logs and for the local files of the workers.
     memory
-        Limit a worker.
+        Memory limit of each worker.
     preload
-        File that every worker runs when it starts.
+        Python file that every worker runs at start-up.
     """
 
     def __init__(self, folder: Path, memory: str = "2GiB", preload: Path | None = None) -> None:
@@ -39,7 +39,7 @@ class Processes:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Start the scheduler, then the workers, and wait for all of them."""
+        """Start the scheduler and the workers, and wait until all are connected."""
         listen = ["--host", "127.0.0.1"]
         command = ["scheduler", *listen, "--port", str(self._port), "--dashboard-address", "127.0.0.1:0"]
         self.scheduler = psutil.Process(self._start(command).pid)
@@ -51,15 +51,15 @@ class Processes:
             client.wait_for_workers(WORKERS, timeout=60)
 
     def workers(self) -> list[psutil.Process]:
-        """Return the processes that run the tasks: children of the nannies."""
+        """Return the worker processes, which are children of the nannies."""
         found = []
         for nanny in self._started[1:]:
             with suppress(psutil.Error):
-                found += [child for child in psutil.Process(nanny.pid).children() if "spawn_main" in _words_of(child)]
+                found += [child for child in psutil.Process(nanny.pid).children() if "spawn_main" in _arguments(child)]
         return found
 
     def end(self) -> None:
-        """Kill all of them, and what they have started."""
+        """Kill all processes and their descendants."""
         for parent in self._started:
             family = []
             with suppress(psutil.Error):
@@ -80,7 +80,7 @@ class Processes:
 
 @contextmanager
 def processes(folder: Path, memory: str = "2GiB") -> Iterator[Processes]:
-    """Yield a cluster that has been started, and end it."""
+    """Start a cluster, yield it, and kill it at the end."""
     cluster = Processes(folder, memory)
     try:
         cluster.start()
@@ -90,13 +90,13 @@ def processes(folder: Path, memory: str = "2GiB") -> Iterator[Processes]:
 
 
 def rss(process: psutil.Process) -> float:
-    """Memory of a process in MiB; 0 if it has ended."""
+    """Resident memory of a process in MiB; 0 if it has ended."""
     with suppress(psutil.Error):
         return process.memory_info().rss / 2**20
     return 0.0
 
 
-def _words_of(process: psutil.Process) -> str:
+def _arguments(process: psutil.Process) -> str:
     with suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""

@@ -1,10 +1,10 @@
-"""Colour quantization measured: against decoding and encoding alone, and against the peers.
+"""Colour quantization against decoding and encoding alone, and against other quantizers.
 
     python -m benchmarks.quantization --speed data/lfw --photos data/bsds
 
-prints Markdown: a table with seconds and error of every peer, and a table of what was promised and what was measured.
-Peers that are not installed are left out: imagequant (pip), pngquant and ImageMagick (Debian packages).
-Everything is written to new folders below --work, which are removed at the end.
+prints two Markdown tables: seconds and error of every quantizer, and targets with the measured values. Quantizers that
+are not installed are skipped: imagequant (pip), pngquant and ImageMagick (Debian packages). All files are written to
+new folders below --work, which are removed at the end.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from kmeans_dask.sources.images import open_image
 from kmeans_dask.storage.output_names import write_file
 
 
-def encode_alone(files, painted, target):
-    """Decode files, and encode and write what the stage made of them: seconds of the three, painted images read."""
+def time_codec(files, quantized, target):
+    """Decode the inputs, and encode and write the outputs of the stage again; return the seconds of the three steps."""
     images = []
-    for path in painted:
+    for path in quantized:
         image = Image.open(path)
         image.load()
         image.info.clear()
@@ -63,7 +63,7 @@ def encode_alone(files, painted, target):
 
 
 def bare(client: Client, run: Path, work: Path, n_workers: int, k: int) -> tuple[float, float, float]:
-    """Wall time of decoding, encoding and writing the files of a run by as many workers, in seconds each."""
+    """Wall seconds that the same workers take to only decode, only encode and only write the files of a run."""
     table = pq.read_table(run / "quantized.parquet").to_pylist()
     files = [bytes(file) for file in pq.read_table(run / "manifest.parquet")["file"].to_pylist()]
     outputs = {row["path"]: run / row["output"] for row in table if row["k"] == k and row["status"] == "ok"}
@@ -71,13 +71,13 @@ def bare(client: Client, run: Path, work: Path, n_workers: int, k: int) -> tuple
     pairs = [(file, outputs[path]) for file, path in zip(files, paths, strict=True) if path in outputs]
     target = Path(tempfile.mkdtemp(dir=work))
     batches = [pairs[start : start + 64] for start in range(0, len(pairs), 64)]
-    tasks = [client.submit(encode_alone, *zip(*batch, strict=True), target, pure=False) for batch in batches]
+    tasks = [client.submit(time_codec, *zip(*batch, strict=True), target, pure=False) for batch in batches]
     seconds = np.sum(client.gather(tasks), axis=0) / n_workers
     return float(seconds[0]), float(seconds[1]), float(seconds[2])
 
 
 def speed(client: Client, args: argparse.Namespace, folder: Path, work: Path, name: str) -> list[list[str]]:
-    """Rows of the table of item 1 for one folder."""
+    """Item 1: table rows for the speed on one folder."""
     files = files_of(folder)
     n = len(files)
     run_stage(client, some(folder, 128, work), work, k=[2, 6, 30])  # compile
@@ -89,13 +89,13 @@ def speed(client: Client, args: argparse.Namespace, folder: Path, work: Path, na
         ["1", f"{n:,} {name}, K=30, stage", f"{n / alone:,.0f} photos/s", ""],
         [
             "1",
-            "ms a photo and worker: stage; decode, encode, write alone",
+            "ms per photo and worker: stage; decode, encode, write alone",
             f"{alone * each:.2f}; {decode * each:.2f}, {coding * each:.2f}, {write * each:.2f}",
             "",
         ],
         [
             "1",
-            "throughput as a share of decode + encode alone; of decode + encode + write alone",
+            "throughput as a fraction of decode + encode alone; of decode + encode + write alone",
             f"{(decode + coding) / alone:.0%}; {(decode + coding + write) / alone:.0%}",
             "at least 70 %",
         ],
@@ -112,7 +112,7 @@ def speed(client: Client, args: argparse.Namespace, folder: Path, work: Path, na
 
 
 def proportion(args: argparse.Namespace, work: Path) -> list[list[str]]:
-    """Time and memory of a huge photo and of many icons, beside those of a usual photo."""
+    """Item 4: time and memory for a huge photo and for many icons, compared with an ordinary photo."""
     china = Image.fromarray(load_sample_image("china.jpg"))
     rows = []
     for name, megapixels in (("1-megapixel photo", 1.0), (f"{args.megapixels}-megapixel photo", args.megapixels)):
@@ -120,12 +120,12 @@ def proportion(args: argparse.Namespace, work: Path) -> list[list[str]]:
         scale = math.sqrt(megapixels * 1e6 / (china.width * china.height))
         size = (round(china.width * scale), round(china.height * scale))
         china.resize(size, Image.Resampling.BICUBIC).save(folder / "photo.jpg", quality=95)
-        rows.append(measured(name, folder, work, megapixels, "s a megapixel"))
+        rows.append(measured(name, folder, work, megapixels, "s/megapixel"))
     folder = Path(tempfile.mkdtemp(dir=work))
     for number in range(args.icons):
         x, y = number * 7 % (china.width - 32), number * 3 % (china.height - 32)
         china.crop((x, y, x + 32, y + 32)).save(folder / f"{number:06}.png", compress_level=1)
-    rows.append(measured(f"{args.icons:,} icons of 32 x 32", folder, work, args.icons / 1000, "s a thousand"))
+    rows.append(measured(f"{args.icons:,} icons of 32 x 32", folder, work, args.icons / 1000, "s per thousand"))
     return rows
 
 
@@ -137,12 +137,12 @@ def measured(name: str, folder: Path, work: Path, amount: float, unit: str) -> l
         before = max(client.run(peak_memory).values())
         seconds, _ = run_stage(client, folder, work, k=[30])
         peak = max(client.run(peak_memory).values())
-    told = f"{seconds:.2f} s, {seconds / amount:.3f} {unit}; peak {before / 2**20:,.0f} -> {peak / 2**20:,.0f} MiB"
-    return ["4", name, told, "in proportion"]
+    figures = f"{seconds:.2f} s, {seconds / amount:.3f} {unit}; peak {before / 2**20:,.0f} -> {peak / 2**20:,.0f} MiB"
+    return ["4", name, figures, "proportional"]
 
 
 def same_files(args: argparse.Namespace, folder: Path, work: Path, name: str) -> list[list[str]]:
-    """Hashes of all outputs for one worker, for several, and for a job that was killed and resumed."""
+    """Item 5: compare all output files for one worker, for several, and for a job that was killed and resumed."""
     hashes = {}
     for n in dict.fromkeys((1, args.workers, 3)):
         with workers(n) as client:
@@ -160,8 +160,8 @@ def same_files(args: argparse.Namespace, folder: Path, work: Path, name: str) ->
     process.wait()
     subprocess.run(command, check=True, capture_output=True)
     hashes[f"killed after {done} photos and resumed"] = hash_of(output / "killed")
-    verdict = "the same" if len(set(hashes.values())) == 1 else "DIFFERENT"
-    return [["5", f"files of {len(files_of(folder)):,} {name}: {', '.join(hashes)}", verdict, "bitwise the same"]]
+    verdict = "identical" if len(set(hashes.values())) == 1 else "DIFFERENT"
+    return [["5", f"files of {len(files_of(folder)):,} {name}: {', '.join(hashes)}", verdict, "bitwise identical"]]
 
 
 def hash_of(run: Path) -> str:
@@ -172,33 +172,42 @@ def hash_of(run: Path) -> str:
 
 
 def print_machine() -> None:
-    told = [
+    versions = [
         f"{name} {version(name)}" for name in ("pillow", "imagequant") if find_spec({"pillow": "PIL"}.get(name, name))
     ]
     for name, option in (("pngquant", "--version"), ("convert-im6", "-version"), ("magick", "-version")):
         if shutil.which(name):
             lines = subprocess.run([name, option], capture_output=True, text=True).stdout.splitlines()
-            told.append(f"{name} {lines[0].removeprefix('Version: ')}")
-    print(f"{machine()}; {', '.join(told)}")
+            versions.append(f"{name} {lines[0].removeprefix('Version: ')}")
+    print(f"{machine()}; {', '.join(versions)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--speed", type=Path, required=True, help="folder of photos for the speed, for example LFW")
-    parser.add_argument("--photos", type=Path, required=True, help="folder of colour photos for the errors")
-    parser.add_argument("--n-speed", type=int, default=4324, help="photos of --speed")
-    parser.add_argument("--n-photos", type=int, default=50, help="photos of --photos")
-    parser.add_argument("--times", type=int, default=20, help="names a photo of --photos has for the speed")
-    parser.add_argument("--variants", type=int, default=400, help="photos made of --photos for a large colour table")
-    parser.add_argument("--n-same", type=int, default=500, help="photos whose files are compared bitwise")
-    parser.add_argument("--k", type=int, nargs="+", default=KS, help="K of the table of errors")
+    parser.add_argument("--speed", type=Path, required=True, help="folder of photos for the speed tests, e.g. LFW")
+    parser.add_argument("--photos", type=Path, required=True, help="folder of colour photos for the error tests")
+    parser.add_argument("--n-speed", type=int, default=4324, help="number of photos of --speed to use")
+    parser.add_argument("--n-photos", type=int, default=50, help="number of photos of --photos to use")
+    parser.add_argument("--times", type=int, default=20, help="repetitions of each photo of --photos in the speed test")
+    parser.add_argument(
+        "--variants", type=int, default=400, help="number of photos derived from --photos for a large colour table"
+    )
+    parser.add_argument("--n-same", type=int, default=500, help="number of photos whose files are compared bitwise")
+    parser.add_argument("--k", type=int, nargs="+", default=KS, help="values of K in the table of errors")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=3, help="runs of the stage; the fastest counts")
+    parser.add_argument("--repeat", type=int, default=3, help="repetitions of the stage; the fastest counts")
     parser.add_argument("--icons", type=int, default=10_000)
     parser.add_argument("--megapixels", type=int, default=50)
-    parser.add_argument("--sample", type=int, default=500_000, help="pixels that K-Means of item 3 is fitted on")
-    parser.add_argument("--items", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="parts that are run")
-    parser.add_argument("--work", type=Path, default=None, help="folder for what is written; absent: a temporary one")
+    parser.add_argument(
+        "--sample", type=int, default=500_000, help="number of pixels that scikit-learn is fitted on in item 3"
+    )
+    parser.add_argument("--items", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="items to run")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=None,
+        help="parent folder of all written files (default: the system's temporary folder)",
+    )
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.work) as name:
         work, rows = Path(name), []
@@ -207,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if 1 in args.items:
             with workers(args.workers) as client:
                 rows += speed(client, args, folder, work, f"photos of {args.speed.name}")
-                name = f"photos of {args.photos.name}, {args.n_photos} under {args.times} names each"
+                name = f"photos of {args.photos.name}, {args.n_photos} repeated {args.times} times"
                 rows += speed(client, args, some(args.photos, args.n_photos, work, args.times), work, name)
         if 2 in args.items:
             with workers(args.workers) as client:
@@ -225,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if 5 in args.items:
             rows += same_files(args, some(folder, args.n_same, work), work, f"photos of {args.speed.name}")
             rows += same_files(args, photos, work, f"photos of {args.photos.name}")
-    print("\n| item | what | measured | wanted |\n|---|---|---|---|")
+    print("\n| item | what | measured | target |\n|---|---|---|---|")
     for row in rows:
         print("| " + " | ".join(row) + " |")
     return 0

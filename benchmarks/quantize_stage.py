@@ -1,4 +1,4 @@
-"""The quantize stage run on a folder, and what a benchmark of it needs."""
+"""Run the quantize stage on a folder, with the helpers that its benchmarks share."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def config_of(folder: Path, output: Path, name: str, **settings: Any) -> Config:
 
 
 def run_stage(client: Client, folder: Path, work: Path, **settings: Any) -> tuple[float, Path]:
-    """Run the stage on a folder into a new run folder: seconds of the stage, listing excluded."""
+    """Run the stage on a folder in a new run folder; return its seconds without listing, and the run folder."""
     config = config_of(folder, Path(tempfile.mkdtemp(dir=work)), "run", **settings)
     record = open_run(config, fresh=True)
     with redirect_stdout(sys.stderr):
         list_items_of(config, record, list_again=True)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         stage_quantize.run(config, client)
-        return time.perf_counter() - begun, record.folder.path
+        return time.perf_counter() - start, record.folder.path
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Files of a folder at any depth, sorted."""
+    """All files below a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def some(folder: Path, n: int, work: Path, times: int = 1) -> Path:
-    """Make a folder with links to n photos from all over another, in the same folders, each under so many names."""
+    """Make a folder of links to n photos spread evenly over another, ``times`` links each, in the same subfolders."""
     files = files_of(folder)
     chosen = files if n >= len(files) else [files[i] for i in np.linspace(0, len(files) - 1, n).astype(int)]
     linked = Path(tempfile.mkdtemp(dir=work))
@@ -64,6 +64,6 @@ def some(folder: Path, n: int, work: Path, times: int = 1) -> Path:
 
 
 def peak_memory() -> int:
-    """Bytes that this process has held at most; getrusage would begin with those of the process that started it."""
+    """Peak resident size of this process in bytes; getrusage would start from that of the parent process."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024

@@ -1,7 +1,7 @@
-"""What grows with the number of images: tasks, memory and time of the scheduler, of the driver, of the plan.
+"""Costs that grow with the number of images: tasks, scheduler and driver memory and time, planning.
 
-``python -m benchmarks.scale run FOLDER N``: N items, links to the images of FOLDER, through four stages on a cluster of
-processes. ``python -m benchmarks.scale plan N``: N tiny items of an array are listed, planned and submitted, not run.
+``python -m benchmarks.scale run FOLDER N`` runs four stages on N links to images of FOLDER, on a cluster of processes.
+``python -m benchmarks.scale plan N`` lists, plans and submits N tiny items of an array without running them.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from kmeans_dask.sources.listing import list_items
 from kmeans_dask.sources.manifest import write_manifest
 
 STAGES = ("ingest", "fit", "evaluate", "quantize")
-IMAGES, HOSTS, CHUNK_MIB, BATCH, WIDTH, CENTRES = 10**8, 100, 64, 1024, 784, 256
-"""What is estimated: so many images on so many workers of one thread."""
+IMAGES, HOSTS, CHUNK_MIB, BATCH, N_FEATURES, K = 10**8, 100, 64, 1024, 784, 256
+"""The extrapolated job: number of images, single-threaded workers, and the sizes that set its number of tasks."""
 
 
 class Peak:
-    """Most memory of a process while it is looked at, MiB."""
+    """Peak resident memory of a process while it is watched, in MiB."""
 
     def __init__(self, process: psutil.Process) -> None:
-        self._process, self._ended, self.most = process, threading.Event(), 0.0
+        self._process, self._ended, self.peak_mib = process, threading.Event(), 0.0
 
     @contextmanager
     def watched(self) -> Iterator[Peak]:
-        """Look five times a second."""
-        thread = threading.Thread(target=self._look)
+        """Sample the memory five times per second during the block."""
+        thread = threading.Thread(target=self._sample)
         thread.start()
         try:
             yield self
@@ -53,13 +53,13 @@ class Peak:
             self._ended.set()
             thread.join()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self._ended.wait(0.2):
-            self.most = max(self.most, rss(self._process))
+            self.peak_mib = max(self.peak_mib, rss(self._process))
 
 
 def run(folder: Path, n: int, scratch: Path) -> None:
-    """Print a line a stage, and what follows from it for many more images."""
+    """Print one row per stage, and an extrapolation to many more images."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     for number, path in enumerate(islice(cycle(files), n)):
         link = scratch / "images" / path.parent.name / f"{number:07d}{path.suffix}"
@@ -89,7 +89,7 @@ def run(folder: Path, n: int, scratch: Path) -> None:
 def _stages(config: Config, cluster: Processes, n: int, log: Path) -> None:
     cpu, walls, tasks = [], [], []
 
-    def told() -> Iterator[list[str]]:
+    def rows() -> Iterator[list[str]]:
         for stage in STAGES:
             before, done = sum(cluster.scheduler.cpu_times()[:2]), _lines(log)
             with Peak(cluster.scheduler).watched() as peak:
@@ -99,42 +99,43 @@ def _stages(config: Config, cluster: Processes, n: int, log: Path) -> None:
             tasks.append(_lines(log) - done)
             yield [
                 stage, f"{tasks[-1]:,}", f"{wall:.1f}", f"{cpu[-1]:.2f}", f"{cpu[-1] / wall:.1%}",
-                f"{peak.most:.0f}", f"{rss(cluster.scheduler):.0f}", f"{rss(psutil.Process()):.0f}",
+                f"{peak.peak_mib:.0f}", f"{rss(cluster.scheduler):.0f}", f"{rss(psutil.Process()):.0f}",
             ]  # fmt: skip
 
     columns = [
-        "stage", "tasks", "seconds", "scheduler, s", "share", "scheduler: peak MiB", "at the end", "driver, MiB",
+        "stage", "tasks", "seconds", "scheduler, s", "of the time", "scheduler: peak MiB", "at the end", "driver, MiB",
     ]  # fmt: skip
     print(f"scheduler before the first stage: {rss(cluster.scheduler):.0f} MiB")
-    table(f"{n:,} items, {WORKERS} workers", columns, told())
+    table(f"{n:,} items, {WORKERS} workers", columns, rows())
     print(
-        f"\nof all stages: {sum(tasks):,} tasks, scheduler {sum(cpu) / sum(walls):.1%} of the time, "
-        f"{1000 * sum(cpu) / sum(tasks):.2f} ms a task"
+        f"\nall stages: {sum(tasks):,} tasks, scheduler {sum(cpu) / sum(walls):.1%} of the time, "
+        f"{1000 * sum(cpu) / sum(tasks):.2f} ms per task"
     )
     _estimate(n, dict(zip(STAGES, walls, strict=True)), sum(cpu) / sum(tasks))
 
 
-def _estimate(n: int, walls: dict[str, float], a_task: float) -> None:
-    """Multiply the measured rates: what the workers do and what the scheduler does go on at the same time."""
-    rows_a_chunk = CHUNK_MIB * 2**20 // WIDTH
-    chunks, batches = -(-IMAGES // rows_a_chunk), -(-IMAGES // BATCH)
-    flops = 2.0 * IMAGES * WIDTH * CENTRES
+def _estimate(n: int, walls: dict[str, float], seconds_per_task: float) -> None:
+    """Extrapolate the measured rates; workers and scheduler work at the same time, so the slower one counts."""
+    rows_per_chunk = CHUNK_MIB * 2**20 // N_FEATURES
+    chunks, batches = -(-IMAGES // rows_per_chunk), -(-IMAGES // BATCH)
+    flops = 2.0 * IMAGES * N_FEATURES * K
     rows = []
-    for what, work, count in (
+    for what, busy, count in (
         ("ingest", walls["ingest"] * WORKERS / n * IMAGES / HOSTS, chunks),
-        (f"a pass, K = {CENTRES}", flops / 120e9 / HOSTS, chunks * 8 // 7),
+        (f"one pass, K = {K}", flops / 120e9 / HOSTS, chunks * 8 // 7),
         ("quantize, K = 4", walls["quantize"] * WORKERS / n * IMAGES / HOSTS, batches),
     ):
-        rows.append([what, f"{count:,}", f"{work:,.0f}", f"{count * a_task:,.0f}", f"{max(work, count * a_task):,.0f}"])
+        scheduling = count * seconds_per_task
+        rows.append([what, f"{count:,}", f"{busy:,.0f}", f"{scheduling:,.0f}", f"{max(busy, scheduling):,.0f}"])
     table(
-        f"{IMAGES:,} images of 28 x 28 on {HOSTS} workers, chunks of {CHUNK_MIB} MiB: multiplied, not measured",
-        ["what", "tasks", "workers, s", "scheduler, s", "the longer, s"],
+        f"{IMAGES:,} images of 28 x 28 on {HOSTS} workers, chunks of {CHUNK_MIB} MiB: extrapolated, not measured",
+        ["what", "tasks", "workers, s", "scheduler, s", "maximum, s"],
         rows,
     )
 
 
 def plan(n: int, scratch: Path) -> None:
-    """Print what listing, planning and submitting cost; no worker is there to run anything."""
+    """Print the cost of listing, planning and submitting; the workers are suspended."""
     np.save(scratch / "tiny.npy", np.random.default_rng(0).integers(0, 255, (n, 8, 8), np.uint8))
     source, settings = Input(path=[str(scratch / "tiny.npy")], labels="none"), Ingest(size=(8, 8), mode="L")
     manifest, collection = scratch / "manifest.parquet", scratch / "collection.zarr"
@@ -151,11 +152,11 @@ def plan(n: int, scratch: Path) -> None:
     measured("write the manifest", lambda: write_manifest(items, manifest))
     ingest = measured("plan ingest", lambda: ingest_tasks(manifest, collection, settings, source))
     job = (manifest, scratch, Quantize(k=[4]), 0, 10**6)
-    missing = measured("find what is not quantized", lambda: missing_outputs(*job))
+    missing = measured("find missing images", lambda: missing_outputs(*job))
     quantize = measured("plan quantize", lambda: quantize_tasks(*job, missing))
     with processes(scratch) as cluster, Client(cluster.address) as client:
         for worker in cluster.workers():
-            worker.suspend()  # nothing is run: what is measured is the scheduler's state of all of it
+            worker.suspend()  # nothing runs, so this measures the scheduler's state for all tasks
         for name, tasks in (("ingest", ingest), ("quantize", quantize)):
             before, cpu = rss(cluster.scheduler), sum(cluster.scheduler.cpu_times()[:2])
             start = time.perf_counter()
@@ -164,13 +165,11 @@ def plan(n: int, scratch: Path) -> None:
                 time.sleep(0.05)
             wall, cpu = time.perf_counter() - start, sum(cluster.scheduler.cpu_times()[:2]) - cpu
             more = rss(cluster.scheduler) - before
-            rows.append(
-                [f"submit {name} ({cpu:.2f} s of the scheduler)", f"{wall:.2f}", f"{more:+.0f}", f"{len(tasks):,}"]
-            )
+            rows.append([f"submit {name} (scheduler: {cpu:.2f} s)", f"{wall:.2f}", f"{more:+.0f}", f"{len(tasks):,}"])
             client.cancel(futures)
             del futures
     table(f"{n:,} items in {len(plan_of(collection).starts):,} chunks", ["what", "seconds", "MiB", "tasks"], rows)
-    print(f"driver at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    print(f"driver peak: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
 def _known(dask_scheduler: Any) -> int:

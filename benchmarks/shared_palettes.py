@@ -1,4 +1,4 @@
-"""One palette of 256 colours for a folder: the time split, the memory, the error against K-Means on a large sample."""
+"""One palette of 256 colours for a folder: time per step, memory, and error against K-Means on a large sample."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ K = 256
 
 
 def shared(folder: Path, work: Path, n_workers: int, sample: int, name: str) -> list[list[str]]:
-    """Rows of the table of item 3 for one folder."""
+    """Item 3: table rows for one folder."""
     files = files_of(folder)
     settings = {"k": [K], "palette": "shared"}
     with workers(n_workers) as client:
@@ -49,35 +49,40 @@ def shared(folder: Path, work: Path, n_workers: int, sample: int, name: str) -> 
         peak = max(client.run(peak_memory).values())
     count, fit, write = np.diff(at)
     table = ColourTable(*zarr_groups.read_colours(record.folder.path / "colours.zarr"))
-    # measured on all pixels of the written files, not on the table
+    # over all pixels of the written files, not over the table
     pixels = {row["path"]: math.prod(open_image(folder / row["path"], max_pixels=MAX_PIXELS).size) for row in rows}
     error = sum(row["mse"] * pixels[row["path"]] for row in rows) / sum(pixels.values())
     what = f"{len(files):,} {name}, {sum(pixels.values()) / 1e6:,.0f} megapixels, {len(table):,} colours"
     split = f"{decode:.1f} / {max(count - decode, 0):.1f} / {fit:.1f} / {write:.1f} s"
-    told = [
+    rows_so_far = [
         ["3", f"{what}: decode / table / fit / write", split, "fit below 10 s"],
         ["3", "peak memory of a worker", f"{peak / 2**20:,.0f} MiB", ""],
     ]
     if len(table) <= K:
-        return [*told, ["3", "error", f"{error:g}: every colour is in the palette", "at most 1.005x"]]
+        return [*rows_so_far, ["3", "error", f"{error:g}: every colour is in the palette", "at most 1.005x"]]
     theirs = error_of(table, sampled_centres(table, sample))
     binned = coarse_centres(table, K, init="k-means++", space="rgb", rng=np.random.default_rng([0, K]))
     return [
-        *told,
+        *rows_so_far,
         ["3", f"error {error:.3f}, against K-Means on {sample:,} pixels", f"{error / theirs:.4f}x", "at most 1.005x"],
-        ["3", "error of the start, which has seen bins only", f"{error_of(table, np.rint(binned)) / theirs:.4f}x", ""],
+        [
+            "3",
+            "error of the initial centres, fitted on bins only",
+            f"{error_of(table, np.rint(binned)) / theirs:.4f}x",
+            "",
+        ],
     ]
 
 
 def decode_alone(files):
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for file in files:
         open_image(file, max_pixels=MAX_PIXELS)
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def sampled_centres(table, sample):
-    """Fit scikit-learn's K-Means to random pixels, rounded to bytes as a palette is."""
+    """Fit scikit-learn's K-Means on random pixels; return its centres rounded to bytes, as in a palette."""
     rows = np.random.default_rng(0).choice(len(table), sample, p=table.counts / table.counts.sum())
     fit = KMeans(K, n_init=1, random_state=0).fit(table.colours[rows].astype(np.float32))
     return np.rint(fit.cluster_centers_)
@@ -89,9 +94,9 @@ def error_of(table, centres) -> float:
 
 
 def variants(folder: Path, work: Path, n: int) -> Path:
-    """Make n photos of the photos of a folder, doubled in size and with other tones: many colours, none invented.
+    """Derive n photos from those of a folder, at twice the size and with other tones: many colours, all natural.
 
-    Every channel of every copy has its own gamma between 0.6 and 1.6.
+    Every channel of every copy gets its own gamma between 0.6 and 1.6.
     """
     files, target, generator = files_of(folder), Path(tempfile.mkdtemp(dir=work)), np.random.default_rng(0)
     levels = np.arange(256) / 255

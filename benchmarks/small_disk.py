@@ -1,4 +1,4 @@
-"""A small file system of its own, as root: it can be filled at a moment, and be lost."""
+"""A small in-memory file system that can be filled or taken away at any moment; needs root."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOMY = 2**30
-"""Bytes; what is not written takes no memory."""
+"""Size in bytes; unwritten space takes no memory."""
 
 _PAGE = 4096
-"""Bytes; a size of 0 would be no limit."""
+"""Smallest size in bytes: tmpfs takes a size of 0 as unlimited."""
 
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """Mount a file system in memory on a folder, which is made."""
+    """Create a folder and mount an in-memory file system on it during the block."""
     folder.mkdir(exist_ok=True)
-    _call("mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs", str(folder))
+    _run("mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs", str(folder))
     try:
         yield
     finally:
-        _call("umount", str(folder))
+        _run("umount", str(folder))
 
 
 def fill(folder: Path) -> None:
-    """Leave no room: the file system gets as large as what it holds."""
-    limit = 1000
-    while limit := limit - 1:
+    """Leave no free space: shrink the file system to what it holds."""
+    attempts = 1000
+    while attempts := attempts - 1:
         used = subprocess.run(["df", "--block-size=1", "--output=used", folder], capture_output=True, check=True)
         if (
             subprocess.run(
@@ -37,26 +37,26 @@ def fill(folder: Path) -> None:
                 check=False,
             ).returncode
             == 0
-        ):  # else it has grown meanwhile
+        ):  # otherwise it has grown since df
             return
     raise RuntimeError(f"{folder} grows faster than it can be filled")
 
 
 def make_room(folder: Path) -> None:
-    """Give it all its room again."""
-    _call("mount", "-o", f"remount,size={ROOMY}", str(folder))
+    """Restore the full size."""
+    _run("mount", "-o", f"remount,size={ROOMY}", str(folder))
 
 
 def bind(folder: Path, place: Path) -> None:
-    """Show a folder at another place, which is made, and which is empty without it."""
+    """Create an empty folder and bind-mount another one on it."""
     place.mkdir(exist_ok=True)
-    _call("mount", "--bind", str(folder), str(place))
+    _run("mount", "--bind", str(folder), str(place))
 
 
 def lose(place: Path) -> None:
-    """Take a file system away, although it is used."""
-    _call("umount", "--lazy", str(place))
+    """Unmount a file system, even if it is in use."""
+    _run("umount", "--lazy", str(place))
 
 
-def _call(*command: str) -> None:
+def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)

@@ -1,7 +1,7 @@
-"""Whole runs one after the other in one cluster, and the memory of scheduler, workers and driver after each.
+"""Repeat whole runs on one cluster, and track the memory of scheduler, workers and driver.
 
-``python -m benchmarks.soak FOLDER MINUTES``: all stages on a folder of images, again and again from nothing. After each
-run a line with the resident memory of the processes in MiB; at the end first, last, and MiB an hour of a straight line.
+``python -m benchmarks.soak FOLDER MINUTES`` runs all stages on the images of FOLDER from scratch until the time is up.
+It prints the resident memory of the processes in MiB after each run, and at the end the slope of a linear fit.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from kmeans_dask.config.sections import Config
 from kmeans_dask.pipeline.resume import STAGES
 from kmeans_dask.pipeline.run import run_stages
 
-_WARM_RUNS = 2
-"""Runs that are not part of the line: modules are imported and kernels compiled in them."""
+_WARM_UP_RUNS = 2
+"""Runs left out of the fit, in which modules are imported and kernels compiled."""
 
 
 def config_of(folder: Path, scratch: Path, address: str) -> Config:
-    """All stages at a small size; the same for every run."""
+    """Config of every run: all stages at a small size."""
     return Config.model_validate(
         {
             "name": "soak",
@@ -46,25 +46,25 @@ def config_of(folder: Path, scratch: Path, address: str) -> Config:
 def main(folder: Path, minutes: float) -> None:
     names = ["driver", "scheduler", *(f"worker {i}" for i in range(WORKERS))]
     print(machine())
-    print(f"\n| run | ended after, s | {' | '.join(names)} | tasks the scheduler knows |\n|{'---|' * 7}", flush=True)
-    begun, told = time.monotonic(), []
+    print(f"\n| run | ended at, s | {' | '.join(names)} | tasks on the scheduler |\n|{'---|' * 7}", flush=True)
+    start, samples = time.monotonic(), []
     with tempfile.TemporaryDirectory() as scratch, processes(Path(scratch)) as cluster:
         watched = [psutil.Process(), cluster.scheduler, *cluster.workers()]
         config = config_of(folder, Path(scratch), cluster.address)
-        while time.monotonic() - begun < 60 * minutes:
+        while time.monotonic() - start < 60 * minutes:
             run_stages(config, tuple(STAGES), fresh=True)
             gc.collect()
             known = _tasks_known(cluster.address)
-            told.append((time.monotonic() - begun, *map(rss, watched)))
-            cells = [f"{value:.0f}" for value in told[-1]]
-            print(f"| {len(told)} | {' | '.join(cells)} | {known} |", flush=True)
+            samples.append((time.monotonic() - start, *map(rss, watched)))
+            cells = [f"{value:.0f}" for value in samples[-1]]
+            print(f"| {len(samples)} | {' | '.join(cells)} | {known} |", flush=True)
         assert [process.pid for process in cluster.workers()] == [process.pid for process in watched[2:]], (
-            "a worker was started anew"
+            "a worker was restarted"
         )
-    if len(told) <= _WARM_RUNS + 1:
+    if len(samples) <= _WARM_UP_RUNS + 1:
         return
-    line = np.array(told[_WARM_RUNS:])
-    print(f"\n| from run {_WARM_RUNS + 1} on | first, MiB | last | largest | MiB an hour |\n|{'---|' * 5}")
+    line = np.array(samples[_WARM_UP_RUNS:])
+    print(f"\n| from run {_WARM_UP_RUNS + 1} on | first, MiB | last | largest | MiB/hour |\n|{'---|' * 5}")
     for name, values in zip(names, line.T[1:], strict=True):
         slope = np.polyfit(line[:, 0] / 3600, values, 1)[0]
         print(f"| {name} | {values[0]:.0f} | {values[-1]:.0f} | {values.max():.0f} | {slope:+.1f} |")
