@@ -15,14 +15,14 @@ from kmeans_dask.storage.run_folder import run_folder
 
 
 def compare(first: str, second: str, k: int | None = None, algorithm: str | None = None) -> Comparison:
-    """Compare a model of each of two finished runs on the items that both have, and print how well they agree.
+    """Compare the models of two finished runs on their common items, and print how well they agree.
 
     Parameters
     ----------
     first, second
-        Run folders; the same one is allowed.
+        Run folders; they may be the same.
     k, algorithm
-        Of both models, as for `finished.choose_model`.
+        Which model of each run, as for `finished.choose_model`.
 
     Returns
     -------
@@ -40,20 +40,20 @@ def compare(first: str, second: str, k: int | None = None, algorithm: str | None
         raise UserError(f"{first} and {second} cannot be compared: {error}; give two runs of the same images") from None
     if found.only_first or found.only_second:
         say(
-            f"compare: {found.items:,} items are in both and count; "
+            f"compare: {found.items:,} common items are compared; "
             f"{found.only_first:,} are only in {first}, {found.only_second:,} only in {second}"
         )
     scores = (found.adjusted_rand, found.adjusted_mutual_information, found.v_measure, found.one_to_one)
     show_table(
         f"{name} and {other_name}",
-        ["items", "adjusted Rand", "adjusted mutual information", "V", "the same one to one"],
+        ["items", "adjusted Rand", "adjusted mutual information", "V", "one-to-one accuracy"],
         [[f"{found.items:,}", *(f"{score:.4f}" for score in scores)]],
     )
     return found
 
 
 def _clusters_of(run: str, k: int | None, algorithm: str | None) -> tuple[pa.Table, str]:
-    """Path, split and cluster of every item of a run, and what the model is called."""
+    """Return path, split and cluster of every item of a run, and a name for the model."""
     config = config_of(run)
     folder = run_folder(config)
     model = choose_model(config, folder, k, algorithm)

@@ -1,4 +1,4 @@
-"""Command export: a model, the table of the clusters, or the images, for other programs and people."""
+"""Command export: a model, its table of clusters, or the images, for other programs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from kmeans_dask.storage.object_store import is_local, location, readable
 from kmeans_dask.storage.publish import publish
 from kmeans_dask.storage.run_folder import RunFolder, run_folder
 
-_ENDINGS = (".npz", ".skops", ".onnx", ".csv", ".parquet")
+_SUFFIXES = (".npz", ".skops", ".onnx", ".csv", ".parquet")
 _NO_LABEL = "no label"
-"""Folder of the clusters without a label."""
+"""Folder for clusters without a label."""
 
 
 def export(
@@ -37,36 +37,36 @@ def export(
     algorithm: str | None = None,
     link: bool = False,
 ) -> None:
-    """Write what a finished run has found.
+    """Export a model, its table of clusters, or the images of a finished run.
 
     Parameters
     ----------
     run
         Run folder.
     target
-        With `by`: the folder of the images' folders. Else a file, whose ending says what it is: ``.npz``, ``.skops`` or
-        ``.onnx`` a model, ``.csv`` or ``.parquet`` the table of its clusters.
+        With `by`, the parent of the folders of images. Otherwise a file: ``.npz``, ``.skops`` and ``.onnx`` hold the
+        model, ``.csv`` and ``.parquet`` the cluster of every item.
     by
-        ``cluster`` or ``label`` (that of the cluster).
+        ``cluster``, or ``label`` (the label of the cluster); None: no images.
     k, algorithm
         As for `finished.choose_model`.
     link
-        Whether images are linked, not copied.
+        Link the images instead of copying them.
 
     Raises
     ------
     UserError
-        The run has no such model, or the target is not allowed.
+        The run has no such model, or the target is not valid.
     JobError
-        Images have gone since they were ingested; the others are there.
+        Some images no longer exist or cannot be read; all others were exported.
     """
     config = config_of(run)
     folder = run_folder(config)
     path = location(target)
     if by is not None and not is_local(path):
-        raise UserError(f"{target}: images are copied to a folder of a file system; give one")
-    if by is None and path.suffix.lower() not in _ENDINGS:
-        raise UserError(f"{target}: give --by cluster or --by label, or a file that ends in {', '.join(_ENDINGS)}")
+        raise UserError(f"{target}: images can only be copied to a local folder; give one")
+    if by is None and path.suffix.lower() not in _SUFFIXES:
+        raise UserError(f"{target}: give --by cluster or --by label, or a file that ends in {', '.join(_SUFFIXES)}")
     model = choose_model(config, folder, k, algorithm)
     if by is not None:
         _export_images(config, folder, model, path, by, link)
@@ -90,8 +90,8 @@ def _export_table(folder: RunFolder, model: Model, path: Path) -> None:
     prefix = column_prefix(model)
     names = ["path", "split", "label", f"{prefix}_cluster", f"{prefix}_label", f"{prefix}_distance"]
     fields = [pq.read_schema(readable(folder.clusters)).field(name) for name in names]
-    told = ["path", "split", "label", "cluster", "predicted", "distance"]
-    schema = pa.schema([field.with_name(name) for field, name in zip(fields, told, strict=True)])
+    exported = ["path", "split", "label", "cluster", "predicted", "distance"]
+    schema = pa.schema([field.with_name(name) for field, name in zip(fields, exported, strict=True)])
     writer_of = pyarrow.csv.CSVWriter if path.suffix.lower() == ".csv" else pq.ParquetWriter
     with (
         publish(path) as partial,
@@ -104,23 +104,27 @@ def _export_table(folder: RunFolder, model: Model, path: Path) -> None:
 
 
 def _export_images(config: Config, folder: RunFolder, model: Model, target: Path, by: str, link: bool) -> None:
-    above = [target.resolve(), *target.resolve().parents]
+    parents = [target.resolve(), *target.resolve().parents]
     for source in config.input.path or []:
-        if Path(source).resolve() in above:
-            raise UserError(f"{target} lies in {source}, where a run would find the copies; choose another folder")
+        if Path(source).resolve() in parents:
+            raise UserError(
+                f"{target} is inside the input {source}, so the run would list the copies; choose another folder"
+            )
     items, folders = _items(folder, model, by)
     if link and (items["inside"].null_count < len(items) or any(map(is_remote, items["file"].to_pylist()))):
         raise UserError("images inside archives, arrays and tables, and at URLs, cannot be linked; leave out --link")
     names = list(zip(items["path"].to_pylist(), folders, strict=True))
     counts = place(names, read_contents(items), target, link=link)
-    there = f", {counts['there']:,} were there" if counts["there"] else ""
-    show_line(f"{counts['written']:,} images {'linked' if link else 'copied'}{there}: {target}")
+    existing = f", {counts['there']:,} already existed" if counts["there"] else ""
+    show_line(f"{counts['written']:,} images {'linked' if link else 'copied'}{existing}: {target}")
     if counts["failed"]:
-        raise JobError(f"{counts['failed']:,} images have gone or cannot be read; run ingest and what follows again")
+        raise JobError(
+            f"{counts['failed']:,} images no longer exist or cannot be read; rerun the job to update the run"
+        )
 
 
 def _items(folder: RunFolder, model: Model, by: str) -> tuple[pa.Table, list[str]]:
-    """Every item that has a cluster, in the order of the collection, and the name of its folder."""
+    """Return every item that has a cluster, in the order of the collection, and the name of its folder."""
     class_names, _ = read_names_and_settings(folder.collection)
     assert model.label_map is not None
     if by == "cluster":
@@ -132,7 +136,7 @@ def _items(folder: RunFolder, model: Model, by: str) -> tuple[pa.Table, list[str
     items = pq.read_table(readable(folder.collection / "items.parquet"), columns=MANIFEST_SCHEMA.names)
     clusters = pq.read_table(readable(folder.clusters), columns=["path", column])
     if not clusters["path"].equals(items["path"]):
-        raise UserError(f"{folder.clusters} is of another state of the collection: run fit and evaluate first")
+        raise UserError(f"{folder.clusters} belongs to an older state of the collection; run fit and evaluate first")
     say(f"export: clusters of model {model.algorithm}, K = {model.k}")
-    has_one = pc.is_valid(clusters[column])
-    return items.filter(has_one), [folders[cluster] for cluster in clusters[column].filter(has_one).to_pylist()]
+    has_cluster = pc.is_valid(clusters[column])
+    return items.filter(has_cluster), [folders[cluster] for cluster in clusters[column].filter(has_cluster).to_pylist()]

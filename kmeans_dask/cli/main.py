@@ -1,6 +1,6 @@
 """The command ``kmeans-dask``, which is also the plug-in ``dask kmeans``.
 
-Nothing heavy is imported before the config has been checked: help and a mistake in the config answer at once.
+Nothing heavy is imported before the config has been checked, so that help and mistakes are answered immediately.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _Commands(click.Group):
-    """Turn the errors of a job into one line and an exit status, for the command and for the plug-in."""
+    """Turns the errors of a job into one line and an exit status, for the command and for the plug-in."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -44,25 +44,27 @@ def _fail(status: int, reason: object) -> None:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kmeans-dask")
 def kmeans() -> None:
-    """Cluster and colour-quantize image collections with K-Means on Dask.
+    """Cluster folders of images with K-Means on Dask, score the clusters, and reduce images to K colours.
 
-    CONFIG is a YAML file; KEY=VALUE replaces one of its keys, for example fit.k=[10,256] or input.path=photos.
+    CONFIG is a YAML file. KEY=VALUE overrides one of its keys, for example fit.k=[10,256] or input.path=photos.
     """
 
 
 _CLUSTER = click.option(
-    "--cluster", metavar="FILE|tcp://...", help="A running Dask cluster, or a file with cluster settings."
+    "--cluster",
+    metavar="FILE|tcp://...",
+    help="Address of a running Dask cluster, or a YAML file with the section cluster.",
 )
 
 
-_UPDATE = click.option("--update", is_flag=True, help="Go on from the old centres if the collection has changed.")
+_UPDATE = click.option("--update", is_flag=True, help="Continue from the old centres if the collection changed.")
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """Arguments that all commands share."""
+    """Add the arguments that all commands running stages have."""
     for decorate in (
-        click.option("--fresh/--resume", default=False, help="Start over, or go on where the run stopped (default)."),
-        click.option("--dry-run", is_flag=True, help="Print the plan: tasks, memory, rough time and disk; do nothing."),
+        click.option("--fresh/--resume", default=False, help="Start over, or resume where the run stopped (default)."),
+        click.option("--dry-run", is_flag=True, help="Print the plan (tasks, memory, rough time and disk) and exit."),
         _CLUSTER,
         click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1),
         click.argument("config"),
@@ -83,7 +85,7 @@ def run(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool,
 @_options
 @_UPDATE
 def fit(config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, update: bool, dry_run: bool) -> None:
-    """Fit the models that are missing."""
+    """Fit the models that do not exist yet."""
     _run_stages(("fit",), config, overrides, cluster, fresh, update, dry_run)
 
 
@@ -95,22 +97,24 @@ def _add_stage(stage: str, help_text: str) -> None:
 
 
 _add_stage("ingest", "Read the images into a collection.")
-_add_stage("evaluate", "Map clusters to labels and measure every model.")
-_add_stage("quantize", "Write every image again in few colours.")
-_add_stage("report", "Write the report of what is there.")
+_add_stage("evaluate", "Map clusters to labels and compute the metrics of every model.")
+_add_stage("quantize", "Reduce every image to K colours.")
+_add_stage("report", "Write the HTML report of the run.")
 
 
 def _model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Which model of a finished run."""
-    algorithm = click.option("--algorithm", metavar="NAME", help="kmeans or minibatch; default: the config's first.")
-    return click.option("--k", type=int, help="Number of clusters; default: the largest.")(algorithm(command))
+    """Add the options that select a model of a finished run."""
+    algorithm = click.option(
+        "--algorithm", metavar="NAME", help="kmeans or minibatch (default: the first one of the config)."
+    )
+    return click.option("--k", type=int, help="Number of clusters (default: the largest).")(algorithm(command))
 
 
 @kmeans.command()
 @_model_options
 @_CLUSTER
-@click.option("--output", metavar="FILE", help="Table, .parquet or .csv; default: in the run folder.")
-@click.option("--column", metavar="NAME", help="Column or array of SOURCE that holds the images; default: as in RUN.")
+@click.option("--output", metavar="FILE", help="Table to write, .parquet or .csv (default: in the run folder).")
+@click.option("--column", metavar="NAME", help="Column or array of SOURCE that holds the images (default: as in RUN).")
 @click.argument("run_folder", metavar="RUN")
 @click.argument("source")
 def predict(
@@ -122,7 +126,7 @@ def predict(
     output: str | None,
     column: str | None,
 ) -> None:
-    """Label the images of SOURCE with a model of the finished RUN."""
+    """Assign the images of SOURCE to clusters with a model of the finished run RUN."""
     from kmeans_dask.cli.predict import predict
 
     predict(run_folder, source, k, algorithm, cluster, output, column)
@@ -131,22 +135,24 @@ def predict(
 @kmeans.command()
 @click.argument("run_folder", metavar="RUN")
 def show(run_folder: str) -> None:
-    """Show the state, the finished stages and the tables of a run."""
+    """Show the state, finished stages and result tables of a run."""
     from kmeans_dask.cli.show import show
 
     show(run_folder)
 
 
-_SEEN_BY = click.option("--cluster", metavar="FILE|tcp://...", help="Ask a worker of this cluster, which sees RUN.")
+_SEEN_BY = click.option(
+    "--cluster", metavar="FILE|tcp://...", help="Ask a worker of this cluster, if only the cluster sees RUN."
+)
 
 
 @kmeans.command()
 @_SEEN_BY
 @click.argument("run_folder", metavar="[RUN]", required=False)
 def status(run_folder: str | None, cluster: str | None) -> None:
-    """Tell how far a run is, how long it will take, what failed, and whether its driver is alive.
+    """Show the progress of a run, its remaining time and failures, and whether its driver is alive.
 
-    Without RUN: of all jobs that were submitted to the cluster.
+    Without RUN: show all jobs that were submitted to the cluster.
     """
     from kmeans_dask.cli.status import status
 
@@ -154,11 +160,11 @@ def status(run_folder: str | None, cluster: str | None) -> None:
 
 
 @kmeans.command()
-@click.option("--follow", is_flag=True, help="Go on until the driver ends.")
+@click.option("--follow", is_flag=True, help="Keep printing until the driver ends.")
 @_SEEN_BY
 @click.argument("run_folder", metavar="RUN")
 def logs(run_folder: str, follow: bool, cluster: str | None) -> None:
-    """Show the log of the driver that was started last on a run."""
+    """Show the log of the latest driver of a run."""
     from kmeans_dask.cli.status import logs
 
     logs(run_folder, follow, cluster)
@@ -168,7 +174,7 @@ def logs(run_folder: str, follow: bool, cluster: str | None) -> None:
 @_SEEN_BY
 @click.argument("run_folder", metavar="RUN")
 def cancel(run_folder: str, cluster: str | None) -> None:
-    """End the driver of a run cleanly, and wait until it has ended; the same command later goes on."""
+    """Stop the driver of a run cleanly and wait until it has ended; rerun its command later to resume."""
     from kmeans_dask.cli.status import cancel
 
     cancel(run_folder, cluster)
@@ -180,9 +186,9 @@ def cancel(run_folder: str, cluster: str | None) -> None:
 def submit(
     config: str, overrides: Sequence[str], cluster: str | None, fresh: bool, update: bool, dry_run: bool
 ) -> None:
-    """Run all stages of a config from a driver on the cluster, and return at once.
+    """Run all stages of a config with a driver on the cluster, and return immediately.
 
-    Relative paths are taken from the current folder; all paths must be there on the cluster.
+    Relative paths are relative to the current folder; all paths must exist on the cluster.
     """
     from kmeans_dask.config.loading import load_config
 
@@ -198,7 +204,7 @@ def submit(
 
 @kmeans.command(hidden=True)
 def drive() -> None:
-    """Be the driver of a submitted job, which standard input names."""
+    """Drive a submitted job, which standard input describes."""
     from kmeans_dask.cli.submit import drive
 
     drive()
@@ -209,7 +215,7 @@ def drive() -> None:
 @click.argument("first", metavar="RUN")
 @click.argument("second", metavar="RUN")
 def compare(first: str, second: str, k: int | None, algorithm: str | None) -> None:
-    """Tell how well the clusters of two finished runs agree, on the items that both have."""
+    """Measure how well the clusters of two finished runs agree on their common items."""
     from kmeans_dask.cli.compare import compare
 
     compare(first, second, k, algorithm)
@@ -217,15 +223,17 @@ def compare(first: str, second: str, k: int | None, algorithm: str | None) -> No
 
 @kmeans.command()
 @_model_options
-@click.option("--by", type=click.Choice(["cluster", "label"]), help="Copy the images into a folder each.")
-@click.option("--link", is_flag=True, help="With --by: symbolic links, not copies.")
+@click.option(
+    "--by", type=click.Choice(["cluster", "label"]), help="Copy the images into one folder per cluster or label."
+)
+@click.option("--link", is_flag=True, help="With --by: create symbolic links instead of copies.")
 @click.argument("run_folder", metavar="RUN")
 @click.argument("target", metavar="DEST")
 def export(run_folder: str, target: str, by: str | None, k: int | None, algorithm: str | None, link: bool) -> None:
-    """Write what a finished RUN has found to DEST.
+    """Export a model, its table of clusters, or the images of the finished run RUN to DEST.
 
-    With --by, DEST is a folder of folders of images. Else its ending says what is written: .npz, .skops (scikit-learn)
-    or .onnx a model, .csv or .parquet the table of its clusters.
+    With --by, DEST becomes a folder with one sub-folder of images per cluster or label. Otherwise its suffix decides:
+    .npz, .skops (scikit-learn) and .onnx hold the model, .csv and .parquet the cluster of every item.
     """
     from kmeans_dask.cli.export import export
 
@@ -236,9 +244,9 @@ def export(run_folder: str, target: str, by: str | None, k: int | None, algorith
 @_CLUSTER
 @click.argument("run_folder", metavar="RUN")
 def retry(run_folder: str, cluster: str | None) -> None:
-    """Try again what failed of a run, images to be read or to be quantized, and do again what is made from them.
+    """Retry the images of a run that could not be read or quantized, and rerun what depends on them.
 
-    A RUN that only the cluster sees is retried by a driver there, as by submit.
+    If only the cluster sees RUN, a driver on the cluster retries it, as with submit.
     """
     from kmeans_dask.storage.run_folder import is_run
 
@@ -256,7 +264,7 @@ def retry(run_folder: str, cluster: str | None) -> None:
 @click.argument("name", type=click.Choice(["mnist", "lfw"]))
 @click.argument("dest")
 def fetch(name: Literal["mnist", "lfw"], dest: str) -> None:
-    """Download MNIST or LFW through scikit-learn, and write it as a folder of images."""
+    """Download MNIST or LFW through scikit-learn and write it as a folder of images."""
     from pathlib import Path
 
     from kmeans_dask.sources.kinds.datasets import fetch
@@ -273,7 +281,7 @@ def _run_stages(
     update: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Run some stages of a config, or all; what is imported here would slow down `--help`."""
+    """Run some stages of a config, or all if None. Imports are local because they would slow down `--help`."""
     from kmeans_dask.config.loading import check_sources, load_config
 
     checked = load_config(config, overrides, cluster)
@@ -292,10 +300,10 @@ def _run_stages(
 
 
 def _part_of_allocation(config: Config) -> AbstractContextManager[None]:
-    """Of the tasks of a Slurm job only one does the job; elsewhere this process does."""
+    """Return the context in which this process drives the job; in a Slurm job, only one of its tasks gets there."""
     if config.cluster.kind != "slurm-runner":
         return nullcontext()
-    leave_status_to_job()  # before the second that this import takes
+    leave_status_to_job()  # before the next import, which takes a second
     from kmeans_dask.deploy.slurm_runner import parts_of
 
     return parts_of(config.cluster)
@@ -307,12 +315,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv
-        Arguments without the program's name; absent: those of this process.
+        Arguments without the name of the program; None: those of this process.
 
     Returns
     -------
     int
-        Exit status: 0 done, 1 failed, 2 the input is wrong, 130 interrupted or cancelled, 143 ended by SIGTERM.
+        Exit status: 0 done, 1 failed, 2 invalid input, 130 interrupted or cancelled, 143 ended by SIGTERM.
     """
     try:
         kmeans.main(args=None if argv is None else list(argv), prog_name="kmeans-dask", standalone_mode=True)

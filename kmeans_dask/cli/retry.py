@@ -1,4 +1,4 @@
-"""Command retry: what failed is tried again, and what was made from it is done again; nothing else."""
+"""Command retry: repeat what failed, and rerun only what depends on it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from kmeans_dask.storage.run_record import RunRecord
 
 
 def retry(path: str, cluster: str | None = None) -> None:
-    """Try again what failed of a run: items that could not be read, images that could not be quantized.
+    """Retry the failed parts of a run: items that could not be read, images that could not be quantized.
 
     Parameters
     ----------
     path
         Run folder.
     cluster
-        As for `config_files.load_config`.
+        As for `config.loading.load_config`.
 
     Raises
     ------
     UserError
-        The folder is no run in which something can have failed, or another driver works on it.
+        The folder is not a run that has ingested or quantized anything, or another driver works on it.
     JobError
         More than ``input.max_failed`` of the items failed again.
     """
@@ -37,7 +37,7 @@ def retry(path: str, cluster: str | None = None) -> None:
 
 
 def config_to_retry(path: str, cluster: str | None = None) -> Config:
-    """Read the config of a run in which something can have failed.
+    """Read the config of a run that has ingested or quantized something.
 
     Parameters
     ----------
@@ -51,23 +51,23 @@ def config_to_retry(path: str, cluster: str | None = None) -> Config:
     Raises
     ------
     UserError
-        The folder is no run, or no image of it has been ingested or quantized.
+        The folder is not a run, or nothing in it has been ingested or quantized.
     """
     config = config_of(path, cluster)
-    if not {"ingest", "quantize"} & set(_begun(run_folder(config))):
-        raise UserError(f"nothing of {path} has been ingested or quantized yet, so there is nothing to retry: use run")
+    if not {"ingest", "quantize"} & set(_started(run_folder(config))):
+        raise UserError(f"nothing in {path} has been ingested or quantized yet, so there is nothing to retry; use run")
     return config
 
 
 def retry_failed(config: Config, *, job: str | None = None, command: str | None = None) -> None:
-    """Try again what failed of a run, and do again the stages that depend on what is different then.
+    """Retry the failed parts of a run, and rerun the stages that depend on what changes.
 
     Parameters
     ----------
     config
         From `config_to_retry`.
     job, command
-        As for `pipeline.run_stages`.
+        As for `pipeline.run.run_stages`.
 
     Raises
     ------
@@ -81,15 +81,17 @@ def retry_failed(config: Config, *, job: str | None = None, command: str | None 
         items = read_failed_again(folder.collection)
         journal = find_journal(folder.path)
         n_outputs = journal.forget_failed() if journal else 0
-        say(f"{config.name}: {len(items):,} items could not be read, {n_outputs:,} outputs had failed")
+        say(
+            f"{config.name}: retrying {len(items):,} items that could not be read and {n_outputs:,} outputs that failed"
+        )
         record = RunRecord.read(folder)
         for stage, n_failed in (("ingest", len(items)), ("quantize", n_outputs)):
             if n_failed:
                 record.forget(stage)
-    # a file is opened again as it is; a member of an archive that has changed lies elsewhere in it
+    # a file is simply opened again; a member of an archive that changed has another position, so list it again
     list_again = items["inside"].null_count < len(items)
-    run_stages(config, _begun(folder), list_again=list_again, job=job, command=command)
+    run_stages(config, _started(folder), list_again=list_again, job=job, command=command)
 
 
-def _begun(folder: RunFolder) -> list[str]:
+def _started(folder: RunFolder) -> list[str]:
     return [stage for stage in STAGES if has_started(stage, folder)]

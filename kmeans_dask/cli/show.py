@@ -1,4 +1,4 @@
-"""Show again what a run has written: its state, its stages, its tables."""
+"""Command show: the state, stages and result tables of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kmeans_dask.storage.run_record import RunRecord
 
 
 def show(path: str) -> None:
-    """Print the state of a run, the stages that are finished, and the final tables.
+    """Print the state of a run, its finished stages and its result tables.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def show(path: str) -> None:
     Raises
     ------
     UserError
-        The folder is no run.
+        The folder is not a run.
     """
     folder = RunFolder(location(path))
     record = RunRecord.read(folder)
@@ -55,5 +55,5 @@ def show(path: str) -> None:
 
 
 def _words(summary: dict[str, Any]) -> str:
-    """Numbers of a summary, in one line."""
+    """Format the counts of a summary in one line."""
     return ", ".join(f"{value:,} {name}" for name, value in summary.items() if isinstance(value, int))

@@ -1,4 +1,4 @@
-"""How a run is doing, from wherever its folder can be seen; ending it; its log."""
+"""Commands status, cancel and logs, here or through a worker of a cluster that sees the run folder."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from kmeans_dask.storage.run_folder import RunFolder
 from kmeans_dask.storage.run_record import RunRecord
 
 _END_SECONDS = 60
-"""A driver that is asked to end has this long: it is usually gone in two seconds."""
+"""Time limit for a cancelled driver to end; it usually takes two seconds."""
 
 _FOLLOW_SECONDS = 1.0
 
 
 @contextmanager
 def _asking(cluster: str | None) -> Iterator[Callable[..., Any]]:
-    """Yield what calls a function where the run folder is seen: here, or on a worker of a cluster."""
+    """Yield a function that calls another one where the run folder is visible: here, or on a worker."""
     if cluster is None:
         yield lambda function, *arguments: function(*arguments)
         return
-    from kmeans_dask.deploy.client import connect  # a second that only this needs
+    from kmeans_dask.deploy.client import connect  # these imports cost a second
     from kmeans_dask.deploy.submission import ask_worker
 
     with connect(load_cluster(cluster)) as client:
@@ -40,19 +40,19 @@ def _asking(cluster: str | None) -> Iterator[Callable[..., Any]]:
 
 
 def status(run: str | None, cluster: str | None = None) -> None:
-    """Print what a run does, how far it is, how long it will take, what failed, and whether its driver is alive.
+    """Print the progress of a run, its remaining time and failures, and whether its driver is alive.
 
     Parameters
     ----------
     run
         Run folder; None: all jobs that were submitted to the cluster.
     cluster
-        As for `config_files.load_config`: one whose workers see the folder; None: it is seen here.
+        As for `config.loading.load_config`: a cluster whose workers see the folder; None: this machine sees it.
 
     Raises
     ------
     UserError
-        The folder is no run, or neither run nor cluster is given.
+        The folder is not a run, or neither run nor cluster is given.
     """
     if run is None:
         if cluster is None:
@@ -73,22 +73,22 @@ def _status_of_all(cluster: str) -> None:
         show_line(f"{len(jobs)} jobs were submitted to {client.scheduler.address}")
         answers = ask_worker(client, _facts_of_all, [job["run"] for job in jobs])
     for job, facts in zip(jobs, answers, strict=True):
-        show_line(f"{job['run']} ({job['job']}): {_told_job(job)}")
+        show_line(f"{job['run']} ({job['job']}): {_job_state(job)}")
         for line in status_lines(facts) if facts else ():
             show_line(f"  {line}")
 
 
-def _told_job(job: dict[str, Any]) -> str:
-    """Say what has become of the driver of a submitted job."""
+def _job_state(job: dict[str, Any]) -> str:
+    """Describe the state of the driver of a submitted job."""
     if job["event"] == "submitted":
-        return "submitted, waits for a worker"
+        return "submitted, waiting for a worker"
     if job["event"] == "started":
-        return f"started beside {job['worker']}"
+        return f"running next to worker {job['worker']}"
     return f"ended with status {job['status']}{': ' + job['said'] if job['status'] else ''}"
 
 
 def _facts_of_all(runs: Sequence[str]) -> list[dict[str, Any] | None]:
-    """Read how runs are doing, at the same time: one whose driver is dead takes ten seconds. None: it is no run yet."""
+    """Read the states of runs concurrently, as a dead driver takes ten seconds to detect. None: not a run yet."""
 
     def facts(run: str) -> dict[str, Any] | None:
         try:
@@ -101,7 +101,7 @@ def _facts_of_all(runs: Sequence[str]) -> list[dict[str, Any] | None]:
 
 
 def read_facts(run: str) -> dict[str, Any]:
-    """Read how a run is doing.
+    """Read the state of a run.
 
     Parameters
     ----------
@@ -111,13 +111,13 @@ def read_facts(run: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        run, name, state, changed, stages (name, seconds and failed of each that is finished), driver (that of
-        `lock.last_driver`, or None), alive (whether it is).
+        run, name, state, changed, stages (name, seconds and failed of each finished one), driver (as from
+        `lock.last_driver`, or None), alive (whether the driver is).
 
     Raises
     ------
     UserError
-        The folder is no run.
+        The folder is not a run.
     """
     folder = RunFolder(location(run))
     with reporting_unreachable(folder.path):
@@ -142,7 +142,7 @@ def _failed(stage: dict[str, Any]) -> int:
 
 
 def status_lines(facts: dict[str, Any]) -> Iterator[str]:
-    """Say how a run is doing, for people: a line on its state, one on what it does, one on what is finished."""
+    """Describe the state of a run for people: its state, its current step, its finished stages."""
     driver, running = facts["driver"], facts["state"] == "running"
     since = f", {facts['changed']}" if facts["changed"] else ""
     if running and facts["alive"]:
@@ -152,23 +152,23 @@ def status_lines(facts: dict[str, Any]) -> Iterator[str]:
             failed = f", {step['failed']:,} failed" if step["failed"] else ""
             yield f"{step['title']}: {how_far(step['done'], step['total'], step['unit'], step['seconds'])}{failed}"
         else:
-            yield f"{driver['progress'].get('stage') or 'listing'}: at work"
+            yield f"{driver['progress'].get('stage') or 'listing'}: running"
     elif running:
         who = describe_driver(driver) if driver else "its driver"
-        yield f"{facts['name']}: stopped; {who} is dead; the same command again goes on from here"
+        yield f"{facts['name']}: stopped; {who} is dead; rerun the same command to resume"
     else:
         yield f"{facts['name']}: {facts['state']}{since}"
     if facts["stages"]:
-        yield f"finished: {', '.join(map(_told_stage, facts['stages']))}"
+        yield f"finished: {', '.join(map(_stage_line, facts['stages']))}"
 
 
-def _told_stage(stage: dict[str, Any]) -> str:
+def _stage_line(stage: dict[str, Any]) -> str:
     failed = f", {stage['failed']:,} failed" if stage["failed"] else ""
     return f"{stage['name']} ({stage['seconds']:,.1f} s{failed})"
 
 
 def cancel(run: str, cluster: str | None = None) -> None:
-    """Ask the driver of a run to end, and wait until it has.
+    """Cancel the driver of a run, and wait until it has ended.
 
     Parameters
     ----------
@@ -180,16 +180,16 @@ def cancel(run: str, cluster: str | None = None) -> None:
     Raises
     ------
     UserError
-        The folder is no run.
+        The folder is not a run.
     JobError
-        The driver has not ended after a minute.
+        The driver did not end within a minute.
     """
     with _asking(cluster) as ask:
         show_line(ask(request_end, run))
 
 
 def request_end(run: str) -> str:
-    """Ask the driver of a run to end, wait until it has, and return what is to be said."""
+    """Cancel the driver of a run, wait until it has ended, and return the line to print."""
     folder = RunFolder(location(run))
     name = folder.path.resolve().name
     with reporting_unreachable(folder.path):
@@ -197,30 +197,30 @@ def request_end(run: str) -> str:
     if driver is None:
         raise UserError(f"{run} is not a run folder that a driver has worked on; give one, for example runs/digits")
     if driver["ended"]:
-        return f"{name}: nothing to cancel, no driver is at work; the run is {RunRecord.read(folder).state}"
+        return f"{name}: nothing to cancel, as no driver is running; the run is {RunRecord.read(folder).state}"
     write_json(folder.cancel_request, {"driver": driver["number"], "job": driver["job"]})
     end = time.monotonic() + _END_SECONDS
     while is_alive(folder.drivers, driver):
         if time.monotonic() > end:
-            raise JobError(f"{describe_driver(driver)} was asked to end, and has not after {_END_SECONDS} s; kill it")
+            raise JobError(f"{describe_driver(driver)} did not end within {_END_SECONDS} s; kill it")
         time.sleep(0.1)
         driver = last_driver(folder.drivers) or driver
     driver = last_driver(folder.drivers) or driver
     if not driver["ended"]:
-        again = "; if the cluster starts it again, it ends at once" if driver["job"] else ""
-        return f"{name}: {describe_driver(driver)} is dead{again}"
+        restart = "; if the cluster restarts it, it ends immediately" if driver["job"] else ""
+        return f"{name}: {describe_driver(driver)} is dead{restart}"
     return f"{name}: {RunRecord.read(folder).state}"
 
 
 def logs(run: str, follow: bool, cluster: str | None = None) -> None:
-    """Print the log of the driver that was started last on a run, from its beginning.
+    """Print the log of the latest driver of a run from its beginning.
 
     Parameters
     ----------
     run
         Run folder.
     follow
-        Whether to go on as it grows, until the driver has ended.
+        Keep printing as it grows, until the driver has ended.
     cluster
         As for `status`.
 
@@ -241,23 +241,23 @@ def logs(run: str, follow: bool, cluster: str | None = None) -> None:
 
 
 Position = tuple[int, int]
-"""In the logs of a run: number of the driver, and bytes of its log."""
+"""Position in the logs of a run: number of the driver, and offset in its log in bytes."""
 
 
 def read_log(run: str, position: Position) -> tuple[str, Position, bool]:
-    """Read whole lines of the last driver's log.
+    """Read complete lines of the latest driver's log.
 
     Parameters
     ----------
     run
         Run folder.
     position
-        What has been read before; a newer driver's log is read from its beginning.
+        Where the last call stopped; the log of a newer driver is read from its beginning.
 
     Returns
     -------
     str, (int, int), bool
-        The lines, the position after them, and whether the driver has ended, so that none will follow.
+        The lines, the position after them, and whether the driver has ended, so that no more will follow.
 
     Raises
     ------
@@ -275,7 +275,7 @@ def read_log(run: str, position: Position) -> tuple[str, Position, bool]:
     ended = not is_alive(folder.drivers, driver)
     try:
         whole = folder.log(number).read_bytes()[offset:]
-    except FileNotFoundError:  # it has just been started
+    except FileNotFoundError:  # the driver has only just started
         whole = b""
     lines = whole[: whole.rfind(b"\n") + 1]
     return lines.decode("utf-8"), (number, offset + len(lines)), ended

@@ -1,4 +1,4 @@
-"""Command submit: the driver runs on the cluster, whoever submitted it may leave."""
+"""Command submit: the driver runs on the cluster, and the user may disconnect."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _PATHS = (
 """Keys whose values may be paths."""
 
 _LAST_SECONDS = 20
-"""A driver whose worker has ended has so long to end cleanly."""
+"""Time that a driver has to end cleanly after its worker has ended."""
 
 
 def submit(config: Config, *, fresh: bool, update: bool) -> None:
-    """Check a job here and on a worker, start its driver on the cluster, and say how to ask for it.
+    """Check a job here and on a worker, start its driver on the cluster, and print how to follow it.
 
     Parameters
     ----------
     config
-        Checked config. Paths that are not absolute are taken from the current folder; all must be there on the cluster.
+        Checked config. Relative paths are relative to the current folder; all paths must exist on the cluster.
     fresh, update
-        As for `pipeline.run_stages`.
+        As for `pipeline.run.run_stages`.
 
     Raises
     ------
@@ -56,19 +56,19 @@ def submit(config: Config, *, fresh: bool, update: bool) -> None:
 
 
 def submit_retry(run: str, cluster: str) -> None:
-    """Try again what failed of a run that only the cluster sees, by a driver there.
+    """Retry the failed parts of a run that only the cluster sees, with a driver on the cluster.
 
     Parameters
     ----------
     run
         Run folder on the cluster.
     cluster
-        As for `config_files.load_config`.
+        As for `config.loading.load_config`.
 
     Raises
     ------
     UserError
-        It is no run in which something can have failed, or another driver works on it.
+        The folder is not a run that has ingested or quantized anything, or another driver works on it.
     JobError
         The scheduler has no workers, or does not take the job.
     """
@@ -79,18 +79,18 @@ def submit_retry(run: str, cluster: str) -> None:
 
 
 def _start_driver(client: Any, config: Config, **options: bool) -> None:
-    """Start it, and say how to ask for it."""
+    """Start the driver, and print how to follow it."""
     run = str(run_folder(config).path)
     job = start_driver(client, config.name, run, config.model_dump(mode="json"), {**options, "command": command_line()})
     show_line(f"submitted: {job}")
     show_line(f"run folder: {run}, on the cluster")
     show_line(
-        f"ask: kmeans-dask status {run}   where that folder is not to be seen, with --cluster {config.cluster.address}"
+        f"follow it: kmeans-dask status {run}   (add --cluster {config.cluster.address} if only the cluster sees it)"
     )
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Return a config that means the same in every current folder. URLs and what is no path stay as they are."""
+    """Return a config that means the same in every current folder: relative paths become absolute."""
     values = config.model_dump(mode="json")
     for dotted in _PATHS:
         *sections, key = dotted.split(".")
@@ -111,7 +111,7 @@ def _absolute(value: str) -> str:
 
 
 def _check_there(config: Config) -> None:
-    """On a worker: whether it finds the input, and the run is free."""
+    """Check on a worker that it finds the input, and that no driver holds the run."""
     try:
         check_sources(config.input)
     except UserError as error:
@@ -120,7 +120,7 @@ def _check_there(config: Config) -> None:
 
 
 def _config_to_retry(run: str) -> Config:
-    """On a worker: the config of a run in which something can have failed, and that is free."""
+    """Read on a worker the config of a run to retry, which no driver may hold."""
     from kmeans_dask.cli.retry import config_to_retry
 
     try:
@@ -132,7 +132,7 @@ def _config_to_retry(run: str) -> Config:
 
 
 def drive() -> None:
-    """Run a submitted job: config and options are the first line of standard input, whose end ends it."""
+    """Run a submitted job: its config is the first line of standard input, and it ends when that is closed."""
     from kmeans_dask.cli.retry import retry_failed
     from kmeans_dask.pipeline.resume import STAGES
     from kmeans_dask.pipeline.run import run_stages
@@ -147,9 +147,9 @@ def drive() -> None:
 
 
 def _end_with_worker() -> None:
-    """End this process when the worker that started it has ended: the scheduler lets another one start it again."""
+    """End this process when the worker that started it has ended; the scheduler restarts it on another worker."""
     while os.read(0, 1):
         pass
-    stop_here(Stopped("the worker beside which this driver ran has ended", "interrupted", 143))
+    stop_here(Stopped("the worker that started this driver has ended", "interrupted", 143))
     time.sleep(_LAST_SECONDS)
     os._exit(143)

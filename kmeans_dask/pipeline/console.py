@@ -1,4 +1,4 @@
-"""What a job says while it runs: lines, progress bars and a final table, on standard error and output."""
+"""Console output of a job: log lines and progress on standard error, tables and results on standard output."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from typing import Any, Protocol
 
 import click
 
-# rich is imported where it draws: a mistake in the input is one line, and should not wait for it
+# rich is imported where it draws, so that reporting a mistake in the input does not wait for it
 
 _LINE_SECONDS = 10
-"""Where standard error is no terminal, progress is a line now and then."""
+"""Interval between progress lines where standard error is not a terminal."""
 
 _WIDTH = 140
-"""Characters of a line where standard output is no terminal: a file or a pipe has no width."""
+"""Width of tables in characters where standard output is a file or a pipe."""
 
-_BETWEEN = 3
+_COLUMN_GAP = 3
 """Characters between two columns of a table: two of padding and a line."""
 
 LOG = logging.getLogger("kmeans_dask")
-"""What is said also goes here; a driver adds a file to it."""
+"""Receives every line printed by `say`; a driver attaches a file to it."""
 
 
 class Advance(Protocol):
-    """Counts the units that are done since the last call, and how many of them failed."""
+    """Adds to the units that are done, and to those among them that failed."""
 
     def __call__(self, n: int, failed: int = 0) -> None:
-        """Count."""
+        """Add `n` units, `failed` of which failed."""
 
 
 @dataclass
 class Step:
-    """How far the work that is being done is.
+    """Progress of one piece of work.
 
     Attributes
     ----------
     title
-        What is done.
+        Name of the work.
     total
-        Units there are; None if that is not known beforehand.
+        Number of units; None if unknown.
     unit
         What is counted, in the plural.
     start
-        Of the monotonic clock, in seconds.
+        Monotonic time of the start, in seconds.
     done, failed
-        Units that are done, and how many of these failed.
+        Units done so far, and how many of them failed.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Step:
     failed: int = 0
 
     def facts(self) -> dict[str, Any]:
-        """Return what other machines are told: title, done, total, unit, failed, seconds, rate, seconds_left."""
+        """Return title, done, total, unit, failed, seconds, rate and seconds_left, for the heartbeat of the driver."""
         seconds = max(time.monotonic() - self.start, 1e-9)
         left = None if self.total is None or not self.done else (self.total - self.done) * seconds / self.done
         return {
@@ -70,48 +70,48 @@ class Step:
 
 
 _steps: list[Step] = []
-"""Of this process; the last one is the innermost."""
+"""Steps in progress in this process; the last one is the innermost."""
 
 
 def current_step() -> Step | None:
-    """Return how far the work of this process is; None between two steps."""
+    """Return the innermost step in progress; None between steps."""
     return _steps[-1] if _steps else None
 
 
 def say(line: str) -> None:
-    """Print one line to standard error, and log it."""
+    """Print one line to standard error and log it."""
     click.echo(line, err=True)
     LOG.info(line)
 
 
 @contextmanager
 def progress(title: str, total: int | None, unit: str) -> Iterator[Advance]:
-    """Show how far a stage is, how fast it goes and how long it will take.
+    """Show the progress, rate and remaining time of a stage.
 
     Parameters
     ----------
     title
-        What is done.
+        Name of the work.
     total
-        How many units there are; None if that is not known beforehand, and so no time left.
+        Number of units; None if unknown, in which case no remaining time is shown.
     unit
         What is counted, in the plural.
 
     Yields
     ------
-    callable
-        To be called with the number of units done since the last call.
+    Advance
+        Call it with the number of units done since the last call.
     """
     step = Step(title, total, unit, time.monotonic())
     show = _bar if sys.stderr.isatty() else _lines
     _steps.append(step)
     try:
-        with show(step) as told:
+        with show(step) as refresh:
 
             def advance(n: int, failed: int = 0) -> None:
                 step.done += n
                 step.failed += failed
-                told()
+                refresh()
 
             yield advance
     finally:
@@ -122,23 +122,23 @@ def progress(title: str, total: int | None, unit: str) -> Iterator[Advance]:
 def _lines(step: Step) -> Iterator[Callable[[], None]]:
     last = step.start
 
-    def tell() -> None:
+    def refresh() -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= _LINE_SECONDS:
             last = now
             say(f"{step.title}: {how_far(step.done, step.total, step.unit, now - step.start)}")
 
-    yield tell
-    say(_in_all(step))
+    yield refresh
+    say(_summary(step))
 
 
-def _in_all(step: Step) -> str:
+def _summary(step: Step) -> str:
     return f"{step.title}: {step.done:,} {step.unit} in {time.monotonic() - step.start:.1f} s"
 
 
 def how_far(done: int, total: int | None, unit: str, seconds: float) -> str:
-    """Say how many units are done after so many seconds, how many a second, and, where that is known, the time left."""
+    """Describe progress: units done after so many seconds, units per second, and the remaining time if it is known."""
     rate = f"{_rate(done / seconds)}"
     if total is None or done == 0:
         return f"{done:,} {unit}, {rate}" if total is None else f"{done:,} of {total:,} {unit}"
@@ -146,14 +146,14 @@ def how_far(done: int, total: int | None, unit: str, seconds: float) -> str:
 
 
 def _rate(per_second: float) -> str:
-    """Units a second; slow ones as seconds for each."""
+    """Format a rate as units/s, or as seconds per unit below one."""
     if 0 < per_second < 1:
         return f"{1 / per_second:.1f} s each"
-    return f"{per_second:,.0f} a second" if per_second >= 100 else f"{per_second:.1f} a second"
+    return f"{per_second:,.0f}/s" if per_second >= 100 else f"{per_second:.1f}/s"
 
 
 def duration(seconds: float) -> str:
-    """Seconds, or minutes and seconds, or hours and minutes."""
+    """Format seconds as s, min and s, or h and min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -174,27 +174,27 @@ def _bar(step: Step) -> Iterator[Callable[[], None]]:
     with bars.Progress(*columns, console=Console(stderr=True, highlight=False)) as bar:
         task = bar.add_task(step.title, total=step.total, how_far=step.unit)
 
-        def tell() -> None:
+        def refresh() -> None:
             seconds = max(time.monotonic() - step.start, 1e-9)
             bar.update(task, completed=step.done, how_far=how_far(step.done, step.total, step.unit, seconds))
 
-        yield tell
-    LOG.info(_in_all(step))
+        yield refresh
+    LOG.info(_summary(step))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], keys: int = 1) -> None:
-    """Print a table to standard output. What is wider than the terminal goes on below, and no cell is ever cut.
+    """Print a table to standard output. Columns that exceed the terminal continue below; no cell is ever cut.
 
     Parameters
     ----------
     title
-        Stands above it.
+        Title above the table.
     columns
         Headings; the first column is aligned left, the others right.
     rows
         Cells as text.
     keys
-        Columns that tell what a row is; they are repeated where the table goes on.
+        Number of leading columns that identify a row; they are repeated where the table continues.
     """
     from rich.console import Console
     from rich.table import Table
@@ -204,7 +204,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     widths = [
         max(len(part) for part in [*heading.split(), *(row[i] for row in rows)]) for i, heading in enumerate(columns)
     ]
-    for number, chosen in enumerate(_that_fit(widths, keys, console.width)):
+    for number, chosen in enumerate(_fitting_groups(widths, keys, console.width)):
         table = Table(title=None if number else title, title_justify="left")
         for position in chosen:
             table.add_column(columns[position], justify="right" if position else "left", min_width=widths[position])
@@ -213,11 +213,11 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
         console.print(table)
 
 
-def _that_fit(widths: Sequence[int], keys: int, width: int) -> list[list[int]]:
-    """Cut columns into groups that fit a width, each beginning with the keys and having one other column at least."""
+def _fitting_groups(widths: Sequence[int], keys: int, width: int) -> list[list[int]]:
+    """Split columns into groups that fit a width, each with the key columns and at least one other column."""
     groups = [list(range(keys))]
     for position in range(keys, len(widths)):
-        taken = sum(widths[i] + _BETWEEN for i in [*groups[-1], position]) + 1
+        taken = sum(widths[i] + _COLUMN_GAP for i in [*groups[-1], position]) + 1
         if taken > width and len(groups[-1]) > keys:
             groups.append(list(range(keys)))
         groups[-1].append(position)

@@ -1,4 +1,4 @@
-"""A run that has been finished before, found again by its folder."""
+"""A finished run, opened by its folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kmeans_dask.storage.run_record import RunRecord
 
 
 def config_of(path: str | Path, cluster: str | None = None) -> Config:
-    """Read the config that a run was made with, wherever its folder lies now.
+    """Read the config that a run was made with, wherever its folder is now.
 
     Parameters
     ----------
     path
         Run folder.
     cluster
-        As for `config_files.load_config`.
+        As for `config.loading.load_config`.
 
     Returns
     -------
@@ -31,35 +31,35 @@ def config_of(path: str | Path, cluster: str | None = None) -> Config:
     Raises
     ------
     UserError
-        The folder is no run.
+        The folder is not a run.
     """
     whole = location(path).resolve()
     with reporting_unreachable(whole):
-        there = (whole / "run.json").exists() and (whole / "config.yaml").exists()
-    if not there:
+        is_run = (whole / "run.json").exists() and (whole / "config.yaml").exists()
+    if not is_run:
         raise UserError(f"{path} is not a run folder; give one, for example runs/digits")
     where = [f"output={json.dumps(str(whole.parent))}", f"name={json.dumps(whole.name)}"]
     return load_config(whole / "config.yaml", where, cluster)
 
 
 def choose_model(config: Config, folder: RunFolder, k: int | None, algorithm: str | None) -> Model:
-    """Open one of the models of a run that has been evaluated.
+    """Open one of the evaluated models of a run.
 
     Parameters
     ----------
     config
-        Of the run.
+        Config of the run.
     folder
-        Of the run.
+        Run folder.
     k
-        Number of clusters; None: the chosen one, else the largest of the config.
+        Number of clusters; None: the K that `fit.k: auto` chose, otherwise the largest.
     algorithm
-        ``kmeans`` or ``minibatch``; None: the first of the config.
+        ``kmeans`` or ``minibatch``; None: the first one of the config.
 
     Returns
     -------
     Model
-        With a label map.
+        It has a label map.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def choose_model(config: Config, folder: RunFolder, k: int | None, algorithm: st
         raise UserError(f"{folder.path} has no evaluated models; its config needs the sections fit and evaluate")
     stages = RunRecord.read(folder).stages
     if "evaluate" not in stages:
-        raise UserError(f"the models of {folder.path} are not finished: run fit and evaluate first")
+        raise UserError(f"the models of {folder.path} are not evaluated yet; run fit and evaluate first")
     algorithm = algorithm or config.fit.algorithm[0]
     chosen = {entry["algorithm"]: entry["k"] for entry in stages["evaluate"]["summary"].get("choice", [])}
     k = k or chosen.get(algorithm, max(config.fit.ks))

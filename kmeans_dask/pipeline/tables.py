@@ -1,4 +1,4 @@
-"""The final tables of a job, which `kmeans-dask show` prints again later."""
+"""The final tables of a job, also printed by `kmeans-dask show`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _METRICS = {
     "K": ("k", "d"),
     "seconds": ("seconds", ".2f"),
     "passes": ("iterations", "d"),
-    "inertia a sample": ("inertia_per_sample", ",.1f"),
+    "inertia/sample": ("inertia_per_sample", ",.1f"),
     "silhouette": ("silhouette", ".4f"),
     "homogeneity": ("homogeneity", ".4f"),
     "V": ("v_measure", ".4f"),
@@ -22,18 +22,18 @@ _METRICS = {
     "accuracy, train": ("accuracy_train", ".4f"),
     "accuracy, held-out": ("accuracy_holdout", ".4f"),
 }
-"""Heading -> key and format."""
+"""Heading -> key of metrics.json and format."""
 
 
 def show_metrics(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the figures of every model; those that no model has are left out.
+    """Print the metrics of every model; columns without any value are left out.
 
     Parameters
     ----------
     name
-        Of the run.
+        Name of the run.
     rows
-        Of ``metrics.json``.
+        Rows of ``metrics.json``.
     """
     columns = {
         heading: column for heading, column in _METRICS.items() if any(row.get(column[0]) is not None for row in rows)
@@ -49,12 +49,12 @@ def show_metrics(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_colours(name: str, table: pa.Table) -> None:
-    """Print the mean errors of the quantized images for every K.
+    """Print the mean error of the quantized images for every K.
 
     Parameters
     ----------
     name
-        Of the run.
+        Name of the run.
     table
         ``quantized.parquet``.
     """

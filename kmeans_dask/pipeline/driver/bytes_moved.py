@@ -1,4 +1,4 @@
-"""How many bytes a stage has read and written: sizes of files, each counted once."""
+"""Bytes that a stage has read and written: sizes of files, each counted once."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from kmeans_dask.storage.run_folder import RunFolder
 
 
 def bytes_of_stage(stage: str, folder: RunFolder) -> tuple[int, int]:
-    """Measure what a finished stage has read and written.
+    """Add up the files that a finished stage has read and written.
 
     Parameters
     ----------
     stage
-        Its name.
+        Name of the stage.
     folder
         Run folder.
 
     Returns
     -------
     int, int
-        Bytes of the files that it reads, and of those that it writes. A file is counted once, however often it is
-        read; what an earlier call of the stage has written is counted too.
+        Bytes of the files that it reads, and of those that it writes, including what an earlier start wrote. A file
+        counts once, however often it is read.
     """
     if stage == "ingest":
         return _bytes_of_images(folder), _bytes([folder.collection])
@@ -57,5 +57,5 @@ def _bytes_of_images(folder: RunFolder) -> int:
 
 
 def _bytes(paths: Iterable[Path]) -> int:
-    """Bytes of files, and of all files below folders; nothing where there is none."""
+    """Bytes of files and of all files below folders; missing ones count as 0."""
     return sum(map(total_bytes, paths))

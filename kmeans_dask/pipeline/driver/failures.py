@@ -1,4 +1,4 @@
-"""What goes wrong around a job, in one line each: lost schedulers and workers, full disks, lost mounts and stores."""
+"""Failures around a job, in one line each: lost schedulers and workers, full disks, lost mounts and stores."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from kmeans_dask.errors import JobError, UserError
+from kmeans_dask.pipeline.driver.stopping import RERUN
 from kmeans_dask.storage.object_store import UnreachableError, is_local, storage_failure
-
-GOES_ON = "the same command goes on from here"
 
 
 class StoreLostError(JobError):
-    """The object store of the run folder is lost: each further request would be tried again for half a minute."""
+    """The object store of the run folder is lost. No more requests: each would be retried for half a minute."""
 
 
 @contextmanager
 def explained(folder: Path, client: Any = None) -> Iterator[None]:
-    """Make one line of a failure of what a job stands on; other errors are left as they are.
+    """Turn failures of the cluster, disk or store into one line; other errors pass through.
 
     Parameters
     ----------
     folder
-        Run folder. It has been made.
+        Run folder; it exists.
     client
-        Of the workers; None: they are not used.
+        Client connected to the workers; None if they are not used.
 
     Raises
     ------
     JobError
-        The scheduler or all workers have gone, or the run folder has, or it cannot be written.
+        The scheduler, all workers or the run folder are lost, or the folder cannot be written.
     """
     try:
         yield
@@ -40,15 +39,17 @@ def explained(folder: Path, client: Any = None) -> Iterator[None]:
         raise
     except (Exception, CancelledError) as error:
         if reason := _of_folder(error, folder):
-            raise (JobError if is_local(folder) else StoreLostError)(f"{reason}; {GOES_ON}") from None
+            raise (JobError if is_local(folder) else StoreLostError)(f"{reason}; {RERUN}") from None
         if not isinstance(error, (UserError, JobError)) and (reason := _of_cluster(error, client)):
-            raise JobError(f"{reason}; {GOES_ON}") from None
+            raise JobError(f"{reason}; {RERUN}") from None
         raise
 
 
-def went_away(folder: Path) -> str:
-    """Say that a run folder is not there any more."""
-    return f"the run folder {folder} went away" + (" (is its file system still mounted?)" if is_local(folder) else "")
+def describe_lost_folder(folder: Path) -> str:
+    """Return the message for a run folder that no longer exists."""
+    return f"the run folder {folder} no longer exists" + (
+        " (is its file system still mounted?)" if is_local(folder) else ""
+    )
 
 
 def _of_folder(error: BaseException, folder: Path) -> str | None:
@@ -56,11 +57,11 @@ def _of_folder(error: BaseException, folder: Path) -> str | None:
         return str(error.args[0])
     if reason := storage_failure(error, folder):
         return reason
-    # where nothing is left, a collection is not finished, or a chunk is missing
+    # without a folder, other code finds an unfinished collection or a missing chunk
     if isinstance(error, (FileNotFoundError, NotADirectoryError, UserError, JobError)):
         try:
             if not any((folder / name).exists() for name in ("run.json", "drivers")):
-                return went_away(folder)
+                return describe_lost_folder(folder)
         except Exception as problem:
             return storage_failure(problem, folder)
     return None
@@ -69,6 +70,6 @@ def _of_folder(error: BaseException, folder: Path) -> str | None:
 def _of_cluster(error: BaseException, client: Any) -> str | None:
     if client is None:
         return None
-    from kmeans_dask.deploy.watchdog import lost  # imported already; a job that needs no workers is spared it
+    from kmeans_dask.deploy.watchdog import lost  # imported by now; a job without workers never pays for it
 
     return lost(error, client)

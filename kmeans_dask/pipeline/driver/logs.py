@@ -1,4 +1,4 @@
-"""The log of a driver: one JSON object a line, a file for every start of a driver; and showing it."""
+"""The log of a driver: a file of JSON lines for every start of a driver, and how it is shown."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from kmeans_dask.errors import without_secrets
 from kmeans_dask.pipeline.console import LOG, show_line
 from kmeans_dask.storage.object_store import is_local, make_folder
 
-_OURS_AND_DASKS = (LOG.name, "dask", "distributed", "distributed.client")
-"""Loggers; Dask lets its last two hand nothing upwards."""
+_LOGGERS = (LOG.name, "dask", "distributed", "distributed.client")
+"""Ours and Dask's; the last two do not propagate to their parents."""
 
 
 class _JsonLines(logging.Formatter):
-    """Time (UTC), level, stage, message, and the facts that were given as ``extra={"facts": {...}}``."""
+    """Format records as JSON: time (UTC), level, stage, message, and the facts of ``extra={"facts": {...}}``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line."""
+        """Return one JSON line."""
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -40,7 +40,7 @@ class _JsonLines(logging.Formatter):
 
 
 class Log(logging.Handler):
-    """Records as lines of a file. Dask sets the level of all stream handlers of its loggers: this is none."""
+    """Write records as lines of a file. Not a StreamHandler, because Dask sets the level of those on its loggers."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -48,27 +48,27 @@ class Log(logging.Handler):
         self._file = path.open("a", encoding="utf-8") if is_local(path) else io.StringIO()
         self._published, self._abandoned = 0, False
         self.setFormatter(_JsonLines())
-        self.addFilter(_wanted_once)
+        self.addFilter(_first_time)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line, now."""
-        with suppress(OSError):  # a full disk: the work says so
+        """Write one line immediately."""
+        with suppress(OSError):  # a full disk: the work itself reports it
             self._file.write(self.format(record) + "\n")
             self._file.flush()
 
     def flush(self) -> None:
-        """Write what there is to an object store, which cannot append."""
+        """Replace the object in a store, which cannot append; a local file is always up to date."""
         if isinstance(self._file, io.StringIO) and self._file.tell() > self._published:
             self._published = self._file.tell()
             self._path.write_text(self._file.getvalue(), encoding="utf-8")
 
     def abandon(self) -> None:
-        """Write nothing more: the object store is lost."""
+        """Stop writing, because the object store is lost."""
         self._abandoned = True
 
     def close(self) -> None:
-        """Write what there is, for the last time."""
-        with suppress(Exception):  # of a disk, or what the package of an object store raises: the work says so
+        """Write the remaining lines and close the file."""
+        with suppress(Exception):  # a disk or store that fails: the work itself reports it
             if not self._abandoned:
                 self.flush()
             self._file.close()
@@ -80,7 +80,7 @@ _stage: str | None = None
 
 @contextmanager
 def in_stage(name: str) -> Iterator[None]:
-    """Log whatever happens in the block under the name of a stage, and also what is said of the error that ends it."""
+    """Log the block under the name of a stage; after an error the name stays, for the lines that report it."""
     global _stage
     _stage = name
     yield
@@ -88,18 +88,18 @@ def in_stage(name: str) -> Iterator[None]:
 
 
 def current_stage() -> str | None:
-    """Return the stage that is running in this process."""
+    """Return the stage that is running in this process, or None."""
     return _stage
 
 
 @contextmanager
 def logged(path: Path) -> Iterator[Log]:
-    """Log what this process says, and what Dask and Python warn of, to a file.
+    """Log the output of this process, and warnings of Dask and Python, to a file.
 
     Parameters
     ----------
     path
-        File; lines are appended to it as they come. Of an object, the log is to be flushed now and then.
+        Log file; lines are appended as they come. An object in a store is only written by `Log.flush`.
 
     Yields
     ------
@@ -107,7 +107,7 @@ def logged(path: Path) -> Iterator[Log]:
     """
     make_folder(path.parent)
     handler = Log(path)
-    loggers = [logging.getLogger(name) for name in _OURS_AND_DASKS]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     global _stage
     _stage = None
     level, show = LOG.level, warnings.showwarning
@@ -131,8 +131,8 @@ def logged(path: Path) -> Iterator[Log]:
         handler.close()
 
 
-def _wanted_once(record: logging.LogRecord) -> bool:
-    """Let pass what we say and what Dask warns of; once, though it may come from a logger and from the one above."""
+def _first_time(record: logging.LogRecord) -> bool:
+    """Pass our records and Dask's warnings, each once although a logger and its parent may both hand it over."""
     if "logged" in record.__dict__ or not (record.name == LOG.name or record.levelno >= logging.WARNING):
         return False
     record.__dict__["logged"] = True
@@ -140,7 +140,7 @@ def _wanted_once(record: logging.LogRecord) -> bool:
 
 
 def show_log(lines: Iterable[str]) -> None:
-    """Print lines of a log for people: time, stage, message; what is no information says what it is."""
+    """Print lines of a log for people: time, stage, level unless it is info, message."""
     for line in lines:
         entry = json.loads(line)
         level = "" if entry["level"] == "info" else f"{entry['level'].upper()} "

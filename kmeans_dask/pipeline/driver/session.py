@@ -1,4 +1,4 @@
-"""What a driver does beside the work: it holds the run, says how far it is, hears a request to cancel, keeps a log."""
+"""The session of a driver: it holds the run's lock, sends heartbeats, obeys requests to cancel, and keeps a log."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from kmeans_dask.errors import JobError, UserError, without_secrets
 from kmeans_dask.pipeline.console import LOG, current_step, say
-from kmeans_dask.pipeline.driver.failures import StoreLostError, went_away
+from kmeans_dask.pipeline.driver.failures import StoreLostError, describe_lost_folder
 from kmeans_dask.pipeline.driver.logs import Log, current_stage, logged
-from kmeans_dask.pipeline.driver.stopping import Stopped, cancelled, homeless, interrupted, lost, stop_here
+from kmeans_dask.pipeline.driver.stopping import Stopped, cancelled, folder_gone, interrupted, lost, stop_here
 from kmeans_dask.storage.lock import BEAT_SECONDS, Lock, LockLostError, acquire
 from kmeans_dask.storage.object_store import reporting_unreachable
 from kmeans_dask.storage.publish import read_json
@@ -24,16 +24,16 @@ from kmeans_dask.storage.run_record import RunRecord
 
 @contextmanager
 def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator[Lock]:
-    """Hold a run: no other driver works on it meanwhile, everybody can see how far it is, and it can be cancelled.
+    """Hold a run: no other driver works on it meanwhile, its progress is visible, and it can be cancelled.
 
     Parameters
     ----------
     folder
         Run folder; it exists.
     command
-        What was asked for, for people.
+        What the user asked for, shown to people.
     job
-        Key of the submitted job that this driver belongs to, if it was submitted.
+        Key of the submitted job that this driver belongs to; None for a local driver.
 
     Yields
     ------
@@ -46,14 +46,14 @@ def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator
     """
     with reporting_unreachable(folder.path):
         lock = acquire(folder.drivers, command, job)
-    ended, is_lost, speaking = threading.Event(), False, threading.Lock()
+    ended, is_lost, output = threading.Event(), False, threading.Lock()
     try:
         with logged(folder.log(lock.number)) as log:
             facts = {"command": command, "host": platform.node(), "pid": os.getpid()}
             LOG.info("driver started", extra={"facts": facts})
             if lock.took_over:
-                say(f"{folder.path.name}: {lock.took_over} is dead; this goes on from where it was")
-            parts = (lock, folder, log, ended, speaking)
+                say(f"{folder.path.name}: {lock.took_over} is dead; resuming its work")
+            parts = (lock, folder, log, ended, output)
             heart = threading.Thread(target=_beat, args=parts, name="heartbeat", daemon=True)
             heart.start()
             try:
@@ -63,18 +63,18 @@ def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator
                 log.abandon()
                 raise
             finally:
-                with speaking:
+                with output:
                     ended.set()
                 if not is_lost:
                     heart.join()
     finally:
         if not is_lost:
-            with suppress(OSError):  # the disk may be what failed; that a driver is dead is seen without
+            with suppress(OSError):  # the disk may be what failed; others see without this that the driver is dead
                 lock.release()
 
 
-def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event, speaking: threading.Lock) -> None:
-    """Say once a second how far the work is, and interrupt it where that is asked for."""
+def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event, output: threading.Lock) -> None:
+    """Publish the progress once a second, and interrupt the work on request."""
     stopping = False
     while True:
         step = current_step()
@@ -87,11 +87,11 @@ def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event, speak
         except (LockLostError, FileNotFoundError) as error:
             is_gone = isinstance(error, FileNotFoundError)
             if not (stopping or lock.ending):
-                stop_here(homeless(went_away(folder.path)) if is_gone else lost(str(error)))
+                stop_here(folder_gone(describe_lost_folder(folder.path)) if is_gone else lost(str(error)))
             return
-        # OSError, or what the package of an object store raises: it may come back; if not, the work itself finds out
+        # OSError, or what the package of an object store raises: it may recover; if not, the work itself will fail
         except Exception as error:
-            with speaking:  # nothing is said after the line that ends the job
+            with output:  # nothing is printed after the line that ends the job
                 if not ended.is_set():
                     LOG.warning(f"the run folder cannot be reached: {error}")
         if ended.wait(BEAT_SECONDS):
@@ -99,17 +99,17 @@ def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event, speak
 
 
 def _is_cancelled(request: Path, lock: Lock) -> bool:
-    """Whether this driver, or the submitted job that it belongs to, is asked to end."""
+    """Whether this driver, or the submitted job that it belongs to, has been cancelled."""
     try:
-        asked = read_json(request)
+        cancelled_one = read_json(request)
     except (FileNotFoundError, ValueError):
         return False
-    return bool(asked["driver"] == lock.number or (lock.job is not None and asked["job"] == lock.job))
+    return bool(cancelled_one["driver"] == lock.number or (lock.job is not None and cancelled_one["job"] == lock.job))
 
 
 @contextmanager
 def recorded_end(record: RunRecord, lock: Lock) -> Iterator[None]:
-    """Record in run.json and in the log how the work in the block ended, unless it did well."""
+    """Record in run.json and in the log how the work in the block failed or was stopped."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -129,5 +129,5 @@ def recorded_end(record: RunRecord, lock: Lock) -> Iterator[None]:
 
 
 def command_line() -> str:
-    """Return what this process was asked to do, without secrets of URLs."""
+    """Return the command line of this process, without secrets in URLs."""
     return without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))

@@ -1,7 +1,6 @@
-"""How a command is ended from outside: Ctrl-C, SIGTERM, a request to cancel, another driver on the same run.
+"""Stopping a command from outside: Ctrl-C, SIGTERM, a request to cancel, another driver on the same run.
 
-The first signal ends the work cleanly, through `Stopped`, which rises in the main thread; a second one ends the process
-at once, wherever it is.
+The first signal ends the work cleanly by raising `Stopped` in the main thread; a second one ends the process at once.
 """
 
 from __future__ import annotations
@@ -13,16 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_AGAIN = "the same command again goes on from here"
+RERUN = "rerun the same command to resume"
+"""The advice at the end of every message about work that was cut short."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The command is to end now; what handles Ctrl-C handles it.
+    """The command has to end now; whatever handles Ctrl-C handles it.
 
     Attributes
     ----------
     state
-        Of the run: interrupted, cancelled; None where another driver says it.
+        State to record for the run, ``interrupted`` or ``cancelled``; None if another driver records it.
     status
         Exit status of the command.
     """
@@ -34,42 +34,42 @@ class Stopped(KeyboardInterrupt):
 
 
 def interrupted(number: int = signal.SIGINT) -> Stopped:
-    """Return what a signal asks for; exit status 130 for Ctrl-C, 143 for SIGTERM, as shells count them."""
+    """Return the exception for a signal; its exit status follows shells: 130 for Ctrl-C, 143 for SIGTERM."""
     name = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-    return Stopped(f"interrupted{name}; {_AGAIN}", "interrupted", 128 + number)
+    return Stopped(f"interrupted{name}; {RERUN}", "interrupted", 128 + number)
 
 
 def cancelled() -> Stopped:
-    """Return what `kmeans-dask cancel` asks for."""
-    return Stopped(f"cancelled; {_AGAIN}", "cancelled", 130)
+    """Return the exception for `kmeans-dask cancel`."""
+    return Stopped(f"cancelled; {RERUN}", "cancelled", 130)
 
 
 def lost(why: str) -> Stopped:
-    """Return what a driver does whose run belongs to another one: nothing more."""
+    """Return the exception for a driver whose run another driver has taken over."""
     return Stopped(f"this driver has lost its run: {why}", None, 1)
 
 
-def homeless(why: str) -> Stopped:
-    """Return what a driver does whose run folder has gone, before the work itself finds out."""
-    return Stopped(f"{why}; {_AGAIN}", None, 1)
+def folder_gone(why: str) -> Stopped:
+    """Return the exception for a driver whose run folder has disappeared."""
+    return Stopped(f"{why}; {RERUN}", None, 1)
 
 
 _asked: list[Stopped] = []
-"""Why this process interrupts itself."""
+"""Reason for which this process interrupts itself, if it does."""
 
 
 def stop_here(why: Stopped) -> None:
-    """Interrupt the main thread, from another one, where the command is `stoppable`."""
+    """Interrupt the main thread from another one, if the command is `stoppable`."""
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         return
     _asked[:] = [why]
-    # to that very thread: only a signal wakes it where it waits, and SIGINT is ignored in a shell's background
+    # sent to the main thread itself, because only a signal wakes it; SIGINT is ignored in background jobs of a shell
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let the first signal raise `Stopped` and the second one end the process; not in a thread, which gets none."""
+    """Make the first signal raise `Stopped` and the second one end the process; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -78,8 +78,8 @@ def stoppable() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopping
         if stopping:
-            os.write(2, b"kmeans-dask: ended at once; the same command again goes on from here\n")
-            os._exit(128 + number)  # worker processes end by themselves when this one has
+            os.write(2, f"kmeans-dask: stopped at once; {RERUN}\n".encode())
+            os._exit(128 + number)  # worker processes end by themselves when this one is gone
         stopping = True
         raise _asked.pop() if _asked else interrupted(number)
 
@@ -95,13 +95,13 @@ def stoppable() -> Iterator[None]:
 
 
 def leave_status_to_job() -> None:
-    """Let SIGTERM end a task of a Slurm job well, unless it is the one that does the work: nothing is lost with it.
+    """Make SIGTERM end a task of a Slurm job with status 0, unless it is the task that does the work.
 
-    The exit status of all is the highest, and where the job ends by a user's mistake, Slurm sends it to the others.
+    Slurm reports the highest status of all tasks, and sends SIGTERM to the others when one of them fails.
     """
     try:
         number, count = (int(os.environ[name]) for name in ("SLURM_PROCID", "SLURM_NTASKS"))
-    except KeyError:  # whoever needs them says so
+    except KeyError:  # not in a Slurm job: `deploy.slurm_runner` reports it
         return
     if number != min(1, count - 1):
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

@@ -1,4 +1,4 @@
-"""What a job would do: items, chunks, tasks, passes, memory against the limit, rough time and disk; nothing is kept."""
+"""The plan of a job: items, chunks, tasks, passes, memory against its limit, rough time and disk space."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from kmeans_dask.sources.listing import list_items
 
 
 def dry_run(config: Config, stages: Sequence[str]) -> None:
-    """Print the plan of the stages that the config has; the input is listed, no cluster is started.
+    """Print the plan of the stages that the config has. The input is listed; no cluster is started.
 
     Parameters
     ----------
     config
         Checked config.
     stages
-        Names in the order in which they would be run.
+        Names of stages, in the order in which they would run.
 
     Raises
     ------
     UserError
-        The input is wrong, or the plan does not fit into the workers' memory; it is printed before.
+        The input is wrong; or the plan, which is printed first, does not fit into the memory of the workers.
     """
     wanted = [stage for stage in stages if getattr(config, stage) is not None]
     with TemporaryDirectory(prefix="kmeans-dask-") as folder:
@@ -54,20 +54,22 @@ def dry_run(config: Config, stages: Sequence[str]) -> None:
     }  # fmt: skip
     rates = measured_rates(config, estimates)
     seconds = {
-        stage: told.seconds * (rates[stage].factor if stage in rates else 1) for stage, told in estimates.items()
+        stage: estimated.seconds * (rates[stage].factor if stage in rates else 1)
+        for stage, estimated in estimates.items()
     }
     rows = []
-    for stage, told in estimates.items():
+    for stage, estimated in estimates.items():
         memory = f"{plan.total(stage) / 2**20:,.0f}" if stage != "report" else "-"
-        cells = [f"{told.tasks:,}", f"{told.passes}", memory, duration(seconds[stage]), f"{told.disk / 2**20:,.1f}"]
+        time, disk = duration(seconds[stage]), f"{estimated.disk / 2**20:,.1f}"
+        cells = [f"{estimated.tasks:,}", f"{estimated.passes}", memory, time, disk]
         rows.append([stage, *cells])
     show_line(f"{config.name}: {len(items):,} items, {n_bytes / 2**20:,.1f} MiB of files")
     if chunks:
         show_line(f"{n_chunks:,} chunks of {chunks.chunk_rows:,} items")
-    limit = f"{workers.limit / 2**20:,.0f} MiB each" if workers.limit else "no memory limit that is known"
-    show_line(f"{workers.n} workers of {workers.threads} threads, {limit}")
-    columns = ["stage", "tasks", "passes", "MiB a worker", "time, roughly", "MiB of disk"]
-    show_table("what would be done", columns, rows)
+    limit = f"memory limit {workers.limit / 2**20:,.0f} MiB each" if workers.limit else "no known memory limit"
+    show_line(f"{workers.n} workers with {workers.threads} threads each, {limit}")
+    columns = ["stage", "tasks", "passes", "MiB per worker", "time, roughly", "MiB on disk"]
+    show_table("plan", columns, rows)
     for stage in ("ingest", "quantize"):
         if stage in wanted:
             fits = megapixels_that_fit(config, plan, stage)
@@ -75,24 +77,23 @@ def dry_run(config: Config, stages: Sequence[str]) -> None:
                 f"{stage}: a worker has room for images of {fits:,.0f} megapixels; input.max_pixels allows "
                 f"{config.input.max_pixels / 1e6:,.0f}"
             )
-    disk = sum(told.disk for told in estimates.values())
-    show_line(f"together about {duration(sum(seconds.values()))} and {disk / 2**20:,.0f} MiB; {_whose(rates, wanted)}")
+    disk = sum(estimated.disk for estimated in estimates.values())
+    show_line(f"total: about {duration(sum(seconds.values()))} and {disk / 2**20:,.0f} MiB; {_origin(rates, wanted)}")
     plan.check()
 
 
-def _whose(rates: Mapping[str, Rate], stages: Sequence[str]) -> str:
-    """Say in a phrase where the times come from."""
+def _origin(rates: Mapping[str, Rate], stages: Sequence[str]) -> str:
+    """Describe where the times come from."""
     runs = dict.fromkeys(rate.run for rate in rates.values())
-    told = [
+    origins = [
         f"from the rates of run {run} ({_names(s for s in stages if s in rates and rates[s].run == run)})"
         for run in runs
     ]
     if built_in := _names(stage for stage in stages if stage not in rates):
-        told.append(
-            f"from built-in rates ({built_in}), which are those of cores of 2.6 GHz (benchmarks/RESULTS.md) and within "
-            "a factor of about three"
+        origins.append(
+            f"from built-in rates ({built_in}), measured at 2.6 GHz, and good to a factor of three"
         )
-    return "time " + " and ".join(told)
+    return "time " + " and ".join(origins)
 
 
 def _names(stages: Iterable[str]) -> str:
@@ -100,11 +101,11 @@ def _names(stages: Iterable[str]) -> str:
 
 
 def _workers_of(config: Config) -> Workers:
-    """Say what the cluster will have; a running one is asked, none is started."""
+    """Return the workers that the job will have; a running cluster is asked, none is started."""
     cluster = config.cluster
     if cluster.kind == "address":
         from kmeans_dask.deploy.client import connect
-        from kmeans_dask.deploy.workers import workers_of  # a second that only this needs
+        from kmeans_dask.deploy.workers import workers_of  # these imports cost a second
 
         with connect(cluster) as client:
             return workers_of(client)
@@ -114,5 +115,5 @@ def _workers_of(config: Config) -> Workers:
         return Workers(n, cluster.threads_per_worker, 0)
     if cluster.memory_limit != "auto":
         return Workers(n, cluster.threads_per_worker, parse_bytes(cluster.memory_limit))
-    share = min(1.0, cluster.threads_per_worker / cores)  # as LocalCluster does
-    return Workers(n, cluster.threads_per_worker, int(psutil.virtual_memory().total * share))
+    fraction = min(1.0, cluster.threads_per_worker / cores)  # as LocalCluster does
+    return Workers(n, cluster.threads_per_worker, int(psutil.virtual_memory().total * fraction))

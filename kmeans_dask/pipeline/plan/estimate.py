@@ -1,4 +1,4 @@
-"""How long the stages of a job take, and how much disk, from measured rates: a rough figure, said before the start."""
+"""Rough time and disk usage of the stages of a job, from measured rates."""
 
 from __future__ import annotations
 
@@ -8,65 +8,66 @@ from kmeans_dask.config.sections import Config
 from kmeans_dask.pipeline.plan.memory import row_bytes
 
 PASSES = {"kmeans": 15, "minibatch": 4}
-"""Reads of all rows of a fit of MNIST with the default `fit.tol`: its start, its passes, the last assignment. Steps of
-mini-batches together read about two passes."""
+"""Passes over all rows of a fit of MNIST with the default `fit.tol`: initial centres, iterations, final assignment. All
+mini-batch steps together read about two passes' worth of rows."""
 EVALUATE_PASSES = 2
 
 _INGEST = 134e-6, 19e-9
-"""Seconds of a core an item and a byte of its file: PNGs of MNIST, JPEGs of LFW (benchmarks/RESULTS.md, 2.6 GHz)."""
+"""Core seconds per item and per byte of its file: PNGs of MNIST, JPEGs of LFW (benchmarks/RESULTS.md, 2.6 GHz)."""
 _QUANTIZE = 2e-3, 250e-9
-"""The same for one K, and the share of it that another K adds: LFW and BSDS500."""
+"""The same for quantizing in one K: LFW and BSDS500."""
 _ANOTHER_K = 0.44
+"""Fraction of that which every further K adds."""
 _MULTIPLY = 120e9
-"""Multiplications and additions of a core a second in a pass."""
+"""Floating-point operations per second and core in a pass."""
 _TASK, _PASS = 1e-3, 0.05
-"""Seconds of the scheduler a task, and of a pass for itself."""
-_START_ROWS = 50
-"""Rows a centre of the sample that a start is refined on, which is read about 20 times by one process."""
+"""Scheduler seconds per task, and overhead per pass."""
+_SAMPLE_ROWS = 50
+"""Rows per centre in the sample that initial centres are refined on; one process reads it about 20 times."""
 _REPORT = 10.0
 _TABLES = 150
-"""Bytes an item of all tables, without those of each model, 24."""
+"""Bytes per item in all tables, without the 24 of each model."""
 _BLOCK = 4096
-"""Of a file system: the least that an output takes."""
+"""Block size of a file system: the least that an output file occupies."""
 
 
 class Estimate(NamedTuple):
-    """Of one stage."""
+    """Estimate of one stage."""
 
     tasks: int
     passes: int
     seconds: float
     disk: int
-    """Bytes that are written."""
+    """Bytes written."""
 
 
 def estimate(
     config: Config, stage: str, *, n_items: int, n_bytes: int, chunks: int, batches: int, cores: int
 ) -> Estimate:
-    """Say roughly what a stage takes.
+    """Estimate what a stage takes.
 
     Parameters
     ----------
     config
-        With the section of the stage.
+        Checked config with the section of the stage.
     stage
-        Its name.
+        Name of the stage.
     n_items, n_bytes
-        Items, and the bytes of their files together.
+        Number of items, and total bytes of their files.
     chunks, batches
-        Tasks of a pass, and of quantize.
+        Number of tasks in a pass, and in quantize.
     cores
-        Threads of all workers together.
+        Total threads of all workers.
 
     Returns
     -------
     Estimate
     """
-    width = row_bytes(config)
+    n_features = row_bytes(config)
     n_k = len((config.quantize.k if config.quantize else None) or [1])
     if stage == "ingest":
         seconds = (_INGEST[0] * n_items + _INGEST[1] * n_bytes) / cores + _TASK * chunks
-        return Estimate(chunks, 1, seconds, n_items * (width + _TABLES))
+        return Estimate(chunks, 1, seconds, n_items * (n_features + _TABLES))
     if stage == "quantize":
         counts = 2 if config.quantize and config.quantize.palette == "shared" else 1
         work = (_QUANTIZE[0] * n_items + _QUANTIZE[1] * n_bytes) * (1 + _ANOTHER_K * (n_k - 1))
@@ -75,13 +76,13 @@ def estimate(
         return Estimate(0, 0, _REPORT, 8 * 2**20)
     assert config.fit is not None
     centres, n_models = sum(config.fit.ks), len(config.fit.ks) * len(config.fit.algorithm)
-    a_pass = 2.0 * n_items * width * centres / _MULTIPLY / cores + _PASS + _TASK * chunks * 8 / 7
+    a_pass = 2.0 * n_items * n_features * centres / _MULTIPLY / cores + _PASS + _TASK * chunks * 8 / 7
     if stage == "evaluate":
         passes = EVALUATE_PASSES
         return Estimate(2 * chunks, passes, passes * a_pass * len(config.fit.algorithm), 24 * n_items * n_models)
     passes = sum(PASSES[algorithm] for algorithm in config.fit.algorithm) * config.fit.n_init
-    starts = sum(2.0 * min(_START_ROWS * k, n_items) * width * k * 20 / _MULTIPLY for k in config.fit.ks)
-    disk = 4 * width * centres * len(config.fit.algorithm)
+    init = sum(2.0 * min(_SAMPLE_ROWS * k, n_items) * n_features * k * 20 / _MULTIPLY for k in config.fit.ks)
+    disk = 4 * n_features * centres * len(config.fit.algorithm)
     return Estimate(
-        round(passes * chunks * 8 / 7), passes, passes * a_pass + 2 * starts * len(config.fit.algorithm), disk
+        round(passes * chunks * 8 / 7), passes, passes * a_pass + 2 * init * len(config.fit.algorithm), disk
     )

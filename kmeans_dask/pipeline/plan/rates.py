@@ -1,4 +1,4 @@
-"""How fast earlier runs were: stages in run.json against what is estimated of them, for the time of the next job."""
+"""Rates of earlier runs: measured against estimated seconds of their stages, to predict the time of the next job."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from kmeans_dask.storage.run_folder import RunFolder
 from kmeans_dask.storage.run_record import RunRecord
 
 _LONG = 5.0
-"""Seconds of a stage from which it tells a rate: what a stage costs however little it does is within one."""
+"""Seconds from which a stage gives a rate: below, its fixed cost of about one second dominates."""
 
 _SCALED = {"ingest": {"size"}, "fit": {"k", "k_range"}, "quantize": {"k"}}
-"""Keys of a section that the estimate knows the effect of; the others must be the same."""
+"""Keys whose effect the estimate knows; all others must be the same in both runs."""
 
 
 class Rate(NamedTuple):
-    """Of a stage."""
+    """Rate of a stage."""
 
     run: str
-    """Name of the run that it was measured in."""
+    """Name of the run in which it was measured."""
     factor: float
-    """Seconds measured by seconds estimated, with the built-in rates, for its items, features, K and workers."""
+    """Measured seconds divided by the estimate for its items, features, K and workers with the built-in rates."""
 
 
 def measured_rates(config: Config, estimates: Mapping[str, Estimate]) -> dict[str, Rate]:
-    """Find what earlier runs beside this one tell of the stages of a job.
+    """Derive the rates of the stages of a job from earlier runs in the same output folder.
 
     Parameters
     ----------
     config
-        Of the job: runs below its output count, first its own, then the latest.
+        Config of the job. Its own earlier run comes first, then the most recent ones.
     estimates
-        Stage -> its estimate with the built-in rates.
+        Stage -> estimate with the built-in rates.
 
     Returns
     -------
     dict
-        Stage -> rate. A stage is not there where no run has done it from nothing to its end with settings like these,
-        or only one that took less than five seconds for less than half of the work.
+        Stage -> rate. Left out are stages that no run completed in one go with comparable settings, or only in under
+        five seconds and for less than half of the work.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def measured_rates(config: Config, estimates: Mapping[str, Estimate]) -> dict[st
                 then = _estimate_of(earlier, stage, record.stages).seconds
                 if entry["seconds"] >= _LONG or then >= estimates[stage].seconds / 2:
                     rates[stage] = Rate(record.folder.path.name, entry["seconds"] / then)
-        except (UserError, KeyError, TypeError):  # a run of another version, or one whose files have gone
+        except (UserError, KeyError, TypeError):  # a run of another version, or with missing files
             continue
     return rates
 
@@ -85,7 +85,7 @@ def _earlier(config: Config) -> Iterator[RunRecord]:
 
 
 def _compared(stage: str, config: Config) -> list[Any]:
-    """Return the settings that must be the same."""
+    """Return the settings that must be the same in both runs."""
     values: list[Any] = [config.fit is not None and config.fit.k == "auto"]
     for name in STAGES[stage].paced_by:
         section = getattr(config, name)
@@ -94,12 +94,12 @@ def _compared(stage: str, config: Config) -> list[Any]:
 
 
 def _estimate_of(config: Config, stage: str, stages: Mapping[str, Any]) -> Estimate:
-    """Estimate with the built-in rates what a stage of an earlier run has done."""
+    """Estimate a stage of an earlier run with the built-in rates."""
     entry, ingested = stages[stage], stages.get("ingest", {}).get("summary", {"chunks": 0})
     n_items, n_bytes = ingested.get("items", entry["summary"].get("items")), entry["bytes_read"]
     cores = max(sum(entry["workers"].values()) * entry["threads"], 1)
     most_items, most_bytes = batch_limits(n_items, n_bytes, cores)
-    batches = max(n_items // most_items, n_bytes // most_bytes)  # about: quantize.plan_batches
+    batches = max(n_items // most_items, n_bytes // most_bytes)  # roughly those of quantize.plan_batches
     return estimate(
         config, stage, n_items=n_items, n_bytes=n_bytes, chunks=ingested["chunks"], batches=batches, cores=cores
     )

@@ -14,7 +14,7 @@ import numpy as np
 from kmeans_dask import __version__
 from kmeans_dask.collection.collection import Collection, open_collection
 from kmeans_dask.collection.features import Features
-from kmeans_dask.collection.fit_features import Extracted, extraction_tasks, fit_features
+from kmeans_dask.collection.fit_features import ExtractionResult, extraction_tasks, fit_features
 from kmeans_dask.config import sections
 from kmeans_dask.config.sections import Config, Fit
 from kmeans_dask.deploy.tasks import run_tasks
@@ -26,7 +26,7 @@ from kmeans_dask.kmeans.minibatch import MiniBatchKMeans
 from kmeans_dask.models.model import Model, read_model, write_model
 from kmeans_dask.models.moves import Moves, measure_moves, write_moves
 from kmeans_dask.pipeline.console import progress, say, show_table
-from kmeans_dask.pipeline.plan.memory import KEPT_SHARE
+from kmeans_dask.pipeline.plan.memory import KEPT_FRACTION
 from kmeans_dask.storage.checkpoint import Checkpoint
 from kmeans_dask.storage.fingerprint import fingerprint_of
 from kmeans_dask.storage.publish import remove
@@ -42,21 +42,21 @@ def run(config: Config, client: Client, *, update: bool = False) -> dict[str, An
     Parameters
     ----------
     config
-        With the section ``fit``; the run folder has a collection.
+        Checked config with the section ``fit``; the run folder has a collection.
     client
-        Of the workers.
+        Client connected to the workers.
     update
-        Whether a model of an older state of the collection goes on from its centres.
+        Continue from the centres of models that were fitted to an older state of the collection.
 
     Returns
     -------
     dict
-        rows, models, fitted (how many of them by this call), updated (how many of these went on from old centres).
+        rows, models, fitted (those fitted by this call), updated (those that continued from old centres).
 
     Raises
     ------
     UserError
-        A K is larger than the number of items that could be read; or the features cannot be made.
+        A K is larger than the number of items that could be read, or the features cannot be extracted.
     """
     assert config.fit is not None
     folder = run_folder(config)
@@ -64,8 +64,13 @@ def run(config: Config, client: Client, *, update: bool = False) -> dict[str, An
     features = _prepare_features(config, collection, folder, client)
     X, _ = features.rows(collection, "train")
     if max(config.fit.ks) > len(X):
-        raise UserError(f"fit.k={max(config.fit.ks)}: only {len(X):,} items could be read; choose at most as many")
-    rows = features.settings.model_dump(mode="json") | {"image": list(collection.images.shape[1:]), "width": X.shape[1]}
+        raise UserError(
+            f"fit.k={max(config.fit.ks)}: only {len(X):,} items could be read; choose at most that many clusters"
+        )
+    rows = features.settings.model_dump(mode="json") | {
+        "image": list(collection.images.shape[1:]),
+        "n_features": X.shape[1],
+    }
     settings = {**_settings(config), "collection": collection.fingerprint, "rows": rows}
     if features.fingerprint:
         settings["features"] = features.fingerprint
@@ -74,22 +79,22 @@ def run(config: Config, client: Client, *, update: bool = False) -> dict[str, An
         if not _is_fitted(folder, algorithm, k, settings)
     ]  # fmt: skip
     what = "pixels" if features.settings.raw else "features"
-    in_memory = X.nbytes <= KEPT_SHARE * worker_memory(client) or worker_memory(client) == 0
+    in_memory = X.nbytes <= KEPT_FRACTION * worker_memory(client) or worker_memory(client) == 0
     say(
-        f"fit: {len(missing)} models of {X.shape[0]:,} rows x {X.shape[1]:,} numbers, "
-        f"{X.numblocks[0]} tasks a pass, {X.nbytes / 2**20:,.0f} MiB of {what} "
-        f"{'kept in memory' if in_memory else 'read from disk in every pass'}"
+        f"fit: {len(missing)} models of {X.shape[0]:,} rows x {X.shape[1]:,} features, "
+        f"{X.numblocks[0]} tasks per pass, {X.nbytes / 2**20:,.0f} MiB of {what} "
+        f"{'kept in memory' if in_memory else 'read from disk on every pass'}"
     )
     if in_memory:
         X = X.persist()
     spherical = features.settings.normalize == "l2"
-    goes_on = update and config.fit.engine != "dask-ml" and not features.transformation.measured
-    if update and not goes_on:
-        say("fit: the models do not go on from their old centres, which lie among rows of other features")
+    continues = update and config.fit.engine != "dask-ml" and not features.transformation.is_data_dependent
+    if update and not continues:
+        say("fit: models start anew, as their old centres belong to other features")
     moves = []
     for algorithm in config.fit.algorithm:
         ks = [k for a, k in missing if a == algorithm]
-        old = _old_centres(folder, algorithm, ks, rows) if goes_on else {}
+        old = _old_centres(folder, algorithm, ks, rows) if continues else {}
         for model in _fit_algorithm(X, algorithm, _Fits(config.fit, ks, config.seed, spherical, old, folder, settings)):
             if model.k in old:
                 moves.append(measure_moves(X, old[model.k], model))
@@ -102,35 +107,16 @@ def run(config: Config, client: Client, *, update: bool = False) -> dict[str, An
 
 
 def _prepare_features(config: Config, collection: Collection, folder: RunFolder, client: Client) -> Features:
-    """Extract what is not stored yet, and fit the transformation.
-
-    Parameters
-    ----------
-    config
-        Without the section ``features``, the pixels stay as they are.
-    collection
-        Of the run.
-    folder
-        Run folder.
-    client
-        Of the workers.
-
-    Returns
-    -------
-    Features
-
-    Raises
-    ------
-    UserError
-        A file or function does not give one row of numbers an item, or there are fewer numbers than components.
-    """
+    """Extract the features that are not stored yet, and fit the transformation."""
     settings = config.features or sections.Features()
     tasks = extraction_tasks(settings, collection, folder.path)
     if tasks:
-        say(f"features: {settings.kind} of {len(collection.labels):,} items, made once and stored; {len(tasks)} to do")
+        say(
+            f"features: {settings.kind} of {len(collection.labels):,} items, extracted once; {len(tasks)} tasks to do"
+        )
         with progress("features", len(collection.labels), "items") as advance:
 
-            def count(done: Extracted) -> None:
+            def count(done: ExtractionResult) -> None:
                 if done.error:
                     raise UserError(done.error)
                 advance(done.items)
@@ -141,45 +127,45 @@ def _prepare_features(config: Config, collection: Collection, folder: RunFolder,
 
 @dataclass(frozen=True)
 class _Fits:
-    """What the models of one algorithm depend on, the rows apart."""
+    """What the models of one algorithm depend on, apart from the rows."""
 
     fit: Fit
     ks: list[int]
     seed: int
     spherical: bool
     old: Mapping[int, Floats]
-    """Centres to go on from."""
+    """Centres to continue from, by K."""
     folder: RunFolder
     settings: Mapping[str, Any]
 
     def init(self, k: int) -> str | Floats:
-        """Return the start of a K."""
+        """Return the initial centres for a K, or the name of the method that chooses them."""
         return self.old.get(k, self.fit.init)
 
     def checkpoint(self, algorithm: str, which: list[int]) -> Checkpoint:
-        """Return the checkpoint of some of them, which only the same job goes on from."""
+        """Return the checkpoint of some of the models; only the same fit resumes from it."""
         old = {k: centres.tolist() for k, centres in self.old.items()}
         key = fingerprint_of(__version__, self.settings, which, old)
         return Checkpoint(self.folder.unfinished_fit(algorithm), key)
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """Return what a model depends on, its algorithm and K apart: another K leaves the others as they are."""
+    """Return what a model depends on, apart from its algorithm and K: another K leaves existing models as they are."""
     assert config.fit is not None
     return {"seed": config.seed, **config.fit.model_dump(mode="json", exclude={"k", "k_range", "algorithm"})} | (
-        {"rivals": True} if config.fit.k == "auto" else {}  # models without one are no candidates
+        {"rivals": True} if config.fit.k == "auto" else {}  # without a rival a model cannot be a candidate
     )
 
 
 def _is_fitted(folder: RunFolder, algorithm: str, k: int, settings: dict[str, Any]) -> bool:
     try:
         return read_model(folder.model(algorithm, k)).settings == settings
-    except UserError:  # there is none, or it was written by another version
+    except UserError:  # missing, or written by another version
         return False
 
 
 def _old_centres(folder: RunFolder, algorithm: str, ks: list[int], rows: Mapping[str, Any]) -> dict[int, Floats]:
-    """Read the centres of the models that are there, of whatever collection, if their rows were made as now."""
+    """Read the centres of existing models whose rows were made in the same way, whatever the collection held."""
     old = {}
     for k in ks:
         with suppress(UserError):
@@ -201,12 +187,12 @@ def _show_moves(moves: list[Moves], n_rows: int) -> None:
         ]
         for move in moves
     ]
-    columns = ["algorithm", "K", "mean distance", "largest distance", "items in another cluster", "share"]
-    show_table("how the clusters moved; each of them: moved.csv", columns, cells)
+    columns = ["algorithm", "K", "mean distance", "largest distance", "items that changed cluster", "fraction"]
+    show_table("how far clusters moved (details in moved.csv)", columns, cells)
 
 
 def _fit_algorithm(X: da.Array, algorithm: str, fits: _Fits) -> Iterator[Model]:
-    """Yield each model when it is finished; with `k: auto` also its rival, which tells how stable its K is."""
+    """Yield each model when it is finished; with `k: auto` it has a rival, which shows how stable its K is."""
     if not fits.ks:
         return
     if fits.fit.engine == "dask-ml":
@@ -223,12 +209,12 @@ def _fit_algorithm(X: da.Array, algorithm: str, fits: _Fits) -> Iterator[Model]:
     checkpoint = fits.checkpoint("kmeans", fits.ks)
     with progress(f"fit kmeans K={_names(fits.ks)}", None, "passes") as advance:
         fit_together(estimators, X, on_pass=lambda number, moving: advance(1), checkpoint=checkpoint)
-    _say_if_gone_on("kmeans", checkpoint)
-    # one set of passes has fitted all of them: each is told its share by the number of centres it moved
+    _log_resumed("kmeans", checkpoint)
+    # all models shared one set of passes: seconds are attributed by the number of centres that each moved
     work = [estimator.n_iter_ * estimator.n_clusters for estimator in estimators]
     models = [
-        Model.of(estimator, algorithm, checkpoint.seconds * share / sum(work))
-        for estimator, share in zip(estimators, work, strict=True)
+        Model.of(estimator, algorithm, checkpoint.seconds * centres / sum(work))
+        for estimator, centres in zip(estimators, work, strict=True)
     ]
     for i in range(len(fits.ks)):
         yield _with_rival(*models[i :: len(fits.ks)])
@@ -239,9 +225,9 @@ def _with_rival(model: Model, rival: Model | None = None) -> Model:
     return model if rival is None else replace(model, rival=rival.centres)
 
 
-def _say_if_gone_on(what: str, checkpoint: Checkpoint) -> None:
+def _log_resumed(what: str, checkpoint: Checkpoint) -> None:
     if checkpoint.seconds_before:
-        say(f"fit {what}: went on from one that was cut off after {checkpoint.seconds_before:.1f} s")
+        say(f"fit {what}: resumed an interrupted fit ({checkpoint.seconds_before:.1f} s done)")
 
 
 def _fit_minibatch(X: da.Array, k: int, seed: int, fits: _Fits) -> Model:
@@ -250,12 +236,12 @@ def _fit_minibatch(X: da.Array, k: int, seed: int, fits: _Fits) -> Model:
         estimator = MiniBatchKMeans(k, init=fits.init(k), n_init=fits.fit.n_init, random_state=seed)
         estimator.fit_from(checkpoint, X)
         advance(estimator.n_steps_)
-    _say_if_gone_on(f"minibatch K={k}", checkpoint)
+    _log_resumed(f"minibatch K={k}", checkpoint)
     return Model.of(estimator, "minibatch", checkpoint.seconds)
 
 
 def _fit_dask_ml(X: da.Array, k: int, fit: Fit, seed: int) -> Model:
-    """Fit the stock estimator, for comparison; its uint8 centres and its inertia are not usable."""
+    """Fit the stock estimator, for comparison, on float32: its uint8 centres and its inertia are unusable."""
     from dask_ml.cluster import KMeans as StockKMeans
 
     start = time.monotonic()
@@ -265,8 +251,8 @@ def _fit_dask_ml(X: da.Array, k: int, fit: Fit, seed: int) -> Model:
         advance(1)
     seconds = time.monotonic() - start
     centres = np.asarray(stock.cluster_centers_, np.float32)
-    measured = KMeans(k, init=centres, max_iter=1).fit(X)
-    history = measured.inertia_history_
+    rescored = KMeans(k, init=centres, max_iter=1).fit(X)
+    history = rescored.inertia_history_
     return Model("kmeans", centres, history, float(history[0]), stock.n_iter_, seconds)
 
 

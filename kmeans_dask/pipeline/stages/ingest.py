@@ -9,8 +9,8 @@ from kmeans_dask.collection.ingest import ChunkSummary, finish_collection, inges
 from kmeans_dask.config.sections import Config
 from kmeans_dask.deploy.tasks import run_tasks
 from kmeans_dask.deploy.workers import workers_of
-from kmeans_dask.errors import JobError
 from kmeans_dask.pipeline.console import progress, say
+from kmeans_dask.pipeline.failed_items import report_failed
 from kmeans_dask.pipeline.plan.image_sizes import largest_image
 from kmeans_dask.pipeline.plan.memory import chunk_limit
 from kmeans_dask.sources.manifest import read_manifest
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 def run(config: Config, client: Client) -> dict[str, Any]:
-    """Decode every item of the manifest that is not in the collection yet, one task a chunk.
+    """Decode every item of the manifest that is not in the collection yet, one task per chunk.
 
     Parameters
     ----------
     config
-        With the section ``ingest``; the run folder has a manifest.
+        Checked config with the section ``ingest``; the run folder has a manifest.
     client
-        Of the workers.
+        Client connected to the workers.
 
     Returns
     -------
     dict
-        items, failed, chunks, changes, content (hash of the collection's).
+        items, failed, chunks, changes (counts of what decoding changed), content (fingerprint of the collection).
 
     Raises
     ------
@@ -60,17 +60,10 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     collection = finish_collection(folder.manifest, folder.collection, config.ingest, config.input)
     write_items_csv(collection.items, folder.items)
     n_items, n_failed = collection.n_items, collection.n_failed
-    if n_failed == n_items or n_failed > config.input.max_failed * n_items:
-        raise JobError(
-            f"{n_failed:,} of {n_items:,} items could not be read, more than input.max_failed="
-            f"{config.input.max_failed:g} allows; the reasons are in {folder.items}; "
-            f"kmeans-dask retry {folder.path} tries them again"
-        )
-    if n_failed:
-        say(
-            f"ingest: {n_failed:,} of {n_items:,} items could not be read; the reasons are in {folder.items}; "
-            f"kmeans-dask retry {folder.path} tries them again"
-        )
+    report_failed(
+        "ingest", "read", n_failed, n_items,
+        max_failed=config.input.max_failed, table=folder.items, retry=folder.path,
+    )  # fmt: skip
     changes = collection.changes
     if changes:
         say("ingest: " + "; ".join(f"{change}: {count:,}" for change, count in changes.items()))

@@ -13,7 +13,7 @@ from kmeans_dask.errors import UserError
 from kmeans_dask.pipeline.console import say
 from kmeans_dask.sources.listing import list_items
 from kmeans_dask.sources.manifest import REMOVED, read_manifest, update_manifest, write_manifest
-from kmeans_dask.sources.ranges import ranges_of
+from kmeans_dask.sources.ranges import count_ranges
 from kmeans_dask.storage.object_store import is_local
 from kmeans_dask.storage.run_folder import RunFolder
 from kmeans_dask.storage.run_record import RunRecord
@@ -45,7 +45,7 @@ def list_items_of(config: Config, record: RunRecord, *, list_again: bool) -> Non
     if is_listed and not list_again:
         return
     old = read_manifest(folder.manifest) if is_listed else None
-    items = list_items(config.input, config.seed, folder.path / "input", known=old)
+    items = list_items(config.input, config.seed, folder.path / "input", previous=old)
     if old is None:
         record.forget("listing")
     else:
@@ -59,7 +59,7 @@ def list_items_of(config: Config, record: RunRecord, *, list_again: bool) -> Non
         for stage in ("ingest", "quantize", *(["report"] if config.quantize else [])):
             record.forget(stage)
         say(f"{config.name}: the input changed: {added:,} items added, {changed:,} changed, {removed:,} removed")
-        if obsolete := ranges_of(old).keys() - ranges_of(items).keys():
+        if obsolete := count_ranges(old).keys() - count_ranges(items).keys():
             say(f"{config.name}: pixel values were read as {_shown(obsolete)} before; such images are read again")
     write_manifest(items, folder.manifest)
     n_items = len(items) - items["split"].to_pylist().count(REMOVED)
@@ -70,7 +70,7 @@ def list_items_of(config: Config, record: RunRecord, *, list_again: bool) -> Non
 
 def say_ranges(config: Config, items: pa.Table) -> None:
     """Log how pixel values of arrays are read, if that was inferred from the values."""
-    if config.input.range is None and (ranges := ranges_of(items)):
+    if config.input.range is None and (ranges := count_ranges(items)):
         say(f"{config.name}: pixel values are read as {_shown(ranges)} (black to white); input.range changes this")
 
 

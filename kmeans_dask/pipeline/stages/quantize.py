@@ -14,12 +14,13 @@ import pyarrow.csv
 from kmeans_dask.colours.palette_files import read_palette, write_palette
 from kmeans_dask.colours.palettes import Palettes
 from kmeans_dask.colours.quantize import BatchSummary, finish_quantized, missing_outputs, plan_batches, quantize_tasks
-from kmeans_dask.colours.shared_palette import count_tasks, fit_shared, kept_number
+from kmeans_dask.colours.shared_palette import n_colours, count_tasks, fit_shared
 from kmeans_dask.config.sections import Config, Quantize
 from kmeans_dask.deploy.tasks import run_tasks
 from kmeans_dask.deploy.workers import workers_of
-from kmeans_dask.errors import JobError, UserError
+from kmeans_dask.errors import UserError
 from kmeans_dask.pipeline.console import progress, say
+from kmeans_dask.pipeline.failed_items import report_failed
 from kmeans_dask.pipeline.tables import show_colours
 from kmeans_dask.sources.manifest import REMOVED, read_manifest
 from kmeans_dask.storage.object_store import is_local
@@ -121,7 +122,7 @@ def _shared_palettes(config: Config, client: Client, batches: Sequence[tuple[int
     if tasks:
         with progress("count colours", batches[-1][1], "items") as advance:
             run_tasks(client, tasks, advance)
-    say(f"quantize: {kept_number(folder.path):,} colours {'counted' if tasks else 'were counted before'}")
+    say(f"quantize: {n_colours(folder.path):,} colours {'counted' if tasks else 'were counted before'}")
     begun = time.monotonic()
     palettes = fit_shared(folder.path, config.quantize, config.seed)
     say(f"quantize: shared palettes fitted in {time.monotonic() - begun:.1f} s; files in {folder.path / 'palettes'}")
@@ -137,16 +138,9 @@ def _judge(config: Config, table: pa.Table, ks: Sequence[int], n_items: int) -> 
         with publish(folder.items) as partial:
             pyarrow.csv.write_csv(first.select(["path", "status", "error"]), partial)
     n_failed = len(bad)
-    if n_failed == n_items or n_failed > config.input.max_failed * n_items:
-        raise JobError(
-            f"{n_failed:,} of {n_items:,} items could not be quantized, more than input.max_failed="
-            f"{config.input.max_failed:g} allows; the reasons are in {folder.quantized}; "
-            f"kmeans-dask retry {folder.path} tries them again"
-        )
-    if n_failed:
-        say(
-            f"quantize: {n_failed:,} of {n_items:,} items failed; the reasons are in {folder.quantized}; "
-            f"kmeans-dask retry {folder.path} tries them again"
-        )
+    report_failed(
+        "quantize", "quantized", n_failed, n_items,
+        max_failed=config.input.max_failed, table=folder.quantized, retry=folder.path,
+    )  # fmt: skip
     show_colours(config.name, table)
     return {"items": n_items, "failed": n_failed, "outputs": int(pc.sum(pc.equal(table["status"], "ok")).as_py())}
