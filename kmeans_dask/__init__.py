@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kmeans_dask.kmeans.estimator import KMeans, fit_together
     from kmeans_dask.kmeans.minibatch import MiniBatchKMeans
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "KMeans": "kmeans.estimator",

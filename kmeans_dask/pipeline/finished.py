@@ -31,7 +31,7 @@ def config_of(path: str | Path, cluster: str | None = None) -> Config:
     Raises
     ------
     UserError
-        The folder is not a run.
+        The folder is not a run, or a run of another version.
     """
     whole = location(path).resolve()
     with reporting_unreachable(whole):
@@ -39,7 +39,11 @@ def config_of(path: str | Path, cluster: str | None = None) -> Config:
     if not is_run:
         raise UserError(f"{path} is not a run folder; give one, for example runs/digits")
     where = [f"output={json.dumps(str(whole.parent))}", f"name={json.dumps(whole.name)}"]
-    return load_config(whole / "config.yaml", where, cluster)
+    try:
+        config = load_config(whole / "config.yaml", where)
+    except UserError as error:
+        raise UserError(f"{path} was made by another version ({error}); rerun its job to recreate it") from None
+    return config if cluster is None else load_config(whole / "config.yaml", where, cluster)
 
 
 def choose_model(config: Config, folder: RunFolder, k: int | None, algorithm: str | None) -> Model:

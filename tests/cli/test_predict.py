@@ -62,7 +62,7 @@ def test_the_table_says_what_the_estimator_predicts(command: Command, run: Path,
     assert said.status == 0
     assert said.out == f"predicted: {tmp_path / 'table.parquet'}\n"
     assert "predict: 70 images in model kmeans, K = 5; 3 tasks to do" in said.lines
-    assert f"predict: 1 of 70 images could not be read; the reasons are in {tmp_path / 'table.parquet'}" in said.lines
+    assert f"predict: 1 of 70 items could not be read; the reasons are in {tmp_path / 'table.parquet'}" in said.lines
     assert table.schema.names == PREDICTED_SCHEMA.names
     assert table["path"].to_pylist() == sorted(str(p.relative_to(new_images)) for p in new_images.rglob("*.png"))
     rows = table.to_pylist()
@@ -92,7 +92,7 @@ def test_the_column_of_the_images(command: Command, run: Path, images: Path, tmp
 
     assert command("predict", run, tmp_path / "new.csv", "--column", "file", *options).status == 0
     assert pyarrow.csv.read_csv(tmp_path / "t.csv")["status"].to_pylist() == ["ok"]
-    assert "1 of 1 images could not be read" in command("predict", run, tmp_path / "new.csv", *options).err
+    assert "1 of 1 items could not be read" in command("predict", run, tmp_path / "new.csv", *options).err
 
 
 def test_farther_than_anything_fitted(command: Command, run: Path, new_images: Path, tmp_path: Path):
@@ -218,10 +218,25 @@ def test_what_is_no_run_or_not_finished(command: Command, run: Path, images: Pat
 
     assert (
         command("predict", images, images).err
-        == f"kmeans-dask: {images} is no run folder; give one, for example runs/digits\n"
+        == f"kmeans-dask: {images} is not a run folder; give one, for example runs/digits\n"
     )
-    assert "are not finished: run fit and evaluate first" in command("predict", copy, images).err
+    assert "are not evaluated yet; run fit and evaluate first" in command("predict", copy, images).err
     assert command("predict", run, tmp_path / "nothing").status == 2
+
+
+def test_run_of_an_older_version_is_refused_in_one_line(command: Command, run: Path, images: Path, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("  n_workers: 2\n", "  workers: 2\n"))
+
+    said = command("predict", copy, images)
+
+    assert said.status == 2
+    assert said.lines == [
+        f"kmeans-dask: {copy} was made by another version ({copy / 'config.yaml'}: key cluster.workers is now called "
+        "cluster.n_workers); rerun its job to recreate it"
+    ]
 
 
 def test_too_many_bad_images_fail_after_the_table(command: Command, run: Path, tmp_path: Path):
@@ -231,5 +246,5 @@ def test_too_many_bad_images_fail_after_the_table(command: Command, run: Path, t
     said = command("predict", run, tmp_path / "bad", "--output", tmp_path / "t.parquet")
 
     assert said.status == 1
-    assert "1 of 1 images could not be read, more than input.max_failed=0.5 allows" in said.err
+    assert "1 of 1 items could not be read, more than input.max_failed=0.5 allows" in said.err
     assert pq.read_table(tmp_path / "t.parquet")["status"].to_pylist() == ["unreadable"]
