@@ -1,20 +1,20 @@
-# make run | test | lint | test-slurm | ...: each sets up what it needs, in a virtual environment of its own.
+# make run | test | lint | test-slurm | ...: every target installs what it needs, Python packages in $(VENV).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slurm test-ssh test-hosts test-docker test-disk test-clocks lint format clean
+.PHONY: run test test-slurm test-ssh test-hosts test-docker test-disk test-clocks docs lint format clean
 
 run: $(VENV)/installed
 	$(BIN)/kmeans-dask run configs/digits.yaml
 	$(BIN)/kmeans-dask run configs/photos.yaml
 
-# The whole jobs come first, as pytest finds them: xdist would begin with the files of most tests, and the longest of few
-# tests would keep one process waiting at the end.
+# Keep pytest's order, in which whole jobs come first: by default xdist starts with the files that have the most tests, and
+# the slow files with few tests would leave one process idle at the end.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# These need root, and install Debian's packages where they are missing.
+# These targets need root, and install missing Debian packages.
 test-slurm: $(VENV)/installed
 	which munged slurmctld slurmd srun qsub > /dev/null || apt-get install --yes --no-install-recommends \
 		munge slurm-client slurmctld slurmd slurm-wlm-torque
@@ -43,6 +43,9 @@ test-docker: $(VENV)/installed
 	npx --yes dclint@3.1.0 --quiet docker/compose.yaml
 	$(BIN)/python docker/check.py
 
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,4 +63,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -16,7 +16,7 @@ from distributed import Client, wait
 from benchmarks.common import machine, seconds, table, workers
 from kmeans_dask import KMeans
 from kmeans_dask.collection.collection import Collection, open_collection
-from kmeans_dask.collection.fit_features import Extracted, extraction_tasks, fit_features
+from kmeans_dask.collection.fit_features import ExtractionResult, extraction_tasks, fit_features
 from kmeans_dask.config.sections import Features
 from kmeans_dask.deploy.tasks import run_tasks
 from kmeans_dask.evaluation.metrics import contingency_block, label_map, scores
@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 KS = (10, 256)
 
 
-def check(done: Extracted) -> None:
+def check(done: ExtractionResult) -> None:
     """Stop at the first chunk that failed."""
     assert done.error is None, done.error
 

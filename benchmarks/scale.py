@@ -25,7 +25,7 @@ from distributed import Client
 from benchmarks.common import machine, seconds, table
 from benchmarks.processes import WORKERS, Processes, processes, rss
 from kmeans_dask.collection.ingest import ingest_tasks, plan_of
-from kmeans_dask.colours.quantize import missing_outputs, quantize_tasks
+from kmeans_dask.colours.quantize import QuantizeJob, missing_outputs, quantize_tasks
 from kmeans_dask.config.sections import Config, Ingest, Input, Quantize
 from kmeans_dask.pipeline.run import run_stages
 from kmeans_dask.sources.listing import list_items
@@ -151,9 +151,9 @@ def plan(n: int, scratch: Path) -> None:
     items = measured("list", lambda: list_items(source, 0, scratch))
     measured("write the manifest", lambda: write_manifest(items, manifest))
     ingest = measured("plan ingest", lambda: ingest_tasks(manifest, collection, settings, source))
-    job = (manifest, scratch, Quantize(k=[4]), 0, 10**6)
-    missing = measured("find missing images", lambda: missing_outputs(*job))
-    quantize = measured("plan quantize", lambda: quantize_tasks(*job, missing))
+    job = QuantizeJob(manifest, scratch, Quantize(k=[4]), 0, 10**6)
+    missing = measured("find missing images", lambda: missing_outputs(job))
+    quantize = measured("plan quantize", lambda: quantize_tasks(job, missing))
     with processes(scratch) as cluster, Client(cluster.address) as client:
         for worker in cluster.workers():
             worker.suspend()  # nothing runs, so this measures the scheduler's state for all tasks

@@ -12,7 +12,13 @@ from PIL import Image
 from sklearn.cluster import KMeans
 
 from benchmarks.quantize_stage import MAX_PIXELS, config_of, files_of, peak_memory, run_stage, some, workers
-from kmeans_dask.colours.quantize import finish_quantized, missing_outputs, plan_batches, quantize_tasks
+from kmeans_dask.colours.quantize import (
+    QuantizeJob,
+    finish_quantized,
+    missing_outputs,
+    plan_batches,
+    quantize_tasks,
+)
 from kmeans_dask.colours.shared_palette import count_tasks, fit_shared
 from kmeans_dask.colours.table import ColourTable, nearest
 from kmeans_dask.colours.weighted_kmeans import coarse_centres
@@ -37,13 +43,13 @@ def shared(folder: Path, work: Path, n_workers: int, sample: int, name: str) -> 
         record = open_run(config, fresh=True)
         list_items_of(config, record, list_again=True)
         assert config.quantize is not None
-        job = (record.folder.manifest, record.folder.path, config.quantize, 0, MAX_PIXELS)
+        job = QuantizeJob(record.folder.manifest, record.folder.path, config.quantize, 0, MAX_PIXELS)
         at = [time.perf_counter()]
-        client.gather(client.compute(count_tasks(*job, plan_batches(read_manifest(record.folder.manifest)))))
+        client.gather(client.compute(count_tasks(job, plan_batches(read_manifest(record.folder.manifest)))))
         at.append(time.perf_counter())
-        palettes = fit_shared(record.folder.path, config.quantize, 0)
+        palettes = fit_shared(job)
         at.append(time.perf_counter())
-        client.gather(client.compute(quantize_tasks(*job, missing_outputs(*job), palettes)))
+        client.gather(client.compute(quantize_tasks(job, missing_outputs(job), palettes)))
         rows = finish_quantized(record.folder.path, [K]).to_pylist()
         at.append(time.perf_counter())
         peak = max(client.run(peak_memory).values())

@@ -1,4 +1,4 @@
-"""Fixtures of all tests; what they are made of is in tests/support."""
+"""Fixtures shared by all tests; their building blocks are in tests/support."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 
 from kmeans_dask.cli import main
 from tests.support.images import draw_images
-from tests.support.jobs import Run, Said, write_config
+from tests.support.jobs import Result, Run, write_config
 from tests.support.processes import COMMANDS, Planted, Process
 from tests.support.s3 import S3Server, serving
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 images of 24 x 24 pixels and three labels; tests must not write here."""
+    """60 images of 24 x 24 pixels with three labels; tests must not write to this folder."""
     folder = tmp_path_factory.mktemp("input") / "images"
     draw_images(folder)
     return folder
@@ -26,36 +26,36 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
-    """An S3 server; take buckets of your own."""
+    """A local S3 server; every test should create its own buckets."""
     with serving() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def whole_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """All stages of `write_config` on the images; tests must not write here, but may copy it."""
+    """A finished run of all stages of `write_config`; tests must not write to its folder, but may copy it."""
     folder = tmp_path_factory.mktemp("whole")
     config = write_config(folder, images)
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         status = main.main(["run", str(config)])
-    return Run(folder / "runs" / "small", Said(status, out.getvalue(), err.getvalue()))
+    return Run(folder / "runs" / "small", Result(status, out.getvalue(), err.getvalue()))
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run the command line in this process."""
 
-    def call(*arguments: object) -> Said:
+    def call(*arguments: object) -> Result:
         capsys.readouterr()
         status = main.main([str(argument) for argument in arguments])
-        return Said(status, *capsys.readouterr())
+        return Result(status, *capsys.readouterr())
 
     return call
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Start an installed command, ``kmeans-dask`` or ``dask``; whatever is left of it at the end is killed."""
+    """Start an installed command, ``kmeans-dask`` or ``dask``; it is killed at the end of the test if still running."""
     started: list[Process] = []
 
     def call(name: str, *arguments: object, folder: Path = tmp_path) -> Process:

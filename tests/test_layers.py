@@ -1,4 +1,4 @@
-"""The rooms of DESIGN.md, checked by reading the imports of every module, also those inside functions."""
+"""Check the import rules of DESIGN.md against the imports of every module, including those inside functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODULES = {
 
 
 def rules() -> dict[str, set[str]]:
-    """Rooms from the bottom to the top, and the rooms that each may import."""
+    """The rooms from bottom to top, each with the rooms that it may import."""
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", DESIGN, re.MULTILINE)
     allowed: dict[str, set[str]] = {}
     for room, cell in rows:
@@ -29,13 +29,13 @@ def rules() -> dict[str, set[str]]:
 
 
 def packages() -> dict[str, set[str]]:
-    """Third-party packages, and the rooms that may import each."""
+    """Third-party packages, each with the rooms that may import it."""
     rows = re.findall(r"^\| `(\w+)` \| ([a-z, ]+) \|$", DESIGN, re.MULTILINE)
     return {package: set(cell.split(", ")) for package, cell in rows}
 
 
 def imports_of(path: Path, *, typing_too: bool) -> set[str]:
-    """Dotted names that a module imports, those only for type checkers included or not."""
+    """Dotted names that a module imports, with or without imports under ``TYPE_CHECKING``."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     only_types = {
         id(inner)
@@ -57,7 +57,7 @@ OURS = {
     module: {name.removeprefix("kmeans_dask.") for name in imports_of(path, typing_too=True)} & MODULES.keys()
     for module, path in MODULES.items()
 }
-"""Modules of the package that each of its modules imports."""
+"""For each module of the package, the modules of the package that it imports."""
 ALLOWED = rules()
 
 
@@ -65,16 +65,16 @@ def room_of(module: str) -> str:
     return module.partition(".")[0]
 
 
-def test_the_design_page_names_every_room():
+def test_design_page_lists_every_room():
     entries = {path.stem for path in PACKAGE.iterdir() if path.suffix in ("", ".py") and path.name != "py.typed"}
 
     assert entries - {"__init__", "__main__", "__pycache__"} == set(ALLOWED)
 
 
-def test_rooms_import_only_those_below_them():
+def test_table_has_no_upward_imports():
     below: set[str] = set()
     for room, allowed in ALLOWED.items():
-        assert allowed <= below, f"{room} may import a room that is not above it in the table"
+        assert allowed <= below, f"{room} may import only rooms listed above it"
         below.add(room)
 
 
@@ -85,12 +85,12 @@ def test_imports_follow_the_table(module: str):
     assert {room_of(other) for other in OURS[module]} - {room} <= ALLOWED[room]
 
 
-def test_imports_make_no_circle():
+def test_imports_have_no_cycles():
     assert set(TopologicalSorter(OURS).static_order()) == OURS.keys()
 
 
 @pytest.mark.parametrize("package", packages())
-def test_who_imports_a_package(package: str):
+def test_package_is_imported_only_by_its_rooms(package: str):
     importing = {
         room_of(module)
         for module, path in MODULES.items()
@@ -100,12 +100,12 @@ def test_who_imports_a_package(package: str):
     assert importing == packages()[package]
 
 
-def test_no_module_imports_the_jobs():
+def test_no_module_imports_jobs():
     for module, path in MODULES.items():
         assert "jobs" not in {name.partition(".")[0] for name in imports_of(path, typing_too=True)}, module
 
 
-def test_rooms_and_files_stay_small():
+def test_room_and_file_sizes():
     folders = {path.parent for path in MODULES.values()} - {PACKAGE}
     sizes = {
         folder.name: sum(entry.name not in ("__init__.py", "__pycache__") for entry in folder.iterdir())

@@ -1,4 +1,4 @@
-"""Two finished runs, told how well their clusters agree."""
+"""``compare``: how well the clusters of two finished runs agree."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, v_m
 
 from kmeans_dask.cli import main
 from kmeans_dask.cli.compare import compare
-from tests.support.jobs import Said, write_config
+from tests.support.jobs import Result, write_config
 
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
 def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the runs ``all``, of 60 images, and ``some``, of 55 of them and three others, with another seed."""
+    """Folder of the runs ``all`` (60 images) and ``some`` (55 of these and three others, with another seed)."""
     folder = tmp_path_factory.mktemp("two")
     some = folder / "images"
     shutil.copytree(images, some)
@@ -35,8 +35,8 @@ def runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
-def test_the_figures_are_those_of_the_items_of_both(command: Command, runs: Path):
-    said = command("compare", runs / "all", runs / "some", "--k", 8)
+def test_scores_cover_common_items(command: Command, runs: Path):
+    result = command("compare", runs / "all", runs / "some", "--k", 8)
     found = compare(str(runs / "all"), str(runs / "some"), k=8)
 
     one, other = (
@@ -49,13 +49,13 @@ def test_the_figures_are_those_of_the_items_of_both(command: Command, runs: Path
     assert found.adjusted_rand == pytest.approx(adjusted_rand_score(a, b), abs=1e-9)
     assert found.adjusted_mutual_information == pytest.approx(adjusted_mutual_info_score(a, b), abs=1e-9)
     assert found.v_measure == pytest.approx(v_measure_score(a, b), abs=1e-9)
-    assert said.status == 0
-    assert said.lines == [
-        f"compare: 55 items are in both and count; 5 are only in {runs / 'all'}, 3 only in {runs / 'some'}"
+    assert result.status == 0
+    assert result.lines == [
+        f"compare: 55 common items are compared; 5 are only in {runs / 'all'}, 3 only in {runs / 'some'}"
     ]
-    for figure in (found.adjusted_rand, found.adjusted_mutual_information, found.v_measure, found.one_to_one):
-        assert f"{figure:.4f}" in said.out
-    assert f"{runs / 'some'} (kmeans, K = 8)" in said.out.replace("\n", "")
+    for score in (found.adjusted_rand, found.adjusted_mutual_information, found.v_measure, found.one_to_one):
+        assert f"{score:.4f}" in result.out
+    assert f"{runs / 'some'} (kmeans, K = 8)" in result.out.replace("\n", "")
 
 
 def test_a_run_agrees_with_itself(command: Command, runs: Path):
@@ -65,16 +65,16 @@ def test_a_run_agrees_with_itself(command: Command, runs: Path):
     assert command("compare", runs / "all", runs / "all").err == ""
 
 
-def test_mistakes_are_one_line(command: Command, runs: Path, images: Path, tmp_path: Path):
+def test_user_errors_are_one_line(command: Command, runs: Path, images: Path, tmp_path: Path):
     shutil.copytree(runs / "all", tmp_path / "empty")
     clusters = tmp_path / "empty" / "clusters.parquet"
     pq.write_table(pq.read_table(clusters).slice(0, 0), clusters)
 
-    for arguments, told in (
-        ([runs / "all", images], f"{images} is no run folder"),
+    for arguments, message in (
+        ([runs / "all", images], f"{images} is not a run folder"),
         ([runs / "all", runs / "some", "--k", 4], "has no model kmeans, K = 4"),
         ([runs / "all", tmp_path / "empty"], "they have no item in common; give two runs of the same images"),
     ):
-        said = command("compare", *arguments)
-        assert (said.status, len(said.lines)) == (2, 1)
-        assert told in said.err
+        result = command("compare", *arguments)
+        assert (result.status, len(result.lines)) == (2, 1)
+        assert message in result.err

@@ -1,4 +1,4 @@
-"""What a finished run has found, for other programs and people."""
+"""``export``: models, tables and image folders of a finished run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from kmeans_dask import open_collection
 from kmeans_dask.cli import main
 from kmeans_dask.kmeans.kernels import Stack, assign
 from kmeans_dask.models.model import Model, read_model
-from tests.support.jobs import Said, files_of, write_config
+from tests.support.jobs import Result, files_of, write_config
 
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
 def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished run, whose images are copies; tests must not change it."""
+    """Folder of a finished run on copied images; tests must not change it."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(images, folder / "images")
     config = write_config(folder, folder / "images", quantize=None, report=None)
@@ -96,7 +96,7 @@ def test_table(command: Command, run: Path, tmp_path: Path, ending: str):
 
 
 def expected(run: Path, column: str) -> dict[str, set[bytes]]:
-    """Folder -> contents of its images."""
+    """Name of each expected folder -> contents of its images."""
     table = pq.read_table(run / "clusters.parquet").to_pylist()
     folders: dict[str, set[bytes]] = {}
     for row in table:
@@ -120,15 +120,15 @@ def test_images_in_folders(command: Command, run: Path, tmp_path: Path, by: str,
     assert all(path.is_symlink() == link for path in target.rglob("*.png"))
 
     before = files_of(target)
-    for path in sorted(target.rglob("*.png"))[:7]:  # as if it had been interrupted
+    for path in sorted(target.rglob("*.png"))[:7]:  # as after an interruption
         path.unlink()
-    assert command("export", run, target, *options).out == f"7 images {word}, 53 were there: {target}\n"
+    assert command("export", run, target, *options).out == f"7 images {word}, 53 already existed: {target}\n"
     assert found(target) == expected(run, column)
     again = files_of(target)
     assert sum(before[name] == again.get(name) for name in before) >= 53
 
 
-def test_what_lies_in_the_way_is_not_replaced(command: Command, run: Path, tmp_path: Path):
+def test_existing_files_are_not_replaced(command: Command, run: Path, tmp_path: Path):
     target = tmp_path / "out"
     assert command("export", run, target, "--by", "label").status == 0
     names = sorted(target.rglob("*.png"))
@@ -137,7 +137,7 @@ def test_what_lies_in_the_way_is_not_replaced(command: Command, run: Path, tmp_p
     names[1].unlink()
     names[1].mkdir()
 
-    assert command("export", run, target, "--by", "label").out.startswith("2 images copied, 58 were there")
+    assert command("export", run, target, "--by", "label").out.startswith("2 images copied, 58 already existed")
 
     assert names[0].read_bytes() == b"mine"
     assert names[1].is_dir()
@@ -145,7 +145,7 @@ def test_what_lies_in_the_way_is_not_replaced(command: Command, run: Path, tmp_p
         assert path.with_stem(f"{path.stem}~2").read_bytes() == contents[path]
 
 
-def test_an_image_that_has_gone_is_told(command: Command, run: Path, tmp_path: Path):
+def test_missing_image_is_reported(command: Command, run: Path, tmp_path: Path):
     copy = tmp_path / "copy"
     shutil.copytree(run.parents[1], copy, symlinks=True)
     table = pq.read_table(copy / "runs" / "small" / "collection.zarr" / "items.parquet")
@@ -153,19 +153,19 @@ def test_an_image_that_has_gone_is_told(command: Command, run: Path, tmp_path: P
     missing = Path(os.fsdecode(table["file"][0].as_py()))
     hidden = missing.rename(missing.with_suffix(".hidden"))
     try:
-        said = command("export", run, tmp_path / "out", "--by", "cluster")
+        result = command("export", run, tmp_path / "out", "--by", "cluster")
     finally:
         hidden.rename(missing)
 
-    assert said.status == 1
-    assert said.out.startswith("59 images copied")
-    assert "1 images have gone or cannot be read" in said.err
+    assert result.status == 1
+    assert result.out.startswith("59 images copied")
+    assert "1 images have gone or cannot be read" in result.err
 
 
-def test_mistakes_are_one_line(command: Command, run: Path, tmp_path: Path):
-    said = command("export", run, tmp_path / "model.pickle")
-    assert (said.status, len(said.lines)) == (2, 1)
-    assert "give --by cluster or --by label, or a file that ends in .npz, .skops, .onnx, .csv, .parquet" in said.err
+def test_user_errors_are_one_line(command: Command, run: Path, tmp_path: Path):
+    result = command("export", run, tmp_path / "model.pickle")
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert "give --by cluster or --by label, or a file that ends in .npz, .skops, .onnx, .csv, .parquet" in result.err
     assert "choose another folder" in command("export", run, run.parents[1] / "images" / "x", "--by", "label").err
     assert "has no model kmeans, K = 4" in command("export", run, tmp_path / "t.csv", "--k", 4).err
     (tmp_path / "elsewhere").mkdir()
@@ -176,7 +176,7 @@ def test_mistakes_are_one_line(command: Command, run: Path, tmp_path: Path):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_clusters_of_an_older_state_are_refused(command: Command, run: Path, tmp_path: Path):
+def test_outdated_clusters_table_is_refused(command: Command, run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "copy")
     path = tmp_path / "copy" / "clusters.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)

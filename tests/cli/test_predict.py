@@ -1,4 +1,4 @@
-"""New images in a finished run, on worker processes and on threads."""
+"""``predict``: label new images with a finished run, on worker processes and on threads."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from kmeans_dask.models.prediction import PREDICTED_SCHEMA, Predictor, farthest_
 from kmeans_dask.sources.images import decode
 from kmeans_dask.sources.listing import list_items
 from tests.support.images import draw_images
-from tests.support.jobs import Said, write_config
+from tests.support.jobs import Result, write_config
 
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 SIZE = (96, 96)
-"""Of RGB: 32 rows a chunk."""
+"""Image size in pixels; in RGB it gives 32 rows per chunk."""
 
 
 @pytest.fixture(scope="module")
 def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished run; tests must not change what is in it."""
+    """Folder of a finished run; tests must not change its contents."""
     folder = tmp_path_factory.mktemp("finished")
     config = write_config(folder, images, ingest={"size": list(SIZE)}, quantize=None, report=None)
     assert main.main(["run", str(config)]) == 0
@@ -40,7 +40,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def new_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """70 images, three chunks: those that were fitted and some more, a white one, and a broken one."""
+    """70 images in three chunks: the fitted ones, eight more, a white one and a broken one."""
     folder = tmp_path_factory.mktemp("new") / "images"
     draw_images(folder, count=68)
     Image.new("RGB", (30, 20), "white").save(folder / "white.png")
@@ -53,16 +53,16 @@ def pixels_of(folder: Path, paths: list[str]) -> np.ndarray:
     return np.stack(rows).reshape(len(rows), -1)
 
 
-def test_the_table_says_what_the_estimator_predicts(command: Command, run: Path, new_images: Path, tmp_path: Path):
+def test_table_matches_the_estimator(command: Command, run: Path, new_images: Path, tmp_path: Path):
     (tmp_path / "processes.yaml").write_text("kind: local\nworkers: 2\n")
     options = ("--k", 5, "--output", tmp_path / "table.parquet", "--cluster", tmp_path / "processes.yaml")
-    said = command("predict", run, new_images, *options)
+    result = command("predict", run, new_images, *options)
     table = pq.read_table(tmp_path / "table.parquet")
 
-    assert said.status == 0
-    assert said.out == f"predicted: {tmp_path / 'table.parquet'}\n"
-    assert "predict: 70 images in model kmeans, K = 5; 3 tasks to do" in said.lines
-    assert f"predict: 1 of 70 items could not be read; the reasons are in {tmp_path / 'table.parquet'}" in said.lines
+    assert result.status == 0
+    assert result.out == f"predicted: {tmp_path / 'table.parquet'}\n"
+    assert "predict: 70 images in model kmeans, K = 5; 3 tasks to do" in result.lines
+    assert f"predict: 1 of 70 items could not be read; the reasons are in {tmp_path / 'table.parquet'}" in result.lines
     assert table.schema.names == PREDICTED_SCHEMA.names
     assert table["path"].to_pylist() == sorted(str(p.relative_to(new_images)) for p in new_images.rglob("*.png"))
     rows = table.to_pylist()
@@ -86,7 +86,7 @@ def test_the_table_says_what_the_estimator_predicts(command: Command, run: Path,
     assert [row["label"] for row in good] == [names[model.label_map[c]] for c in clusters]
 
 
-def test_the_column_of_the_images(command: Command, run: Path, images: Path, tmp_path: Path):
+def test_column_option(command: Command, run: Path, images: Path, tmp_path: Path):
     (tmp_path / "new.csv").write_text(f"path,file\nnowhere,{images / 'disc' / '000.png'}\n")
     options = ("--output", tmp_path / "t.csv")
 
@@ -95,11 +95,11 @@ def test_the_column_of_the_images(command: Command, run: Path, images: Path, tmp
     assert "1 of 1 items could not be read" in command("predict", run, tmp_path / "new.csv", *options).err
 
 
-def test_farther_than_anything_fitted(command: Command, run: Path, new_images: Path, tmp_path: Path):
+def test_farther_marks_images_beyond_all_fitted_ones(command: Command, run: Path, new_images: Path, tmp_path: Path):
     assert command("predict", run, new_images, "--algorithm", "minibatch", "--output", tmp_path / "t.csv").status == 0
     table = pyarrow.csv.read_csv(tmp_path / "t.csv").to_pylist()
 
-    fitted = pq.read_table(run / "clusters.parquet").to_pylist()  # the same images: the first 60 are drawn alike
+    fitted = pq.read_table(run / "clusters.parquet").to_pylist()  # the first 60 new images equal the fitted ones
     by_path = {row["path"]: row for row in fitted}
     largest = dict.fromkeys(range(5), -1.0)
     for row in fitted:
@@ -119,14 +119,14 @@ def test_farther_than_anything_fitted(command: Command, run: Path, new_images: P
     assert white["farther"]
 
 
-def test_the_table_lies_in_the_run_folder(command: Command, run: Path, images: Path):
+def test_default_table_is_in_the_run_folder(command: Command, run: Path, images: Path):
     assert command("predict", run, images).out == f"predicted: {run}/predictions/images-kmeans-k5.parquet\n"
 
     assert [path.name for path in (run / "predictions").iterdir()] == ["images-kmeans-k5.parquet"]
 
 
-def test_sources_of_one_name_have_a_table_each(command: Command, run: Path, images: Path, tmp_path: Path):
-    def said(source: Path | str, *options: object) -> str:
+def test_sources_of_the_same_name_get_separate_tables(command: Command, run: Path, images: Path, tmp_path: Path):
+    def table_of(source: Path | str, *options: object) -> str:
         out = command("predict", run, source, "--k", 3, *options).out
         return Path(out.removeprefix("predicted: ").strip()).name
 
@@ -134,17 +134,17 @@ def test_sources_of_one_name_have_a_table_each(command: Command, run: Path, imag
         draw_images(tmp_path / place / "new", count=count)
     np.savez(tmp_path / "new", x_train=np.zeros((4, 3, 3), np.uint8), x_test=np.ones((5, 3, 3), np.uint8))
 
-    assert said(tmp_path / "monday" / "new") == "new-kmeans-k3.parquet"
-    assert said(tmp_path / "tuesday" / "new") == "new~2-kmeans-k3.parquet"
+    assert table_of(tmp_path / "monday" / "new") == "new-kmeans-k3.parquet"
+    assert table_of(tmp_path / "tuesday" / "new") == "new~2-kmeans-k3.parquet"
     draw_images(tmp_path / "monday" / "new", count=3)
-    assert said(f"{tmp_path}/tuesday/../monday/new/") == "new-kmeans-k3.parquet"
-    assert said(tmp_path / "new.npz", "--column", "x_train") == "new.npz-x_train-kmeans-k3.parquet"
-    assert said(tmp_path / "new.npz", "--column", "x_test") == "new.npz-x_test-kmeans-k3.parquet"
+    assert table_of(f"{tmp_path}/tuesday/../monday/new/") == "new-kmeans-k3.parquet"
+    assert table_of(tmp_path / "new.npz", "--column", "x_train") == "new.npz-x_train-kmeans-k3.parquet"
+    assert table_of(tmp_path / "new.npz", "--column", "x_test") == "new.npz-x_test-kmeans-k3.parquet"
     tables = {path.name: pq.read_metadata(path).num_rows for path in (run / "predictions").glob("new*")}
     assert sorted(tables.values()) == [2, 3, 4, 5]
 
 
-def test_what_was_interrupted_goes_on(run: Path, new_images: Path, tmp_path: Path):
+def test_predict_resumes(run: Path, new_images: Path, tmp_path: Path):
     model = read_model(run / "models" / "kmeans" / "k=3.zarr")
     farthest = farthest_fitted(run / "clusters.parquet", model)
     predictor = Predictor(
@@ -171,10 +171,10 @@ def test_what_was_interrupted_goes_on(run: Path, new_images: Path, tmp_path: Pat
 
     assert len(predict_tasks(items, parts, predictor)) == 3
     dask.compute(*predict_tasks(items, parts, predictor)[1:], scheduler="sync")
-    assert len(predict_tasks(items.slice(1), parts, predictor)) == 3  # other images: nothing of them is known
+    assert len(predict_tasks(items.slice(1), parts, predictor)) == 3  # other images share no finished parts
 
 
-def test_a_cluster_without_labels_has_no_label(new_images: Path, tmp_path: Path):
+def test_cluster_without_labels_predicts_none(new_images: Path, tmp_path: Path):
     centres = np.zeros((2, 3), np.float32)
     model = Model("kmeans", centres, np.zeros(1), 0.0, 1, 0.0, np.array([-1, 0], np.int32), np.array([1, 0]))
     predictor = Predictor(
@@ -195,22 +195,22 @@ def pixels_at(folder: Path, items, row: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--k", "4"], "has no model kmeans, K = 4; it has kmeans and minibatch, K = 3, 5"),
         (["--algorithm", "dbscan"], "has no model dbscan, K = 5; it has kmeans and minibatch, K = 3, 5"),
         (["--output", "table.xlsx"], "--output=table.xlsx: the name must end in .parquet or .csv"),
     ],
 )
-def test_mistakes_are_one_line(command: Command, run: Path, images: Path, options: list[str], told: str):
-    said = command("predict", run, images, *options)
+def test_user_errors_are_one_line(command: Command, run: Path, images: Path, options: list[str], message: str):
+    result = command("predict", run, images, *options)
 
-    assert said.status == 2
-    assert len(said.lines) == 1
-    assert told in said.err
+    assert result.status == 2
+    assert len(result.lines) == 1
+    assert message in result.err
 
 
-def test_what_is_no_run_or_not_finished(command: Command, run: Path, images: Path, tmp_path: Path):
+def test_run_that_is_missing_or_unfinished_is_refused(command: Command, run: Path, images: Path, tmp_path: Path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     record = (copy / "run.json").read_text()
@@ -224,27 +224,27 @@ def test_what_is_no_run_or_not_finished(command: Command, run: Path, images: Pat
     assert command("predict", run, tmp_path / "nothing").status == 2
 
 
-def test_run_of_an_older_version_is_refused_in_one_line(command: Command, run: Path, images: Path, tmp_path: Path):
+def test_run_of_an_older_version_is_refused(command: Command, run: Path, images: Path, tmp_path: Path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     config = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(config.replace("  n_workers: 2\n", "  workers: 2\n"))
 
-    said = command("predict", copy, images)
+    result = command("predict", copy, images)
 
-    assert said.status == 2
-    assert said.lines == [
+    assert result.status == 2
+    assert result.lines == [
         f"kmeans-dask: {copy} was made by another version ({copy / 'config.yaml'}: key cluster.workers is now called "
         "cluster.n_workers); rerun its job to recreate it"
     ]
 
 
-def test_too_many_bad_images_fail_after_the_table(command: Command, run: Path, tmp_path: Path):
+def test_too_many_bad_images_fail_after_the_table_is_written(command: Command, run: Path, tmp_path: Path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.png").write_bytes(b"")
 
-    said = command("predict", run, tmp_path / "bad", "--output", tmp_path / "t.parquet")
+    result = command("predict", run, tmp_path / "bad", "--output", tmp_path / "t.parquet")
 
-    assert said.status == 1
-    assert "1 of 1 items could not be read, more than input.max_failed=0.5 allows" in said.err
+    assert result.status == 1
+    assert "1 of 1 items could not be read, more than input.max_failed=0.5 allows" in result.err
     assert pq.read_table(tmp_path / "t.parquet")["status"].to_pylist() == ["unreadable"]

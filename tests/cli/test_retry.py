@@ -1,4 +1,4 @@
-"""What failed is tried again, whatever its file looks like from outside, and nothing else is read."""
+"""``retry``: failed items are read again even if size and time of their files are unchanged, and no other items are."""
 
 from __future__ import annotations
 
@@ -19,57 +19,57 @@ import pytest
 from kmeans_dask import open_collection
 from kmeans_dask.storage.publish import read_json
 from tests.support.images import draw_images
-from tests.support.jobs import Said, files_of, write_config
+from tests.support.jobs import Result, files_of, write_config
 
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 SMALL: dict[str, Any] = {"ingest": {"size": [96, 96]}, "fit": {"k": 3}, "quantize": {"k": [2]}, "report": None}
-"""32 items a chunk: 40 are two."""
+"""Config with 32 items per chunk, so that 40 items make two chunks."""
 
 
 def rows_of(run: Path) -> dict[str, tuple[str, str | None, bytes]]:
-    """Status, error and pixels of every item under its path."""
+    """Path -> status, error and pixels of every item."""
     collection = open_collection(run / "collection.zarr")
     pixels = [image.tobytes() for image in collection.images.compute(scheduler="sync")]
     path, status, error = (collection.items[name].to_pylist() for name in ("path", "status", "error"))
-    return {name: told for name, *told in zip(path, status, error, pixels, strict=True)}
+    return {name: facts for name, *facts in zip(path, status, error, pixels, strict=True)}
 
 
-def replace_unseen(path: Path, content: bytes) -> None:
-    """Write other bytes, so that the file has the size and the time that it had."""
+def replace_keeping_stat(path: Path, content: bytes) -> None:
+    """Replace the content of a file, but keep its size and modification time."""
     before = path.stat()
     path.write_bytes(content.ljust(before.st_size, b"\0"))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
-def test_a_file_that_was_repaired_unseen(command: Command, tmp_path: Path):
+def test_repaired_file_with_unchanged_size_and_time(command: Command, tmp_path: Path):
     images = tmp_path / "images"
     draw_images(images, count=40)
     broken = images / "ring" / "005.png"
     good = broken.read_bytes()
-    replace_unseen(broken, b"no image")
+    replace_keeping_stat(broken, b"not an image")
     config = write_config(tmp_path, images, **SMALL)
-    said = command("run", config)
+    result = command("run", config)
     run = tmp_path / "runs" / "small"
-    assert f"kmeans-dask retry {run} tries them again" in said.err
-    assert command("run", config).lines[0] == "ingest: finished before"  # which looks at sizes and times
+    assert f"kmeans-dask retry {run} tries them again" in result.err
+    assert command("run", config).lines[0] == "ingest: already finished"  # it compares sizes and times
     before, files = rows_of(run), files_of(run)
 
-    said = command("retry", run)  # nothing is different yet
+    result = command("retry", run)  # nothing has changed yet
 
-    assert said.lines[0] == "small: 1 items could not be read, 1 outputs had failed"
-    assert "ingest: 40 items in 2 chunks of 32 items (0.8 MiB); 1 to do" in said.lines
-    assert {"fit: finished before", "evaluate: finished before"} <= {*said.lines}
+    assert result.lines[0] == "small: retrying 1 items that could not be read and 1 outputs that failed"
+    assert "ingest: 40 items in 2 chunks of 32 items (0.8 MiB); 1 to do" in result.lines
+    assert {"fit: already finished", "evaluate: already finished"} <= {*result.lines}
     assert rows_of(run) == before
     models = {name: facts for name, facts in files.items() if name.startswith("models")}
     assert {name: files_of(run)[name] for name in models} == models
 
-    replace_unseen(broken, good)
-    said = command("retry", run)
+    replace_keeping_stat(broken, good)
+    result = command("retry", run)
 
-    assert said.status == 0
-    assert "fit: the collection changed, so it is done again" in said.lines
-    assert "quantize: 40 items in K = 2; 1 items to do" in said.lines
+    assert result.status == 0
+    assert "fit: the collection changed; running it again" in result.lines
+    assert "quantize: 40 items in K = 2; 1 items to do" in result.lines
     after = rows_of(run)
     assert {name for name in after if after[name] != before[name]} == {"ring/005.png"}
     assert after["ring/005.png"][:2] == ["ok", None]
@@ -80,9 +80,9 @@ def test_a_file_that_was_repaired_unseen(command: Command, tmp_path: Path):
     assert rows_of(tmp_path / "runs" / "fresh") == after
     assert centres_of(run) == centres_of(tmp_path / "runs" / "fresh")
 
-    said = command("retry", run)
-    assert said.lines[0] == "small: 0 items could not be read, 0 outputs had failed"
-    assert all(line.endswith(": finished before") for line in said.lines[1:])
+    result = command("retry", run)
+    assert result.lines[0] == "small: retrying 0 items that could not be read and 0 outputs that failed"
+    assert all(line.endswith(": already finished") for line in result.lines[1:])
 
 
 def chunk_of(run: Path) -> int:
@@ -94,10 +94,10 @@ def centres_of(run: Path) -> list[bytes]:
 
 
 class Site(ThreadingHTTPServer):
-    """A web server that refuses some files while it is told to, and counts what is asked for."""
+    """A web server that refuses the files in ``refused`` and counts the requested ones."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.refused, self.asked = folder, set[str](), Counter[str]()
+        self.folder, self.refused, self.requested = folder, set[str](), Counter[str]()
         super().__init__(("127.0.0.1", 0), _Files)
 
 
@@ -105,7 +105,7 @@ class _Files(BaseHTTPRequestHandler):
     server: Site
 
     def do_GET(self) -> None:
-        self.server.asked[self.path] += 1
+        self.server.requested[self.path] += 1
         self._answer((self.server.folder / self.path[1:]).read_bytes())
 
     def do_HEAD(self) -> None:
@@ -134,23 +134,23 @@ def site(tmp_path: Path) -> Iterator[Site]:
         thread.join()
 
 
-def test_files_that_a_server_refused_are_asked_for_alone(command: Command, site: Site, tmp_path: Path):
+def test_only_refused_files_are_requested_again(command: Command, site: Site, tmp_path: Path):
     names = [f"/{path.relative_to(site.folder)}" for path in sorted(site.folder.rglob("*.png"))]
     (tmp_path / "list.txt").write_text("".join(f"http://127.0.0.1:{site.server_port}{name}\n" for name in names))
     config = write_config(tmp_path, tmp_path / "list.txt", **SMALL | {"fit": None, "evaluate": None, "quantize": None})
     site.refused = {*names[3:11]}
     run = tmp_path / "runs" / "small"
 
-    said = command("run", config)
+    result = command("run", config)
 
-    assert said.status == 1  # 8 of 12 items
-    assert said.lines[-1].endswith(f"; kmeans-dask retry {run} tries them again")
+    assert result.status == 1  # 8 of 12 items
+    assert result.lines[-1].endswith(f"; kmeans-dask retry {run} tries them again")
     before = rows_of(run)
-    site.refused, site.asked = {names[4]}, Counter()
-    said = command("retry", run)
+    site.refused, site.requested = {names[4]}, Counter()
+    result = command("retry", run)
 
-    assert said.status == 0
-    assert site.asked == dict.fromkeys(names[3:11], 1)
+    assert result.status == 0
+    assert site.requested == dict.fromkeys(names[3:11], 1)
     after = rows_of(run)
     (refused,) = (name for name, (status, *_) in after.items() if status != "ok")
     assert refused.endswith(names[4])
@@ -162,7 +162,7 @@ def test_files_that_a_server_refused_are_asked_for_alone(command: Command, site:
     assert read_json(run / "run.json")["state"] == "finished"
 
 
-def test_an_archive_that_has_changed_is_listed_again(command: Command, tmp_path: Path):
+def test_changed_archive_is_listed_again(command: Command, tmp_path: Path):
     draw_images(tmp_path / "images", count=6)
     files = sorted((tmp_path / "images").rglob("*.png"))
 
@@ -178,11 +178,11 @@ def test_an_archive_that_has_changed_is_listed_again(command: Command, tmp_path:
     )  # fmt: skip
     assert command("run", config).status == 0
     before = rows_of(tmp_path / "runs" / "small")
-    pack(None)  # the members behind the broken one now begin elsewhere
+    pack(None)  # the members after the broken one move to other offsets
 
-    said = command("retry", tmp_path / "runs" / "small")
+    result = command("retry", tmp_path / "runs" / "small")
 
-    assert said.status == 0
+    assert result.status == 0
     after = rows_of(tmp_path / "runs" / "small")
     assert {name for name in after if after[name] != before[name]} == {files[1].name}
     assert {status for status, *_ in after.values()} == {"ok"}
@@ -190,7 +190,7 @@ def test_an_archive_that_has_changed_is_listed_again(command: Command, tmp_path:
     assert outputs["status"].to_pylist() == ["ok"] * 6
 
 
-def test_only_what_was_asked_for_before_is_done_again(command: Command, tmp_path: Path):
+def test_retry_ignores_new_files_and_stages(command: Command, tmp_path: Path):
     draw_images(tmp_path / "images", count=12)
     broken = tmp_path / "images" / "disc" / "000.png"
     good = broken.read_bytes()
@@ -201,21 +201,21 @@ def test_only_what_was_asked_for_before_is_done_again(command: Command, tmp_path
     broken.write_bytes(good)
     Path(tmp_path / "images" / "disc" / "new.png").write_bytes(good)
 
-    said = command("retry", run)
+    result = command("retry", run)
 
-    assert said.status == 0
+    assert result.status == 0
     assert np.array_equal([status for status, *_ in rows_of(run).values()], ["ok"] * 12)  # not the new file
     assert set(read_json(run / "run.json")["stages"]) == {"listing", "ingest"}
-    assert "small: the input has changed: 1 items added, 1 changed, 0 removed" in command("ingest", config).lines
+    assert "small: the input changed: 1 items added, 1 changed, 0 removed" in command("ingest", config).lines
 
 
-def test_what_has_nothing_to_retry_is_one_line(command: Command, whole_run: Any, tmp_path: Path):
-    said = command("retry", tmp_path)
-    assert (said.status, len(said.lines)) == (2, 1)
-    assert "is no run folder" in said.err
+def test_nothing_to_retry_is_one_line(command: Command, whole_run: Any, tmp_path: Path):
+    result = command("retry", tmp_path)
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert "is not a run folder" in result.err
     draw_images(tmp_path / "images", count=6)
     config = write_config(tmp_path, tmp_path / "images", **SMALL, input={"path": str(tmp_path / "images")})
-    assert command("run", config, "fit.k=7").status == 2  # of 6 items: said before anything is read
-    said = command("retry", tmp_path / "runs" / "small")
-    assert (said.status, len(said.lines)) == (2, 1)
-    assert "has been ingested or quantized yet, so there is nothing to retry" in said.err
+    assert command("run", config, "fit.k=7").status == 2  # only 6 items: refused before anything is read
+    result = command("retry", tmp_path / "runs" / "small")
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert "has been ingested or quantized yet, so there is nothing to retry" in result.err

@@ -1,4 +1,4 @@
-"""fit.k: auto, on images of a known number of kinds."""
+"""``fit.k: auto`` on images with a known number of patterns."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def auto(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "small"
 
 
-def test_the_number_of_kinds_is_chosen_and_why(auto: Path):
+def test_number_of_patterns_is_chosen_with_a_reason(auto: Path):
     (choice,) = read_json(auto / "run.json")["stages"]["evaluate"]["summary"]["choice"]
 
     assert (choice["algorithm"], choice["k"], choice["knee"], choice["silhouette"]) == ("kmeans", 5, 5, 5)
     assert choice["reason"].startswith("K = 5, the median of three criteria")
 
 
-def test_all_candidates_are_fitted_measured_and_marked(auto: Path):
+def test_metrics_cover_all_candidates(auto: Path):
     rows = json.loads((auto / "metrics.json").read_text())
 
     assert [row["k"] for row in rows] == [2, 3, 4, 5, 6, 7, 8, 9]

@@ -14,11 +14,11 @@ import pytest
 
 from kmeans_dask.pipeline import console
 
-COLUMNS = ["algorithm", "K", "seconds", "inertia a sample", "silhouette", "homogeneity", "accuracy, held-out"]
+COLUMNS = ["algorithm", "K", "seconds", "inertia/sample", "silhouette", "homogeneity", "accuracy, held-out"]
 ROW = ["minibatch", "256", "1234.56", "1,599,537.8", "0.1234", "0.8560", "0.9175"]
 
 
-def test_lines_tell_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_progress_lines_show_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     times = iter([0.0, 4.0, 20.0, 25.0, 100.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(times))
 
@@ -28,12 +28,12 @@ def test_lines_tell_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: 
         advance(1)
 
     assert capsys.readouterr().err.splitlines() == [
-        "ingest: 10,000 of 70,000 items, 500 a second, 2 min 0 s left",
+        "ingest: 10,000 of 70,000 items, 500/s, 2 min 0 s left",
         "ingest: 10,001 items in 100.0 s",
     ]
 
 
-def test_slow_work_is_told_in_seconds_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_slow_progress_shows_seconds_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     times = iter([0.0, 50.0, 7250.0, 7300.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(times))
 
@@ -49,7 +49,7 @@ def test_slow_work_is_told_in_seconds_each(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def in_terminal(width: int, code: str) -> str:
-    """Run a piece of Python in a terminal of so many columns and return what it shows."""
+    """Run Python code in a terminal of ``width`` columns and return its output without escape sequences."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
@@ -62,7 +62,7 @@ def in_terminal(width: int, code: str) -> str:
     try:
         while part := os.read(ours, 65536):
             shown += part
-    except OSError:  # Linux says so that the other end is closed
+    except OSError:  # on Linux, the other end is closed
         pass
     os.close(ours)
     assert process.wait(60) == 0
@@ -70,7 +70,7 @@ def in_terminal(width: int, code: str) -> str:
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_no_cell_and_no_word_of_a_heading_is_cut(width: int):
+def test_tables_do_not_truncate_cells_or_heading_words(width: int):
     shown = in_terminal(
         width, f"from kmeans_dask.pipeline.console import show_table; show_table('t', {COLUMNS}, {[ROW]}, keys=2)"
     )
@@ -80,10 +80,10 @@ def test_no_cell_and_no_word_of_a_heading_is_cut(width: int):
     words = shown.replace("│", " ").replace("┃", " ").split()
     assert set(ROW) <= set(words)
     assert {word for heading in COLUMNS for word in heading.split()} <= set(words)
-    assert words.count("256") == {40: 5, 80: 2, 200: 1}[width]  # where it goes on, the row says again what it is
+    assert words.count("256") == {40: 5, 80: 2, 200: 1}[width]  # every continuation row repeats the keys
 
 
-def test_a_terminal_shows_a_bar_with_rate_and_time_left():
+def test_progress_bar_in_a_terminal():
     code = (
         "import time\nfrom kmeans_dask.pipeline.console import progress\n"
         "with progress('ingest', 1000, 'items') as advance:\n"

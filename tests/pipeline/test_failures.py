@@ -1,4 +1,4 @@
-"""What a job stands on fails: one line, and what was half-written counts for nothing."""
+"""Failures of the file system below a job give one line."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from kmeans_dask.pipeline.driver.failures import explained
     [
         (OSError(errno.ENOSPC, "No space left on device", "/run/x"), "no space left on the disk (/run/x)"),
         (OSError("[Errno 28] Error writing bytes. Detail: [errno 28] No space left on device"), "no space left on the"),
-        (OSError(errno.ESTALE, "Stale file handle"), "the file system went away"),
+        (OSError(errno.ESTALE, "Stale file handle"), "the file system is not available"),
         (PermissionError(errno.EACCES, "Permission denied", "/run/y"), "no permission (/run/y)"),
-        (OSError(errno.EROFS, "Read-only file system"), "the file system is read-only now"),
+        (OSError(errno.EROFS, "Read-only file system"), "the file system is read-only"),
     ],
 )
-def test_errors_of_the_file_system_are_one_line(tmp_path: Path, error: OSError, reason: str):
-    with pytest.raises(JobError) as said, explained(tmp_path):
+def test_file_system_errors_are_one_line(tmp_path: Path, error: OSError, reason: str):
+    with pytest.raises(JobError) as raised, explained(tmp_path):
         raise error
 
-    assert str(said.value).startswith(f"cannot write in {tmp_path}: {reason}")
-    assert str(said.value).endswith("the same command goes on from here")
+    assert str(raised.value).startswith(f"cannot write in {tmp_path}: {reason}")
+    assert str(raised.value).endswith("rerun the same command to resume")
 
 
-def test_a_run_folder_that_went_away(tmp_path: Path):
-    with pytest.raises(JobError, match=r"went away \(is its file system still mounted\?\)"), explained(tmp_path):
+def test_missing_run_folder(tmp_path: Path):
+    with pytest.raises(JobError, match=r"no longer exists \(is its file system still mounted\?\)"), explained(tmp_path):
         os.stat(tmp_path / "collection.zarr")
 
 
-def test_other_errors_are_left_as_they_are(tmp_path: Path):
+def test_other_errors_pass_through(tmp_path: Path):
     (tmp_path / "run.json").touch()
     with pytest.raises(FileNotFoundError), explained(tmp_path):
         os.stat(tmp_path / "collection.zarr")

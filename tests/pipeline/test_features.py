@@ -1,4 +1,4 @@
-"""Whole jobs on features other than raw pixels: fitted, scored and drawn, and changed."""
+"""Whole jobs on features other than raw pixels: fit, scores, report, and changed settings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kmeans_dask.cli import main
 from kmeans_dask.collection.features import open_features
 from kmeans_dask.models.model import read_model
 from kmeans_dask.storage.publish import read_json
-from tests.support.jobs import Said, write_config
+from tests.support.jobs import Result, write_config
 
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 DIGITS: dict[str, Any] = {
     "input": {"builtin": "digits", "holdout": 0.2},
     "ingest": {"size": [8, 8], "mode": "L"},
@@ -34,7 +34,7 @@ def digits(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def pca_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits in 20 components, by two worker processes."""
+    """Run folder of the digits on 20 principal components, with two worker processes."""
     folder = tmp_path_factory.mktemp("pca")
     (folder / "users_own.py").write_text("def halves(images): return images.reshape(len(images), -1) / 2\n")
     config = digits(folder, features={"pca": 20}, cluster={"kind": "local", "n_workers": 2})
@@ -50,15 +50,15 @@ def pca_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"quantize": {"palette": "nowhere.gpl"}},
     ],
 )
-def test_what_a_later_stage_needs_is_missed_before_the_first(mistake: dict[str, Any], command: Command, tmp_path: Path):
-    said = command("run", digits(tmp_path, **mistake))
+def test_missing_files_of_later_stages_are_reported_first(mistake: dict[str, Any], command: Command, tmp_path: Path):
+    result = command("run", digits(tmp_path, **mistake))
 
-    assert (said.status, len(said.lines)) == (2, 1)
-    assert "nowhere" in said.err
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert "nowhere" in result.err
     assert not (tmp_path / "runs" / "small" / "manifest.parquet").exists()
 
 
-def test_a_job_on_components_agrees_with_scikit_learn(pca_run: Path):
+def test_pca_job_agrees_with_scikit_learn(pca_run: Path):
     collection = open_collection(pca_run / "collection.zarr")
     pixels = collection.images.compute(scheduler="sync").reshape(1797, 64).astype(float)
     train = (collection.items["split"].to_numpy() == "train").nonzero()[0]
@@ -67,11 +67,11 @@ def test_a_job_on_components_agrees_with_scikit_learn(pca_run: Path):
 
     for k, metrics in zip((10, 40), read_json(pca_run / "metrics.json"), strict=True):
         model = read_model(pca_run / "models" / "kmeans" / f"k={k}.zarr")
-        # scikit-learn's components, turned into the run's: the subspace is one, its axes may be mirrored
+        # scikit-learn's components in the basis of the run: the subspace is the same, its axes may be mirrored
         components = open_features(pca_run).transformation.components
         assert components is not None
-        turned = (pixels - exact.mean_) @ exact.components_.T @ exact.components_ @ components.T
-        squared = ((turned[:, None] - model.centres) ** 2).sum(axis=2)
+        rotated = (pixels - exact.mean_) @ exact.components_.T @ exact.components_ @ components.T
+        squared = ((rotated[:, None] - model.centres) ** 2).sum(axis=2)
         clusters = rows[f"kmeans_k{k}_cluster"].to_numpy()
         assert (clusters == squared.argmin(axis=1)).mean() > 0.998
         np.testing.assert_allclose(rows[f"kmeans_k{k}_distance"].to_numpy() ** 2, squared.min(axis=1), rtol=1e-2)
@@ -79,37 +79,37 @@ def test_a_job_on_components_agrees_with_scikit_learn(pca_run: Path):
         assert metrics["accuracy_holdout"] > (0.6 if k == 10 else 0.85)
 
 
-def test_new_images_are_transformed_alike(command: Command, pca_run: Path):
-    said = command("predict", pca_run, pca_run / "input" / "digits", "--k", 40)
+def test_new_images_get_the_same_transformation(command: Command, pca_run: Path):
+    result = command("predict", pca_run, pca_run / "input" / "digits", "--k", 40)
 
     (path,) = (pca_run / "predictions").glob("*.parquet")
     new, fitted = pq.read_table(path).sort_by("path"), pq.read_table(pca_run / "clusters.parquet").sort_by("path")
-    assert said.status == 0
+    assert result.status == 0
     assert new["path"].equals(fitted["path"])
     assert new["cluster"].to_pylist() == fitted["kmeans_k40_cluster"].to_pylist()
     np.testing.assert_allclose(new["distance"].to_numpy(), fitted["kmeans_k40_distance"].to_numpy(), rtol=1e-4)
 
 
-def test_the_report_draws_centres_that_lead_back_to_pixels(pca_run: Path):
+def test_report_draws_invertible_centres_as_images(pca_run: Path):
     page = (pca_run / "report.html").read_text()
 
     assert "on the scale of the features (pca: 20)" in page
     assert '"centres_are":"centre"' in page
     model = read_model(pca_run / "models" / "kmeans" / "k=10.zarr")
-    pictures = open_features(pca_run).to_pixels(model.centres)
-    assert pictures is not None
-    assert pictures.shape == (10, 64)
-    assert -30 < pictures.min() < 30
-    assert 150 < pictures.max() < 300
+    images = open_features(pca_run).to_pixels(model.centres)
+    assert images is not None
+    assert images.shape == (10, 64)
+    assert -30 < images.min() < 30
+    assert 150 < images.max() < 300
 
 
-def test_hog_on_spherical_k_means(command: Command, tmp_path: Path):
-    said = command("run", digits(tmp_path, features={"kind": "hog", "normalize": "l2"}))
+def test_hog_with_spherical_kmeans(command: Command, tmp_path: Path):
+    result = command("run", digits(tmp_path, features={"kind": "hog", "normalize": "l2"}))
 
     run = tmp_path / "runs" / "small"
-    assert said.status == 0
-    assert "features: hog of 1,797 items, made once and stored; 2 to do" in said.lines
-    assert any("1,438 rows x 324 numbers" in line and "MiB of features kept in memory" in line for line in said.lines)
+    assert result.status == 0
+    assert "features: hog of 1,797 items, made once and stored; 2 to do" in result.lines
+    assert any("1,438 rows x 324 numbers" in line and "MiB of features kept in memory" in line for line in result.lines)
     centres = read_model(run / "models" / "kmeans" / "k=40.zarr").centres
     np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1, atol=1e-5)
     page = (run / "report.html").read_text()
@@ -118,27 +118,27 @@ def test_hog_on_spherical_k_means(command: Command, tmp_path: Path):
     assert read_json(run / "metrics.json")[1]["accuracy_holdout"] > 0.85
 
 
-def test_another_setting_is_noticed_and_stored_numbers_are_kept(command: Command, tmp_path: Path):
+def test_changed_transformation_keeps_stored_features(command: Command, tmp_path: Path):
     config = digits(tmp_path, features={"kind": "colour-histogram"}, report=None)
     assert command("run", config).status == 0
     assert any("fit: already finished" in line for line in command("run", config).lines)
     rows = tmp_path / "runs" / "small" / "features" / "rows.zarr"
     before = rows.stat().st_ino
 
-    said = command("run", config, "features.pca=4")
+    result = command("run", config, "features.pca=4")
 
-    assert any("features.pca was None, is now 4" in line for line in said.lines)
-    assert not any("made once" in line for line in said.lines)
+    assert any("features.pca was None, is now 4" in line for line in result.lines)
+    assert not any("made once" in line for line in result.lines)
     assert rows.stat().st_ino == before
-    assert any("2 models of 1,438 rows x 4 numbers" in line for line in said.lines)
+    assert any("2 models of 1,438 rows x 4 numbers" in line for line in result.lines)
 
-    said = command("run", config, "features=null")
-    assert any("1,438 rows x 64 numbers" in line and "MiB of pixels" in line for line in said.lines)
+    result = command("run", config, "features=null")
+    assert any("1,438 rows x 64 numbers" in line and "MiB of pixels" in line for line in result.lines)
     assert not rows.parent.exists()
 
 
 def test_embeddings_by_path(command: Command, tmp_path: Path):
-    """The pixels themselves as a file of rows, shuffled: the models are those of the pixels."""
+    """Pixels as shuffled rows of a feature file give the same models as the images."""
     plain = digits(tmp_path, report=None)
     assert command("run", plain).status == 0
     run = tmp_path / "runs" / "small"
@@ -149,9 +149,9 @@ def test_embeddings_by_path(command: Command, tmp_path: Path):
     pq.write_table(pa.table({"path": paths, "vector": list(pixels)}), tmp_path / "e.parquet", row_group_size=100)
     raw = read_json(run / "metrics.json")
 
-    said = command("run", plain, f"features={{kind: file, path: {tmp_path / 'e.parquet'}}}")
+    result = command("run", plain, f"features={{kind: file, path: {tmp_path / 'e.parquet'}}}")
 
-    assert said.status == 0
+    assert result.status == 0
     for mine, theirs in zip(read_json(run / "metrics.json"), raw, strict=True):
         assert mine["inertia"] == pytest.approx(theirs["inertia"], rel=0.02)
     again = f"features={{kind: file, path: {tmp_path / 'e.parquet'}}}"
@@ -159,13 +159,13 @@ def test_embeddings_by_path(command: Command, tmp_path: Path):
     pq.write_table(pa.table({"path": paths, "vector": list(pixels / 2)}), tmp_path / "e.parquet")
     assert any("features.path, its size and time was" in line for line in command("run", plain, again).lines)
     assert read_json(run / "metrics.json")[0]["inertia"] == pytest.approx(raw[0]["inertia"] / 4, rel=0.02)
-    said = command("predict", run, run / "input" / "digits")
-    assert said.status == 2
-    assert "which cannot be made of new images; add their rows to the file" in said.lines[-1]
+    result = command("predict", run, run / "input" / "digits")
+    assert result.status == 2
+    assert "which has none for new images; add their rows to the file" in result.lines[-1]
     np.save(tmp_path / "e.npy", pixels[:-1])
-    said = command("run", plain, f"features={{kind: file, path: {tmp_path / 'e.npy'}}}")
-    assert said.status == 2
-    assert "e.npy has 1,796 rows, and there are 1,797 items" in said.lines[-1]
+    result = command("run", plain, f"features={{kind: file, path: {tmp_path / 'e.npy'}}}")
+    assert result.status == 2
+    assert "e.npy has 1,796 rows for 1,797 items" in result.lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -184,21 +184,21 @@ def test_embeddings_by_path(command: Command, tmp_path: Path):
             "features={normalize: l2}",
             ["normalize=l2 makes K-Means spherical", "algorithm kmeans and engine"],
         ),
-        ("features={kind: file, path: nowhere.npy}", ["features.path=nowhere.npy: there is no such file"]),
+        ("features={kind: file, path: nowhere.npy}", ["features.path=nowhere.npy: no such file"]),
         ("features.kind=nowhere:nothing", ["cannot import nowhere", "PYTHONPATH"]),
         ("features.pca=300", ["features.pca=300", "only 48 rows of 768 numbers"]),
     ],
 )
-def test_wrong_features_are_one_line(command: Command, images: Path, tmp_path: Path, override: str, parts: list[str]):
-    said = command("run", write_config(tmp_path, images, quantize=None, report=None), override)
+def test_invalid_features_are_one_line(command: Command, images: Path, tmp_path: Path, override: str, parts: list[str]):
+    result = command("run", write_config(tmp_path, images, quantize=None, report=None), override)
 
-    assert said.status == 2
+    assert result.status == 2
     for part in parts:
-        assert part in said.lines[-1]
-    assert "Traceback" not in said.err
+        assert part in result.lines[-1]
+    assert "Traceback" not in result.err
 
 
-def test_a_users_function_on_worker_processes(
+def test_custom_feature_function_on_worker_processes(
     command: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "my_features.py").write_text(
@@ -213,10 +213,10 @@ def test_a_users_function_on_worker_processes(
     config = write_config(tmp_path, images, quantize=None, fit={"k": 3}, cluster=workers)
 
     failed = command("run", config, "features.kind=my_features:fails", "report=null")
-    said = command("run", config, "features.kind=my_features:means")
+    result = command("run", config, "features.kind=my_features:means")
 
     assert failed.status == 2
     assert "items 0 to 59: features.kind=my_features:fails failed" in failed.lines[-1]
     assert "Traceback" not in failed.err
-    assert said.status == 0
+    assert result.status == 0
     assert read_json(tmp_path / "runs" / "small" / "metrics.json")[0]["accuracy_train"] > 0.9

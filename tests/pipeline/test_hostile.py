@@ -1,4 +1,4 @@
-"""A whole job on a folder of hostile files: every item is a row with its status and reason, and memory is bounded."""
+"""A whole job on a folder of hostile files: every item is a row with status and reason, and memory stays bounded."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from kmeans_dask.storage.publish import read_json
 from tests.support.hostile import MAX_PIXELS, Expected, picture, write_hostile
 from tests.support.jobs import write_config
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as a job has it
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as in a job
 
 WORKER_MIB = 600
-"""What a worker may take: 200-300 MiB before its first image, and a few times max_pixels bytes."""
+"""Memory limit of a worker: 200-300 MiB before its first image, plus a few times max_pixels bytes."""
 
 JOB = """
 import json, resource, sys
@@ -32,15 +32,20 @@ from kmeans_dask.cli import main as cli
 status = cli.main(["run", sys.argv[1]])
 print(json.dumps([status, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024]))
 """
-"""Runs a job and prints its exit status and the largest memory, in MiB, of the worker processes that it started."""
+"""Script that runs a job and prints its exit status and the peak memory of its worker processes in MiB."""
 
 
 class Job(NamedTuple):
+    """A finished job on the hostile files."""
+
     folder: Path
-    """The run folder."""
+    """Run folder."""
     expected: dict[str, Expected]
-    said: list[str]
+    """Path of each item -> expected outcome."""
+    messages: list[str]
+    """Lines of standard error."""
     worker_mib: float
+    """Peak memory of the worker processes."""
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = pq.read_table(self.folder / table).to_pylist()
@@ -54,8 +59,8 @@ def text(path: bytes) -> str:
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp("hostile")
-    expected = {text(path): want for path, want in write_hostile(folder / "images").items()}
-    for number in range(40):  # marks among them: a picture of one colour each, which tells its number
+    expected = {text(path): outcome for path, outcome in write_hostile(folder / "images").items()}
+    for number in range(40):  # marker images among them, each in a colour that encodes its number
         name = f"{('bombs', 'content', 'names', 'special')[number % 4]}/mark{number:02d}.png"
         Image.new("RGB", (5, 5), (number, 200, 100)).save(folder / "images" / name)
         expected[name] = Expected("ok")
@@ -79,25 +84,25 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return Job(folder / "runs" / "small", expected, done.stderr.splitlines(), worker_mib)
 
 
-def test_there_are_more_than_a_hundred(job: Job) -> None:
+def test_collection_of_hostile_files_is_large(job: Job) -> None:
     assert len(job.expected) > 250
 
 
-def test_each_item_is_a_row_with_the_expected_status_and_a_readable_reason(job: Job) -> None:
+def test_every_item_has_the_expected_status_and_a_readable_reason(job: Job) -> None:
     rows = job.rows("collection.zarr/items.parquet")
     assert [row["path"] for row in rows] == [row["path"] for row in job.rows("manifest.parquet")]
     assert {row["path"] for row in rows} == job.expected.keys()
     for row in rows:
-        want = job.expected[row["path"]]
-        told = row["changes"] if row["status"] == "ok" else row["error"]
-        assert row["status"] == want.status, row
-        assert want.words in told or not want.words, row
+        expected = job.expected[row["path"]]
+        text_of_row = row["changes"] if row["status"] == "ok" else row["error"]
+        assert row["status"] == expected.status, row
+        assert expected.words in text_of_row or not expected.words, row
         if row["status"] != "ok":
             assert 5 < len(row["error"]) <= 220
             assert row["error"].isprintable()
 
 
-def test_no_row_is_another_items(job: Job) -> None:
+def test_rows_match_their_items(job: Job) -> None:
     collection = open_collection(job.folder / "collection.zarr")
     images = collection.images.compute(scheduler="sync")
     for row, image, label in zip(collection.items.to_pylist(), images, collection.labels, strict=True):
@@ -115,16 +120,16 @@ def test_no_row_is_another_items(job: Job) -> None:
                 decode(row["file"], size=(16, 16), mode="RGB", max_pixels=MAX_PIXELS)
 
 
-def test_the_same_in_the_quantize_stage(job: Job) -> None:
+def test_quantize_gives_the_same_statuses(job: Job) -> None:
     rows = job.rows("quantized.parquet")
     assert len(rows) == 2 * len(job.expected)
     outputs = set()
     for row in rows:
-        want = job.expected[row["path"]].status
-        if row["status"] == "not written":  # a name that is no text has four characters a byte
-            assert (want, row["error"][-18:]) == ("ok", "File name too long"), row
+        expected = job.expected[row["path"]].status
+        if row["status"] == "not written":  # a name that is not UTF-8 takes four characters per byte
+            assert (expected, row["error"][-18:]) == ("ok", "File name too long"), row
         else:
-            assert row["status"] == want, row
+            assert row["status"] == expected, row
         if row["output"] is not None:
             outputs.add(row["output"].casefold())
             with Image.open(os.fsencode(job.folder) + b"/" + os.fsencode(row["output"])) as image:
@@ -144,7 +149,7 @@ def test_memory_stays_bounded(job: Job) -> None:
     assert 50 < job.worker_mib < WORKER_MIB
 
 
-def test_what_was_done_is_counted_and_shown(job: Job) -> None:
+def test_changes_are_counted_and_shown(job: Job) -> None:
     changes = open_collection(job.folder / "collection.zarr").changes
     assert read_json(job.folder / "run.json")["stages"]["ingest"]["summary"]["changes"] == changes
     assert set(changes) >= {
@@ -154,10 +159,10 @@ def test_what_was_done_is_counted_and_shown(job: Job) -> None:
     page = (job.folder / "report.html").read_text(encoding="utf-8")
     for change, count in changes.items():
         assert json.dumps([change, POLICY[change], count], separators=(",", ":"), ensure_ascii=False) in page
-        assert f"{change}: {count:,}" in " ".join(line.strip() for line in job.said)
+        assert f"{change}: {count:,}" in " ".join(line.strip() for line in job.messages)
 
 
-def test_names_are_only_text_in_the_report(job: Job) -> None:
+def test_report_escapes_names(job: Job) -> None:
     page = (job.folder / "report.html").read_text(encoding="utf-8")
     assert "<img src=x" not in page
     assert "<b>label" not in page
@@ -165,9 +170,9 @@ def test_names_are_only_text_in_the_report(job: Job) -> None:
     assert "\x1b" not in page
 
 
-def test_nothing_was_said_but_messages(job: Job) -> None:
-    assert not [line for line in job.said if "Traceback" in line or "Warning" in line or "\x1b[31m" in line]
+def test_log_has_no_tracebacks_or_warnings(job: Job) -> None:
+    assert not [line for line in job.messages if "Traceback" in line or "Warning" in line or "\x1b[31m" in line]
 
 
-def test_the_files_were_not_touched(job: Job) -> None:
+def test_input_files_are_unchanged(job: Job) -> None:
     assert picture().tobytes() == Image.open(job.folder.parents[1] / "images" / "special" / "link.png").tobytes()

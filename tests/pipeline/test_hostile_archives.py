@@ -1,4 +1,4 @@
-"""Members of archives, and paths in tables, that lead elsewhere: nothing is written outside the run folder."""
+"""Archive members and table paths that point elsewhere never cause writes outside the run folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.support.jobs import Said, write_config
+from tests.support.jobs import Result, write_config
 
 NAMES = [
     "/etc/evil.png", "//evil.png", "../evil.png", "a/../../evil.png", "a/../../../../../../../../tmp/evil.png", "..png",
@@ -30,7 +30,7 @@ def png(level: int) -> bytes:
 
 
 def write_tar(path: Path) -> None:
-    """All names, and links that lead out of the archive with members below them."""
+    """Write all names, and links that lead out of the archive with members below them."""
     with tarfile.open(path, "w") as archive:
         for number, name in enumerate(NAMES):
             info = tarfile.TarInfo(name)
@@ -71,7 +71,7 @@ def below(folder: Path) -> set[Path]:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_nothing_is_written_outside_the_run_folder(
-    name: str, command: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, command: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     deep = tmp_path / "x" / "y" / "z"
     deep.mkdir(parents=True)
@@ -81,11 +81,11 @@ def test_nothing_is_written_outside_the_run_folder(
     config = write_config(deep, deep / name, **stages)
     before = below(tmp_path)
 
-    said = command("run", config)
+    result = command("run", config)
 
     run = deep / "runs" / "small"
     new = below(tmp_path) - before
-    assert said.status == 0
+    assert result.status == 0
     assert new
     assert all(path.is_relative_to(run) for path in new)
     assert not any(path.is_symlink() for path in new)
@@ -99,9 +99,7 @@ def test_nothing_is_written_outside_the_run_folder(
 
 
 @pytest.mark.parametrize("name", [*SOURCES, "x.npy"])
-def test_images_that_are_no_files_are_written_into_folders_and_nowhere_else(
-    name: str, command: Callable[..., Said], tmp_path: Path
-):
+def test_export_of_images_inside_files_stays_in_its_folder(name: str, command: Callable[..., Result], tmp_path: Path):
     pixels = np.array([np.asarray(Image.open(io.BytesIO(png(number)))) for number in range(12)])
     np.save(tmp_path / "x.npy", pixels)
     if name in SOURCES:
@@ -120,8 +118,8 @@ def test_images_that_are_no_files_are_written_into_folders_and_nowhere_else(
     rows = [row for row in pq.read_table(run / "clusters.parquet").to_pylist() if row["kmeans_k2_cluster"] is not None]
     assert len(new) == len(rows) >= 8
     assert first.out.startswith(f"{len(rows)} images copied: ")
-    assert second.out.startswith(f"0 images copied, {len(rows)} were there: ")
+    assert second.out.startswith(f"0 images copied, {len(rows)} already existed: ")
     for path in new:
         assert path.parent in (tmp_path / "out" / "0", tmp_path / "out" / "1")
     levels = [[Image.open(path).getpixel((0, 0))[0] for path in new if path.parent.name == c] for c in "01"]
-    assert min(max(levels[0]), max(levels[1])) < max(min(levels[0]), min(levels[1]))  # the dark ones, the bright ones
+    assert min(max(levels[0]), max(levels[1])) < max(min(levels[0]), min(levels[1]))  # dark and bright are separated

@@ -1,4 +1,4 @@
-"""The memory plan: by hand, and against the peaks of real worker processes."""
+"""The memory plan, checked by hand and against the peak memory of real worker processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.poison import POISON, plant
 from kmeans_dask.collection.chunks import plan_chunks
 from kmeans_dask.collection.ingest import finish_collection, ingest_tasks
-from kmeans_dask.colours.quantize import missing_outputs, quantize_tasks
+from kmeans_dask.colours.quantize import QuantizeJob, missing_outputs, quantize_tasks
 from kmeans_dask.config.cluster import Cluster
 from kmeans_dask.config.sections import Config, Input, Quantize
 from kmeans_dask.deploy.client import connect
@@ -48,27 +48,27 @@ def config(**changes: Any) -> Config:
     return Config.model_validate({**sections, **changes})
 
 
-def test_a_plan_by_hand():
+def test_plan_computed_by_hand():
     plan = plan_memory(
         config(), Workers(2, 2, 4000 * MIB), n_items=8192, chunk_rows=512, largest=Largest(10_000, 80_000, 0)
     )
 
-    told = {(demand.stage, demand.what): demand.bytes for demand in plan.demands}
-    assert told["ingest", "chunks"] == 2 * 3 * 512 * 12_288
-    assert told["ingest", "decoding"] == 2 * 11 * 80_000
-    assert told["fit", "rows that are kept"] == 8192 * 12_288 // 2 + 512 * 12_288
-    assert told["fit", "centres and their sums"] == (11 * 4 + 12) * 100 * 12_288
-    assert told["evaluate", "imports and kernels"] == EVALUATING
-    assert plan.total("ingest") == PROCESS + told["ingest", "chunks"] + told["ingest", "decoding"]
+    demands = {(demand.stage, demand.what): demand.bytes for demand in plan.demands}
+    assert demands["ingest", "chunks"] == 2 * 3 * 512 * 12_288
+    assert demands["ingest", "decoding"] == 2 * 11 * 80_000
+    assert demands["fit", "rows kept in memory"] == 8192 * 12_288 // 2 + 512 * 12_288
+    assert demands["fit", "centres and their sums"] == (11 * 4 + 12) * 100 * 12_288
+    assert demands["evaluate", "imports and kernels"] == EVALUATING
+    assert plan.total("ingest") == PROCESS + demands["ingest", "chunks"] + demands["ingest", "decoding"]
     plan.check()
 
 
 QUANTIZED = {"ingest": None, "fit": None, "evaluate": None}
-"""A job that only quantizes."""
+"""Changes that leave a job with only the quantize stage."""
 
 
 @pytest.mark.parametrize(
-    ("settings", "a_pixel", "a_colour"),
+    ("settings", "bytes_per_pixel", "bytes_per_colour"),
     [
         ({"k": [30]}, 12, 36),
         ({"k": [30], "space": "oklab"}, 12, 80),
@@ -76,18 +76,18 @@ QUANTIZED = {"ingest": None, "fit": None, "evaluate": None}
         ({"k": [30], "dither": "ordered", "sample": 0.5}, 12 + 34, 80),
     ],
 )
-def test_what_an_image_takes_while_it_is_quantized(settings: dict[str, Any], a_pixel: int, a_colour: int):
+def test_quantize_memory_per_image(settings: dict[str, Any], bytes_per_pixel: int, bytes_per_colour: int):
     job = config(**QUANTIZED, quantize=settings)
 
     plan = plan_memory(job, Workers(2, 3, 0), n_items=10, chunk_rows=0, largest=Largest(3 * 10**6, 24 * 10**6, 0))
 
-    told = {(demand.stage, demand.what): demand.bytes for demand in plan.demands}
-    an_image = a_pixel * 24 * 10**6 + a_colour * 10**6 + 3 * 10**6
-    assert told["quantize", "decoding and painting"] == 3 * an_image
-    assert plan.total("quantize") == PROCESS + COMPILING + 3 * an_image
+    demands = {(demand.stage, demand.what): demand.bytes for demand in plan.demands}
+    per_image = bytes_per_pixel * 24 * 10**6 + bytes_per_colour * 10**6 + 3 * 10**6
+    assert demands["quantize", "decoding and remapping"] == 3 * per_image
+    assert plan.total("quantize") == PROCESS + COMPILING + 3 * per_image
 
 
-def test_a_shared_palette_takes_merged_tables():
+def test_shared_palette_memory_includes_merged_tables():
     job = config(**QUANTIZED, quantize={"k": [30], "palette": "shared"})
 
     plan = plan_memory(job, Workers(2, 3, 0), n_items=10, chunk_rows=0, largest=Largest(0, 0, 6 * 10**6))
@@ -95,7 +95,7 @@ def test_a_shared_palette_takes_merged_tables():
     assert plan.total("quantize") == PROCESS + COMPILING + 60 * 10**6
 
 
-def test_large_photos_for_which_a_worker_has_no_room_are_refused():
+def test_photos_too_large_for_a_worker_are_refused():
     job = config(**QUANTIZED, quantize={"k": [30], "dither": "ordered"})
     plan = plan_memory(
         job, Workers(2, 2, 2000 * MIB), n_items=10, chunk_rows=0, largest=Largest(3 * 10**6, 24 * 10**6, 0)
@@ -107,7 +107,7 @@ def test_large_photos_for_which_a_worker_has_no_room_are_refused():
         plan.check()
 
 
-def test_how_large_images_are_is_told_by_the_headers_of_some(tmp_path: Path):
+def test_largest_image_is_estimated_from_some_headers(tmp_path: Path):
     Image.new("L", (500, 400)).save(tmp_path / "flat.png")  # many pixels, few bytes
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     for i in range(20):
@@ -123,9 +123,7 @@ def test_how_large_images_are_is_told_by_the_headers_of_some(tmp_path: Path):
     assert largest_image(packed) == Largest(size, 8 * size, size)
 
 
-def test_an_image_that_ends_the_process_which_opens_it_ends_another_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_crash_while_reading_headers_is_isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "images"
     folder.mkdir()
     Image.new("L", (500, 400)).save(folder / "a.png")
@@ -137,41 +135,41 @@ def test_an_image_that_ends_the_process_which_opens_it_ends_another_one(
     assert largest_image(files).pixels == 200_000
 
 
-def test_rows_that_do_not_fit_are_not_kept():
+def test_rows_are_not_kept_if_they_do_not_fit():
     plan = plan_memory(
         config(), Workers(2, 1, 4000 * MIB), n_items=10**6, chunk_rows=512, largest=Largest(10_000, 80_000, 0)
     )
 
-    assert {demand.bytes for demand in plan.demands if demand.what == "rows that are kept"} == {0}
+    assert {demand.bytes for demand in plan.demands if demand.what == "rows kept in memory"} == {0}
     plan.check()
 
 
-def test_a_plan_that_cannot_fit_is_refused_with_the_numbers():
+def test_plan_that_exceeds_memory_is_refused_with_sizes():
     large = config(ingest={"size": [1024, 1024], "mode": "RGB"}, fit={"k": [100]})
     plan = plan_memory(
         large, Workers(4, 1, 8000 * MIB), n_items=10**5, chunk_rows=16, largest=Largest(10**6, 8 * 10**6, 0)
     )
 
-    with pytest.raises(UserError) as said:
+    with pytest.raises(UserError) as raised:
         plan.check()
 
-    assert str(said.value).startswith("fit takes 1")
-    assert "6,400 MiB of its 8,000 MiB may be used (centres and their sums" in str(said.value)
-    assert "give each worker" in str(said.value)
+    assert str(raised.value).startswith("fit takes 1")
+    assert "6,400 MiB of its 8,000 MiB may be used (centres and their sums" in str(raised.value)
+    assert "give each worker" in str(raised.value)
 
 
-def test_workers_of_500_mib_are_refused_before_they_pause():
+def test_workers_of_500_mib_are_refused():
     plan = plan_memory(
         config(fit={"k": [3]}), Workers(2, 1, 500 * MIB), n_items=100, chunk_rows=64, largest=Largest(1000, 8000, 0)
     )
 
     with pytest.raises(
-        UserError, match=r"^evaluate takes 4\d\d MiB of a worker, and 400 MiB of its 500 MiB may be used"
+        UserError, match=r"^evaluate needs 4\d\d MiB per worker, but only 400 MiB of its 500 MiB may be used"
     ):
         plan.check()
 
 
-def test_without_limits_everything_fits():
+def test_everything_fits_without_limits():
     large = config(fit={"k": [100_000]})
     plan = plan_memory(large, Workers(1, 1, 0), n_items=10**6, chunk_rows=512, largest=Largest(1, 8, 0))
 
@@ -179,7 +177,7 @@ def test_without_limits_everything_fits():
     assert megapixels_that_fit(large, plan, "ingest") == 200
 
 
-def test_chunks_are_made_smaller_for_small_workers_but_never_larger():
+def test_chunks_shrink_for_small_workers_but_never_grow():
     job = config()
     assert chunk_limit(job, Workers(2, 1, 0), Largest(10_000, 80_000, 0)) == 8 * MIB
     assert chunk_limit(job, Workers(2, 1, 4000 * MIB), Largest(10_000, 80_000, 0)) == 8 * MIB
@@ -190,7 +188,7 @@ def test_chunks_are_made_smaller_for_small_workers_but_never_larger():
     assert plan_chunks(10**5, job.ingest).chunk_rows == 512
 
 
-def test_a_large_image_that_a_worker_has_no_room_for_is_known():
+def test_megapixels_that_fit_a_worker():
     job = config()
     plan = plan_memory(job, Workers(1, 1, 1000 * MIB), n_items=100, chunk_rows=16, largest=Largest(10, 80, 0))
 
@@ -200,13 +198,13 @@ def test_a_large_image_that_a_worker_has_no_room_for_is_known():
 
 
 def peak() -> int:
-    """Most bytes that this process has had in memory so far."""
+    """Peak resident size of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def test_the_plan_holds_what_worker_processes_take(tmp_path: Path):
-    """Within a third above, and not exceeded by more than a tenth: the allocator rounds, and frees late."""
+def test_plan_covers_measured_worker_memory(tmp_path: Path):
+    """Peaks are 60-110 % of the plan: the allocator rounds up and frees late."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "images"
     folder.mkdir()
@@ -225,10 +223,10 @@ def test_the_plan_holds_what_worker_processes_take(tmp_path: Path):
         workers = workers_of(client)
         assert workers == Workers(1, 1, 3 * 2**30)
         write_manifest(items[:8], tmp_path / "some.parquet")
-        todo = (tmp_path / "some.parquet", tmp_path, Quantize(k=[4]), 0, 10**6)
-        run_tasks(client, quantize_tasks(*todo, missing_outputs(*todo)), print)
-        (painted,) = client.run(peak).values()
-        client.restart()  # what numba takes to compile kernels stays in a process
+        todo = QuantizeJob(tmp_path / "some.parquet", tmp_path, Quantize(k=[4]), 0, 10**6)
+        run_tasks(client, quantize_tasks(todo, missing_outputs(todo)), print)
+        (quantized,) = client.run(peak).values()
+        client.restart()  # memory for compiling numba kernels stays in the process
         run_tasks(client, ingest_tasks(tmp_path / "items.parquet", tmp_path / "c.zarr", job.ingest, job.input), print)
         collection = finish_collection(tmp_path / "items.parquet", tmp_path / "c.zarr", job.ingest, job.input)
         (ingested,) = client.run(peak).values()
@@ -238,6 +236,6 @@ def test_the_plan_holds_what_worker_processes_take(tmp_path: Path):
         (fitted,) = client.run(peak).values()
 
     plan = plan_memory(job, workers, len(items), collection.chunk_rows, largest_image(items))
-    assert 0.6 <= painted / plan.total("quantize") <= 1
+    assert 0.6 <= quantized / plan.total("quantize") <= 1
     assert 0.6 <= ingested / plan.total("ingest") <= 1.1
     assert 0.6 <= fitted / plan.total("fit") <= 1.1

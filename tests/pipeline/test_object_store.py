@@ -1,4 +1,4 @@
-"""Whole jobs with their run folder in an object store: a real S3 server, real worker processes, real kills."""
+"""Whole jobs with the run folder in an object store: a real S3 server, real worker processes, real kills."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kmeans_dask.storage.publish import read_json
 from kmeans_dask.storage.run_folder import RunFolder
 from kmeans_dask.storage.run_record import RunRecord
 from tests.support.images import draw_images, hold_later
-from tests.support.jobs import Said, results_of, write_config
+from tests.support.jobs import Result, results_of, write_config
 from tests.support.processes import Planted, Process
 from tests.support.s3 import S3Server
 
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def bucket(s3: S3Server) -> str:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, bucket: str) -> Path:
-    """Config of a job of four chunks whose run folder is in the bucket; an image of the last chunk can be held."""
+    """Config of a job of four chunks with its run folder in the bucket; one image of the last chunk can be held."""
     folder = tmp_path_factory.mktemp("job")
     draw_images(folder / "images", count=64, side=160, levels=16)
     hold_later(max((folder / "images").rglob("*.png")))
@@ -52,7 +52,7 @@ def job(tmp_path_factory: pytest.TempPathFactory, bucket: str) -> Path:
 
 @pytest.fixture(scope="module")
 def local_copy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """Copy a folder of the store to this machine."""
+    """Copy a folder of the store to a local folder."""
 
     def copy(folder: Path) -> Path:
         here = tmp_path_factory.mktemp("copy") / folder.name
@@ -62,7 +62,7 @@ def local_copy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Pat
     return copy
 
 
-def test_killed_and_run_again_it_gives_what_a_run_on_disk_gives(
+def test_killed_and_resumed_job_equals_a_run_on_disk(
     command: Command,
     start: Callable[..., Process],
     job: Path,
@@ -75,7 +75,7 @@ def test_killed_and_run_again_it_gives_what_a_run_on_disk_gives(
 
     def kill_when(condition: Callable[[], object], *changes: str) -> None:
         process = start("kmeans-dask", "run", job, *changes)
-        process.wait_until(condition, pause=0.05)  # each look is a request
+        process.wait_until(condition, pause=0.05)  # every check is a request
         process.signal_all(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
 
@@ -85,14 +85,14 @@ def test_killed_and_run_again_it_gives_what_a_run_on_disk_gives(
     def parts() -> list[Path]:
         return list(folder.glob("collection.zarr.partial/items/part-*.parquet"))
 
-    kill_when(lambda: len(parts()) == 3, "cluster.threads_per_worker=2")  # the other one has the image that is held
+    kill_when(lambda: len(parts()) == 3, "cluster.threads_per_worker=2")  # the other thread waits for the held image
     assert finished() == set()
     with pytest.raises(UserError, match="is not a finished collection"):
         open_collection(str(folder / "collection.zarr"))
     assert len(parts()) == 3
 
-    said = command("ingest", job, "cluster.kind=threads")
-    assert "ingest: 64 items in 4 chunks of 16 items (0.6 MiB); 1 to do" in said.lines
+    result = command("ingest", job, "cluster.kind=threads")
+    assert "ingest: 64 items in 4 chunks of 16 items (0.6 MiB); 1 to do" in result.lines
     kill_when(lambda: "fit" in finished(), "cluster.kind=threads")
     assert {"ingest", "fit"} <= finished() <= {"ingest", "fit", "evaluate"}
 
@@ -102,7 +102,7 @@ def test_killed_and_run_again_it_gives_what_a_run_on_disk_gives(
     assert "ingest: already finished" in process.output
     assert "fit: already finished" in process.output
     assert process.output.endswith(f"report: {bucket}/small/report.html\n")
-    assert "not-to-be-told" not in process.output
+    assert "not-to-be-logged" not in process.output
 
     assert command("run", job, f"output={job.parent}", "cluster.n_workers=2", "cluster.kind=threads").status == 0
     there, here = local_copy(folder), job.parent / "small"
@@ -110,11 +110,11 @@ def test_killed_and_run_again_it_gives_what_a_run_on_disk_gives(
     for part in ("images", "labels"):
         assert contents(there / "collection.zarr" / part) == contents(here / "collection.zarr" / part)
     assert final(there) == final(here)
-    assert not any(b"not-to-be-told" in content for content in contents(there).values())
+    assert not any(b"not-to-be-logged" in content for content in contents(there).values())
 
 
 def final(folder: Path) -> set[str]:
-    """Names of all files but those that tell how often the command was started."""
+    """Names of all files except those that depend on how often the command was started."""
     return {name for name in contents(folder) if not name.startswith(("quantized.journal/", "drivers/", "logs/"))}
 
 
@@ -122,9 +122,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_commands_take_a_run_by_its_url(
+def test_commands_accept_the_url_of_a_run(
     command: Command, job: Path, bucket: str, images: Path, tmp_path: Path
-):  # of the finished run above
+):  # uses the run of the test above
     run = f"{bucket}/small"
 
     assert "fit" in command("show", run).out
@@ -141,7 +141,7 @@ def test_commands_take_a_run_by_its_url(
     assert command("retry", run).status == 0
 
 
-def test_an_update_copies_what_has_not_changed(
+def test_update_copies_unchanged_chunks(
     command: Command, job: Path, bucket: str, tmp_path: Path, local_copy: Callable[[Path], Path]
 ):
     draw_images(tmp_path / "images", count=70, side=32)
@@ -156,22 +156,22 @@ def test_an_update_copies_what_has_not_changed(
     shutil.copy(tmp_path / "images" / "disc" / "000.png", changed)
     os.utime(changed, (1, 1))
 
-    said = command("run", config)
+    result = command("run", config)
 
-    assert said.status == 0
-    assert "ingest: 70 items in 5 chunks of 16 items (0.6 MiB); 1 to do" in said.lines
+    assert result.status == 0
+    assert "ingest: 70 items in 5 chunks of 16 items (0.6 MiB); 1 to do" in result.lines
     assert command("run", config, f"output={tmp_path / 'runs'}").status == 0
     there = local_copy(location(f"{bucket}/updated/collection.zarr"))
     images = Path("images", "c")
     assert contents(there / images) == contents(tmp_path / "runs" / "updated" / "collection.zarr" / images)
     left = location(f"{bucket}/updated/collection.zarr.partial")
     assert not left.exists()
-    (left / "images" / "c" / "0").write_bytes(b"of a command that was killed while it removed this")
+    (left / "images" / "c" / "0").write_bytes(b"left by a command killed while removing this")
     RunRecord.read(RunFolder(location(f"{bucket}/updated"))).forget("ingest")
     assert "ingest: 70 items in 5 chunks of 16 items (0.6 MiB); 0 to do" in command("run", config).lines
 
 
-def test_a_retry_reads_what_failed(command: Command, bucket: str, tmp_path: Path):
+def test_retry_reads_failed_items(command: Command, bucket: str, tmp_path: Path):
     draw_images(tmp_path / "images", count=4)
     broken = tmp_path / "images" / "disc" / "000.png"
     good = broken.read_bytes()
@@ -183,16 +183,16 @@ def test_a_retry_reads_what_failed(command: Command, bucket: str, tmp_path: Path
     assert command("run", config).status == 0
     broken.write_bytes(good)
 
-    said = command("retry", f"{bucket}/retried")
+    result = command("retry", f"{bucket}/retried")
 
-    assert said.status == 0
-    assert said.lines[0] == "retried: 1 items could not be read, 0 outputs had failed"
+    assert result.status == 0
+    assert result.lines[0] == "retried: retrying 1 items that could not be read and 0 outputs that failed"
     collection = open_collection(f"{bucket}/retried/collection.zarr")
     assert collection.items["status"].to_pylist() == ["ok"] * 4
     assert collection.images.compute(scheduler="sync").any(axis=(1, 2, 3)).all()
 
 
-def test_what_has_lost_its_marker_is_not_finished(bucket: str, tmp_path: Path, command: Command):
+def test_groups_without_marker_are_unfinished(bucket: str, tmp_path: Path, command: Command):
     folder = location(f"{bucket}/small")
     (folder / "collection.zarr" / "zarr.json").unlink()
     (folder / "models" / "kmeans" / "k=3.zarr" / "zarr.json").unlink()
@@ -205,32 +205,32 @@ def test_what_has_lost_its_marker_is_not_finished(bucket: str, tmp_path: Path, c
 
 @pytest.fixture
 def locked(bucket: str) -> Iterator[None]:
-    """The server lets in only those whom it knows, and it knows nobody."""
+    """Make the server reject all credentials."""
 
-    def let_in(requests: str) -> None:
+    def set_unauthenticated_requests(requests: str) -> None:
         url = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
         headers = {"Content-Type": "text/plain"}
         urllib.request.urlopen(urllib.request.Request(url, requests.encode(), headers)).close()
 
-    let_in("0")
+    set_unauthenticated_requests("0")
     yield
-    let_in("inf")
+    set_unauthenticated_requests("inf")
 
 
-def test_wrong_credentials_are_one_line(command: Command, job: Path, bucket: str, locked: None):
+def test_invalid_credentials_are_one_line(command: Command, job: Path, bucket: str, locked: None):
     run = f"{bucket}/small"
     for arguments in (("run", job), ("show", run), ("status", run), ("retry", run), ("predict", run, "images")):
-        said = command(*arguments)
-        assert said.status == 2
-        assert len(said.lines) == 1
-        assert "check the bucket and the credentials" in said.err
-        assert "not-to-be-told" not in said.err
+        result = command(*arguments)
+        assert result.status == 2
+        assert len(result.lines) == 1
+        assert "check the bucket and the credentials" in result.err
+        assert "not-to-be-logged" not in result.err
 
 
-def test_a_missing_bucket_is_one_line(command: Command, job: Path):
-    said = command("run", job, "output=s3://none/runs")
-    assert said.status == 2
-    assert said.lines == [
+def test_missing_bucket_is_one_line(command: Command, job: Path):
+    result = command("run", job, "output=s3://none/runs")
+    assert result.status == 2
+    assert result.lines == [
         "kmeans-dask: cannot use s3://none/runs/small: The specified bucket does not exist; check the bucket and the "
         "credentials, which are found as fsspec finds them"
     ]
@@ -238,10 +238,10 @@ def test_a_missing_bucket_is_one_line(command: Command, job: Path):
 
 @pytest.mark.parametrize("url", ["memory://runs", "https://x/runs", "sftp://x/runs", "s3://", "s3://a/b*"])
 def test_other_urls_are_refused(command: Command, job: Path, url: str):
-    said = command("run", job, f"output={url}")
+    result = command("run", job, f"output={url}")
 
-    assert said.status == 2
-    assert said.lines == [
+    assert result.status == 2
+    assert result.lines == [
         f"kmeans-dask: {job}: output={url!r}: must be a folder, or the URL of a bucket: s3://, gs://, az://, abfs://"
     ]
     assert command("show", url).status == 2

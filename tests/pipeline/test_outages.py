@@ -1,4 +1,4 @@
-"""What a job reads from or writes to goes away amid it: one line, exit status 1, and the same command goes on."""
+"""Input or output disappears during a job: one line, exit status 1, and a rerun resumes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from s3fs import S3FileSystem
 
 from kmeans_dask.pipeline.driver.failures import StoreLostError
 from kmeans_dask.pipeline.driver.session import holding
-from kmeans_dask.sources.kinds.locations import lost_place
+from kmeans_dask.sources.kinds.locations import unavailable_folder
 from kmeans_dask.storage.object_store import location
 from kmeans_dask.storage.publish import read_json
 from kmeans_dask.storage.run_folder import RunFolder
 from tests.support.images import draw_images, hold_later
-from tests.support.jobs import Said, results_of, write_config
+from tests.support.jobs import Result, results_of, write_config
 from tests.support.processes import Planted, Process
 
 FILE_SYSTEMS: list[dict[str, Any]] = []
-"""Those of each store, which fsspec keeps for a process, whatever the environment says: collected as garbage they would
-complain of a connection to a dead server."""
+"""Keeps the file systems of all stores alive, which fsspec caches per process whatever the environment: if they were
+garbage collected, they would complain about connections to dead servers."""
 
 SERVER = """
 import sys, threading
@@ -52,7 +52,7 @@ main(["-H", "127.0.0.1", "-p", sys.argv[1]])
 
 
 class Store:
-    """An S3 server that can be killed, and be started again with what it had: it keeps a record of all requests."""
+    """An S3 server that can be killed and restarted with its content, by replaying a record of all requests."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -72,21 +72,21 @@ class Store:
             time.sleep(0.05)
         requests = self._folder / "requests"
         if requests.exists():
-            requests.write_bytes(requests.read_bytes().rpartition(b"\n")[0] + b"\n")  # the last may be cut off
-            self.ask("recorder/replay-recording")
+            requests.write_bytes(requests.read_bytes().rpartition(b"\n")[0] + b"\n")  # the last one may be truncated
+            self.manage("recorder/replay-recording")
 
     def _answers(self) -> bool:
         with socket.socket() as connection:
             return connection.connect_ex(("127.0.0.1", self._port)) == 0
 
-    def ask(self, what: str, body: str = "") -> None:
-        """Ask the server itself, not the store."""
+    def manage(self, what: str, body: str = "") -> None:
+        """Send a request to the management API of the server."""
         headers = {"Content-Type": "text/plain"}
         urllib.request.urlopen(urllib.request.Request(f"{self.url}/moto-api/{what}", body.encode(), headers)).close()
 
-    def let_in(self, requests: str) -> None:
-        """Let in whoever comes, for so many requests; then only those whom it knows, and it knows nobody."""
-        self.ask("reset-auth", requests)
+    def accept(self, requests: str) -> None:
+        """Accept any credentials for a number of requests, and none afterwards."""
+        self.manage("reset-auth", requests)
 
     def stop_answering(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
@@ -97,7 +97,7 @@ class Store:
 
 
 def free_port() -> int:
-    """Find a port below those that the system gives away: it stays free while the server is dead."""
+    """Find a free port below the ephemeral range, which stays free while the server is dead."""
     for port in range(20_000 + os.getpid() % 10_000, 32_000):
         with socket.socket() as free, suppress(OSError):
             free.bind(("127.0.0.1", port))
@@ -107,12 +107,12 @@ def free_port() -> int:
 
 @pytest.fixture
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A store for one test, which may leave it dead."""
+    """A separate store for one test, which may leave it dead."""
     store = Store(tmp_path_factory.mktemp("store"))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "AWS_ENDPOINT_URL": store.url, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "not-to-be-told",
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",  # s3fs itself tries five times, in two seconds
+            "AWS_ENDPOINT_URL": store.url, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "not-to-be-logged",
+            "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",  # s3fs itself retries five times in two seconds
         }.items():  # fmt: skip
             patch.setenv(name, value)
         FILE_SYSTEMS.append({})
@@ -124,7 +124,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 @pytest.fixture
 def config(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Path:
-    """Config of a job of two chunks that reads from the store and writes there; an image of the second can be held."""
+    """Config of a job of two chunks that reads from and writes to the store; one image of the second can be held."""
     folder = tmp_path_factory.mktemp("job")
     draw_images(folder / "images", count=32, side=160, levels=16)
     hold_later(max((folder / "images").rglob("*.png")))
@@ -144,8 +144,8 @@ def config(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Path:
     )
 
 
-def test_a_store_that_is_killed_or_lets_nobody_in(
-    command: Callable[..., Said],
+def test_store_that_is_killed_or_denies_access(
+    command: Callable[..., Result],
     start: Callable[..., Process],
     planted: Planted,
     store: Store,
@@ -162,39 +162,39 @@ def test_a_store_that_is_killed_or_lets_nobody_in(
         planted.let_go()
         assert process.wait() == 1, process.output
         assert "Traceback" not in process.output
-        assert "not-to-be-told" not in process.output
+        assert "not-to-be-logged" not in process.output
         *_, last = process.output.splitlines()
-        assert last.endswith("; the same command goes on from here")
+        assert last.endswith("; rerun the same command to resume")
         return last
 
-    # of two threads one does what it can, while the other has the image that is held
+    # one of two threads finishes its work, while the other waits for the held image
     parts = "collection.zarr.partial/items/part-*.parquet"
     killed = lose_when(
         lambda: list(folder.glob(parts)), store.kill, "cluster.kind=local", "cluster.threads_per_worker=2"
     )
     store.start()
     assert command("ingest", config).status == 0
-    refused = lose_when(lambda: "fit" in read_json(folder / "run.json")["stages"], lambda: store.let_in("0"))
-    store.let_in("inf")
+    refused = lose_when(lambda: "fit" in read_json(folder / "run.json")["stages"], lambda: store.accept("0"))
+    store.accept("inf")
     assert 'Could not connect to the endpoint URL: "' in killed
     assert "Forbidden" in refused or "The AWS Access Key Id you provided does not exist in our records" in refused
 
-    said = command("run", config)
-    assert said.status == 0, said.err
-    assert {"ingest: finished before", "fit: finished before"} <= {*said.lines}
+    result = command("run", config)
+    assert result.status == 0, result.err
+    assert {"ingest: already finished", "fit: already finished"} <= {*result.lines}
     assert command("run", config, f"output={tmp_path}").status == 0
     folder.fs.get(folder.path, str(tmp_path / "copy"), recursive=True)  # type: ignore[attr-defined]
     assert results_of(tmp_path / "copy") == results_of(tmp_path / "small")
 
 
-def test_the_line_that_ends_a_job_is_the_last(store: Store, caplog: pytest.LogCaptureFixture):
+def test_final_error_is_the_last_line(store: Store, caplog: pytest.LogCaptureFixture):
     hearts = []
 
     def work() -> None:
         with holding(RunFolder(location("s3://outages/runs/heart")), "kmeans-dask run"):
             hearts.extend(thread for thread in threading.enumerate() if thread.name == "heartbeat")
             store.stop_answering()
-            time.sleep(1.5)  # more than a beat: it waits for an answer
+            time.sleep(1.5)  # longer than one beat: the heartbeat waits for an answer
             raise StoreLostError("the last line")
 
     with pytest.raises(StoreLostError, match="the last line"):
@@ -206,17 +206,17 @@ def test_the_line_that_ends_a_job_is_the_last(store: Store, caplog: pytest.LogCa
     assert [line for line in caplog.messages if "cannot be reached" in line] == []
 
 
-def test_a_source_in_a_store_that_lets_nobody_in(store: Store):
+def test_source_in_a_store_that_denies_access(store: Store):
     boto3.client("s3").put_object(Bucket="outages", Key="images/a.png", Body=b"an image")
 
-    assert lost_place(b"s3://outages/images/a.png") is None
-    assert lost_place(b"s3://outages/images/a.png.gone") is None
-    assert lost_place(b"s3://outages/emptied/a.png") == "s3://outages/emptied (outages/emptied)"
-    store.let_in("0")
-    assert lost_place(b"s3://outages/images/a.png") == "s3://outages/images (Forbidden)"
+    assert unavailable_folder(b"s3://outages/images/a.png") is None
+    assert unavailable_folder(b"s3://outages/images/a.png.gone") is None
+    assert unavailable_folder(b"s3://outages/emptied/a.png") == "s3://outages/emptied (outages/emptied)"
+    store.accept("0")
+    assert unavailable_folder(b"s3://outages/images/a.png") == "s3://outages/images (Forbidden)"
 
 
-def test_a_source_that_goes_away_is_no_bad_image(command: Callable[..., Said], images: Path, tmp_path: Path):
+def test_missing_source_is_not_a_bad_image(command: Callable[..., Result], images: Path, tmp_path: Path):
     source = tmp_path / "images"
     shutil.copytree(images, source)
     (source / "bar" / "damaged.png").write_bytes(b"no image")
@@ -226,14 +226,14 @@ def test_a_source_that_goes_away_is_no_bad_image(command: Callable[..., Said], i
     (source / "bar" / "001.png").unlink()
     source.rename(tmp_path / "elsewhere")
 
-    for empty in (source, source / "bar"):  # as a file system that is not mounted, and as one of several
+    for empty in (source, source / "bar"):  # an unmounted file system, and one of several
         empty.mkdir()
-        said = command("quantize", config)
-        assert said.status == 1
-        *_, last = said.lines
-        assert last.startswith(f"kmeans-dask: the input went away: {source}/")
-        assert last.endswith("is its file system still mounted?); the same command goes on from here")
-        assert "Traceback" not in said.err
+        result = command("quantize", config)
+        assert result.status == 1
+        *_, last = result.lines
+        assert last.startswith(f"kmeans-dask: the input became unavailable: {source}/")
+        assert last.endswith("is its file system still mounted?); rerun the same command to resume")
+        assert "Traceback" not in result.err
 
     shutil.rmtree(source)
     (tmp_path / "elsewhere").rename(source)

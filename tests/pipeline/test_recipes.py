@@ -1,4 +1,4 @@
-"""Every stage on a small real folder, by its own main() and by the one command for all."""
+"""Every stage on a small folder of images, one by one and by the one command for all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MODELS = [("kmeans", 3), ("kmeans", 5), ("minibatch", 3), ("minibatch", 5)]
 
 @pytest.fixture(scope="module")
 def by_stage(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of five calls, one a stage."""
+    """Run folder of five calls, one per stage."""
     folder = tmp_path_factory.mktemp("by_stage")
     config = str(write_config(folder, images))
     for stage in (ingest, fit, evaluate, quantize, report):
@@ -46,7 +46,7 @@ def by_stage(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def at_once(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of one call, on other workers, without a report."""
+    """Run folder of a single call, on other workers, without a report."""
     folder = tmp_path_factory.mktemp("at_once")
     config = write_config(folder, images, cluster={"kind": "local", "n_workers": 1}, report=None)
     assert main.main(["run", str(config)]) == 0
@@ -54,7 +54,7 @@ def at_once(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, source: Path, **changes: Any) -> Path:
-    """Run all stages but quantize and report, unless they are asked for, and return the run folder."""
+    """Run all stages except quantize and report, unless ``changes`` add them, and return the run folder."""
     config = write_config(folder, source, **{"quantize": None, "report": None, **changes})
     assert main.main(["run", str(config)]) == 0
     return folder / "runs" / "small"
@@ -64,7 +64,7 @@ def clusters_of(run_folder: Path) -> dict[str, list[Any]]:
     return pq.read_table(run_folder / "clusters.parquet").to_pydict()
 
 
-def test_the_run_folder_holds_everything(by_stage: Path):
+def test_run_folder_contents(by_stage: Path):
     names = {path.name for path in by_stage.iterdir()}
     assert names >= {
         "clusters.parquet", "collection.zarr", "config.yaml", "items.csv", "manifest.parquet", "metrics.json", "models",
@@ -73,24 +73,24 @@ def test_the_run_folder_holds_everything(by_stage: Path):
     assert sorted(str(path.relative_to(by_stage)) for path in by_stage.glob("models/*/*")) == [
         f"models/{algorithm}/k={k}.zarr" for algorithm, k in MODELS
     ]
-    assert [path for path in by_stage.rglob("*") if "part" in path.name] == []  # no parts left, nothing half-written
+    assert [path for path in by_stage.rglob("*") if "part" in path.name] == []  # no parts and no partial files are left
 
 
-def test_the_record_tells_how_it_was_made(by_stage: Path):
+def test_run_record(by_stage: Path):
     record = read_json(by_stage / "run.json")
 
     assert record["state"] == "finished"
     assert record["seed"] == 0
     assert list(record["stages"]) == ["listing", "ingest", "fit", "evaluate", "quantize", "report"]
-    told = record["stages"]["ingest"]["summary"]
-    assert told.pop("content").isalnum()
-    assert told == {"items": 60, "failed": 0, "chunks": 1, "changes": {}}
+    summary = record["stages"]["ingest"]["summary"]
+    assert summary.pop("content").isalnum()
+    assert summary == {"items": 60, "failed": 0, "chunks": 1, "changes": {}}
     assert record["stages"]["fit"]["summary"] == {"rows": 48, "models": 4, "fitted": 4, "updated": 0}
     assert record["stages"]["quantize"]["summary"] == {"items": 60, "failed": 0, "outputs": 120}
     assert yaml.safe_load((by_stage / "config.yaml").read_text())["fit"]["k"] == [3, 5]
 
 
-def test_the_collection_holds_the_images(by_stage: Path, images: Path):
+def test_collection_contents(by_stage: Path, images: Path):
     collection = open_collection(by_stage / "collection.zarr")
 
     assert collection.images.shape == (60, 16, 16, 3)
@@ -104,7 +104,7 @@ def test_the_collection_holds_the_images(by_stage: Path, images: Path):
     assert np.array_equal(pixels, expected)
 
 
-def test_stages_one_by_one_are_the_same_as_all_at_once(by_stage: Path, at_once: Path):
+def test_single_stages_equal_one_run(by_stage: Path, at_once: Path):
     for algorithm, k in MODELS:
         one, other = (read_model(folder / "models" / algorithm / f"k={k}.zarr") for folder in (by_stage, at_once))
         assert one.centres.tobytes() == other.centres.tobytes()
@@ -115,7 +115,7 @@ def test_stages_one_by_one_are_the_same_as_all_at_once(by_stage: Path, at_once: 
     assert not (at_once / "report.html").exists()
 
 
-def test_one_row_an_item_in_the_table_of_clusters(by_stage: Path):
+def test_clusters_table_has_one_row_per_item(by_stage: Path):
     rows = clusters_of(by_stage)
     names = [f"{algorithm}_k{k}_{value}" for algorithm, k in MODELS for value in ("cluster", "distance")]
     labels = [f"{algorithm}_k{k}_label" for algorithm, k in MODELS]
@@ -127,7 +127,7 @@ def test_one_row_an_item_in_the_table_of_clusters(by_stage: Path):
         assert set(rows[f"{algorithm}_k{k}_cluster"]) <= set(range(k))
 
 
-def test_clusters_and_distances_are_those_of_the_centres(by_stage: Path):
+def test_clusters_and_distances_match_the_centres(by_stage: Path):
     rows = clusters_of(by_stage)
     pixels = open_collection(by_stage / "collection.zarr").images.compute(scheduler="sync").reshape(60, -1)
     for algorithm, k in MODELS:
@@ -137,7 +137,7 @@ def test_clusters_and_distances_are_those_of_the_centres(by_stage: Path):
         np.testing.assert_allclose(rows[f"{algorithm}_k{k}_distance"], np.sqrt(squared.min(axis=1)), rtol=1e-6)
 
 
-def test_metrics_are_those_of_scikit_learn(by_stage: Path):
+def test_metrics_match_scikit_learn(by_stage: Path):
     rows = {name: np.array(values) for name, values in clusters_of(by_stage).items()}
     metrics = read_json(by_stage / "metrics.json")
     train, held = rows["split"] == "train", rows["split"] == "holdout"
@@ -162,7 +162,7 @@ def test_metrics_are_those_of_scikit_learn(by_stage: Path):
         assert row["iterations"] >= 1
 
 
-def test_the_label_of_a_cluster_is_that_of_most_of_its_fitted_items(by_stage: Path):
+def test_cluster_label_is_the_majority_of_its_fitted_items(by_stage: Path):
     rows = {name: np.array(values) for name, values in clusters_of(by_stage).items()}
     for algorithm, k in MODELS:
         model = read_model(by_stage / "models" / algorithm / f"k={k}.zarr")
@@ -175,15 +175,15 @@ def test_the_label_of_a_cluster_is_that_of_most_of_its_fitted_items(by_stage: Pa
             assert set(rows[f"{algorithm}_k{k}_label"][here]) == {names[counts.argmax()]}
 
 
-def test_three_kinds_of_pictures_are_three_clusters(by_stage: Path):
-    """Discs, bars and rings of different colours: whoever gets these wrong has not clustered at all."""
+def test_three_shapes_are_three_clusters(by_stage: Path):
+    """Discs, bars and rings of different colours, which any working clustering separates."""
     (metrics,) = [row for row in read_json(by_stage / "metrics.json") if (row["algorithm"], row["k"]) == MODELS[0]]
 
     assert metrics["accuracy_train"] == metrics["accuracy_holdout"] == 1.0
     assert metrics["v_measure"] == pytest.approx(1.0)
 
 
-def test_items_csv_has_one_row_an_item(by_stage: Path):
+def test_items_csv_has_one_row_per_item(by_stage: Path):
     with open(by_stage / "items.csv", newline="") as file:
         rows = list(csv.DictReader(file))
 
@@ -191,7 +191,7 @@ def test_items_csv_has_one_row_an_item(by_stage: Path):
     assert {(row["status"], row["error"]) for row in rows} == {("ok", "")}
 
 
-def test_quantized_images_have_the_same_paths_and_few_colours(by_stage: Path, images: Path):
+def test_quantized_images_keep_paths_and_have_few_colours(by_stage: Path, images: Path):
     paths = sorted(path.relative_to(images) for path in images.rglob("*.png"))
     for k in (2, 6):
         folder = by_stage / "quantized" / str(k)
@@ -204,7 +204,7 @@ def test_quantized_images_have_the_same_paths_and_few_colours(by_stage: Path, im
             assert 2 <= len(colours) <= k
 
 
-def test_the_table_of_quantized_images_is_true(by_stage: Path, images: Path):
+def test_quantized_table_matches_the_images(by_stage: Path, images: Path):
     rows = pq.read_table(by_stage / "quantized.parquet").to_pylist()
 
     assert [(row["path"], row["k"]) for row in rows] == [
@@ -220,7 +220,7 @@ def test_the_table_of_quantized_images_is_true(by_stage: Path, images: Path):
         assert row["status"] == "ok"
 
 
-def test_the_pictures_of_the_report_are_files_too(by_stage: Path):
+def test_report_plots_are_written_as_files(by_stage: Path):
     of_models = {f"{what}-{a}-k{k}" for a, k in MODELS for what in ("centres", "confusion")}
     names = {"samples", "label-counts", "curves", "before-after"} | of_models
 
@@ -231,10 +231,10 @@ def test_the_pictures_of_the_report_are_files_too(by_stage: Path):
             assert len(image.convert("RGB").getcolors(2**24) or []) > 2  # not an empty sheet
 
 
-def test_a_holdout_folder_is_scored_and_never_fitted(images: Path, tmp_path: Path):
+def test_holdout_folder_is_scored_but_not_fitted(images: Path, tmp_path: Path):
     draw_images(tmp_path / "other", count=9)
-    wrong = Image.new("RGB", (24, 24), "white")
-    wrong.save(tmp_path / "other" / "disc" / "white.png")
+    white = Image.new("RGB", (24, 24), "white")
+    white.save(tmp_path / "other" / "disc" / "white.png")
 
     folder = run(tmp_path, images, input={"path": str(images), "holdout": str(tmp_path / "other")}, fit={"k": 3})
 
@@ -246,11 +246,11 @@ def test_a_holdout_folder_is_scored_and_never_fitted(images: Path, tmp_path: Pat
     (metrics,) = read_json(folder / "metrics.json")
     assert metrics["accuracy_train"] == 1.0
     assert metrics["accuracy_holdout"] in (0.9, 1.0)
-    # the white picture is far from all centres: had it been fitted, one of the three would be white
+    # the white image is far from all centres: if it were fitted, one of the three would be white
     assert max(rows["kmeans_k3_distance"][60:]) > 2 * max(rows["kmeans_k3_distance"][:60])
 
 
-def test_without_labels_there_are_clusters_but_no_scores(images: Path, tmp_path: Path):
+def test_unlabelled_images_have_clusters_but_no_scores(images: Path, tmp_path: Path):
     folder = run(tmp_path, images, input={"path": str(images), "labels": "none"}, report={"samples": 4})
 
     rows = clusters_of(folder)
@@ -272,7 +272,7 @@ def test_grey_images(images: Path, tmp_path: Path):
     assert (folder / "sheets" / "centres-kmeans-k3.png").exists()
 
 
-def test_the_stock_engine(images: Path, tmp_path: Path):
+def test_dask_ml_engine(images: Path, tmp_path: Path):
     folder = run(tmp_path, images, fit={"k": [3, 5], "engine": "dask-ml"})
 
     rows = {name: np.array(values) for name, values in clusters_of(folder).items()}
@@ -282,7 +282,7 @@ def test_the_stock_engine(images: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("init", ["k-means++", "random"])
-def test_other_starts(images: Path, tmp_path: Path, init: str):
+def test_other_inits(images: Path, tmp_path: Path, init: str):
     folder = run(tmp_path, images, fit={"k": 3, "init": init, "n_init": 4, "algorithm": ["minibatch", "kmeans"]})
 
     for algorithm in ("minibatch", "kmeans"):
@@ -319,7 +319,7 @@ def test_only_ingest(images: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("name", "items"), [("digits", 1797), ("photos", 2)])
-def test_the_images_that_need_no_download(tmp_path: Path, name: str, items: int):
+def test_builtin_images(tmp_path: Path, name: str, items: int):
     source = {"builtin": name, "holdout": 0.2 if name == "digits" else None}
     settings = {"ingest": {"size": [8, 8], "mode": "L"}, "fit": {"k": 2 if name == "photos" else 20}}
 
@@ -330,4 +330,4 @@ def test_the_images_that_need_no_download(tmp_path: Path, name: str, items: int)
     if name == "digits":
         (metrics,) = read_json(folder / "metrics.json")
         assert set(rows["label"]) == set("0123456789")
-        assert 0.7 < metrics["accuracy_holdout"] < 1  # ten clusters give 0.8
+        assert 0.7 < metrics["accuracy_holdout"] < 1  # with ten clusters it is 0.8

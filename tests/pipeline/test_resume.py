@@ -1,4 +1,4 @@
-"""The same command again finishes what is missing, and repeats nothing that is finished."""
+"""Rerunning the same command finishes what is missing and repeats no finished work."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from kmeans_dask.models.model import read_model
 from kmeans_dask.pipeline.resume import STAGES
 from kmeans_dask.storage.publish import read_json, remove, write_json
 from tests.support.images import draw_images
-from tests.support.jobs import Run, Said, files_of, results_of, write_config
+from tests.support.jobs import Result, Run, files_of, results_of, write_config
 from tests.support.processes import Planted, Process
 
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of a job without a report, which tests must not write to."""
+    """Run folder of a finished job without a report; tests must not write to it."""
     config = write_config(tmp_path_factory.mktemp("finished"), images, report=None)
     assert main.main(["run", str(config)]) == 0
     return folder_of(config)
@@ -36,7 +36,7 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def job(images: Path, finished: Path, tmp_path: Path) -> Path:
-    """Config of a job without a report, which has been run."""
+    """Config of a finished job without a report; its run folder is a copy."""
     config = write_config(tmp_path, images, report=None)
     shutil.copytree(finished, folder_of(config))
     return config
@@ -46,34 +46,36 @@ def folder_of(config: Path) -> Path:
     return config.parent / "runs" / "small"
 
 
-def test_the_same_command_again_repeats_nothing(command: Command, images: Path, whole_run: Run, tmp_path: Path):
+def test_rerun_of_a_finished_job_does_nothing(command: Command, images: Path, whole_run: Run, tmp_path: Path):
     config = write_config(tmp_path, images)
     shutil.copytree(whole_run.folder, folder_of(config))
     before = files_of(folder_of(config))
 
-    said = command("run", config)
+    result = command("run", config)
 
     changed = {name for name, facts in files_of(folder_of(config)).items() if facts != before[name]}
-    assert said.status == 0
-    assert said.lines == [f"{stage}: finished before" for stage in STAGES]
+    assert result.status == 0
+    assert result.lines == [f"{stage}: already finished" for stage in STAGES]
     assert changed == {"config.yaml", "run.json"}
-    assert said.out == f"report: {folder_of(config) / 'report.html'}\n"
+    assert result.out == f"report: {folder_of(config) / 'report.html'}\n"
 
 
-def test_where_the_tasks_run_is_no_change(command: Command, job: Path):
-    assert command("run", job, "cluster.n_workers=1").lines == [f"{stage}: finished before" for stage in STAGES[:-1]]
+def test_changed_cluster_reruns_nothing(command: Command, job: Path):
+    finished = [f"{stage}: already finished" for stage in STAGES if stage != "report"]
+
+    assert command("run", job, "cluster.n_workers=1").lines == finished
 
 
-def test_another_k_leaves_the_other_models_as_they_are(command: Command, job: Path):
+def test_adding_k_keeps_other_models(command: Command, job: Path):
     folder = folder_of(job)
     before = files_of(folder)
 
-    said = command("run", job, "fit.k=[3,4,5]")
+    result = command("run", job, "fit.k=[3,4,5]")
 
     after = files_of(folder)
-    assert said.status == 0
-    assert "fit: the config changed, so it is done again: fit.k was [3, 5], is now [3, 4, 5]" in said.lines
-    assert any(line.startswith("fit: 2 models of 48 rows") for line in said.lines)
+    assert result.status == 0
+    assert "fit: the config changed; running it again: fit.k was [3, 5], is now [3, 4, 5]" in result.lines
+    assert any(line.startswith("fit: 2 models of 48 rows") for line in result.lines)
     kept = [name for name in before if name.startswith(("models/", "collection.zarr/", "quantized/"))]
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
     assert {str(path.relative_to(folder)) for path in folder.glob("models/*/k=4.zarr")} == {
@@ -84,7 +86,7 @@ def test_another_k_leaves_the_other_models_as_they_are(command: Command, job: Pa
     assert "kmeans_k4_cluster" in pq.read_schema(folder / "clusters.parquet").names
 
 
-def test_a_k_fitted_later_is_the_same_as_one_fitted_with_the_others(command: Command, images: Path, job: Path):
+def test_k_added_later_gives_the_same_model(command: Command, images: Path, job: Path):
     (job.parent / "other").mkdir()
     later = write_config(job.parent / "other", images, report=None)
 
@@ -94,18 +96,18 @@ def test_a_k_fitted_later_is_the_same_as_one_fitted_with_the_others(command: Com
     assert results_of(folder_of(later)) == results_of(folder_of(job))
 
 
-def test_fewer_k_are_no_work_for_fit(command: Command, job: Path):
+def test_removing_k_fits_nothing(command: Command, job: Path):
     before = files_of(folder_of(job) / "models")
 
-    said = command("run", job, "fit.k=5")
+    result = command("run", job, "fit.k=5")
 
-    assert any(line.startswith("fit: 0 models") for line in said.lines)
+    assert any(line.startswith("fit: 0 models") for line in result.lines)
     assert files_of(folder_of(job) / "models") == before
     assert [row["k"] for row in read_json(folder_of(job) / "metrics.json")] == [5, 5]
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "reason"),
     [
         ("seed=1", "seed was 0, is now 1"),
         ("fit.init=random", "fit.init was 'k-means||', is now 'random'"),
@@ -113,19 +115,19 @@ def test_fewer_k_are_no_work_for_fit(command: Command, job: Path):
         ("ingest.size=[8,8]", "ingest.size was [16, 16], is now [8, 8]"),
     ],
 )
-def test_a_changed_config_is_said_and_fitted_again(command: Command, images: Path, job: Path, override: str, told: str):
+def test_changed_config_is_logged_and_refitted(command: Command, images: Path, job: Path, override: str, reason: str):
     before = files_of(folder_of(job) / "models")
     (job.parent / "other").mkdir()
     other = write_config(job.parent / "other", images, report=None)
 
-    said = command("run", job, override)
+    result = command("run", job, override)
 
-    assert said.status == 0
-    assert any("the config changed, so it is done again:" in line and told in line for line in said.lines)
+    assert result.status == 0
+    assert any("the config changed; running it again:" in line and reason in line for line in result.lines)
     after = files_of(folder_of(job) / "models")
     assert after.keys() == before.keys()
     assert all(after[name] != before[name] for name in before)
-    assert command("run", other, override).status == 0  # as if the first config had never been
+    assert command("run", other, override).status == 0  # with no earlier config
     assert results_of(folder_of(job)) == results_of(folder_of(other))
 
 
@@ -133,18 +135,18 @@ def test_fresh_starts_over(command: Command, job: Path):
     before, results = files_of(folder_of(job)), results_of(folder_of(job))
     (folder_of(job) / "quantized" / "stray.txt").write_text("from an earlier run")
 
-    said = command("run", job, "--fresh")
+    result = command("run", job, "--fresh")
 
     after = files_of(folder_of(job))
-    assert said.status == 0
-    assert not any("finished before" in line for line in said.lines)
+    assert result.status == 0
+    assert not any("already finished" in line for line in result.lines)
     assert not (folder_of(job) / "quantized" / "stray.txt").exists()
     assert [name for name in before.keys() & after.keys() if before[name] == after[name]] == []
     assert results_of(folder_of(job)) == results
 
 
 def forget(folder: Path, *stages: str) -> None:
-    """Take stages out of the record, as if they had been killed before their end."""
+    """Remove stages from the record, as if they had been killed before they finished."""
     record = read_json(folder / "run.json")
     write_json(
         folder / "run.json", {**record, "stages": {s: e for s, e in record["stages"].items() if s not in stages}}
@@ -158,14 +160,14 @@ def test_killed_between_two_models(command: Command, job: Path):
     remove(folder / "models" / "kmeans" / "k=5.zarr")
     kept = files_of(folder / "models" / "kmeans" / "k=3.zarr")
 
-    said = command("run", job)
+    result = command("run", job)
 
-    assert any(line.startswith("fit: 1 models of 48 rows") for line in said.lines)
+    assert any(line.startswith("fit: 1 models of 48 rows") for line in result.lines)
     assert files_of(folder / "models" / "kmeans" / "k=3.zarr") == kept
     assert results_of(folder) == results
 
 
-def test_a_model_that_cannot_be_opened_is_fitted_again(command: Command, job: Path):
+def test_unreadable_model_is_refitted(command: Command, job: Path):
     folder = folder_of(job)
     results = results_of(folder)
     forget(folder, "fit")
@@ -176,13 +178,13 @@ def test_a_model_that_cannot_be_opened_is_fitted_again(command: Command, job: Pa
     assert results_of(folder) == results
 
 
-def test_what_is_half_written_is_not_taken_as_finished(command: Command, job: Path):
+def test_partial_files_do_not_count_as_finished(command: Command, job: Path):
     folder = folder_of(job)
     results = results_of(folder)
     forget(folder, *STAGES)
     left = f".{uuid4().hex}.partial"
     (folder / "models" / "kmeans" / left).mkdir()
-    (folder / "quantized" / "2" / left).write_bytes(b"half a picture")
+    (folder / "quantized" / "2" / left).write_bytes(b"half an image")
     write_json(folder / "run.json", read_json(folder / "run.json") | {"state": "running"})
     (folder / "collection.zarr").rename(folder / "collection.zarr.partial")  # killed before the last rename
     (folder / "clusters.parts").mkdir()
@@ -190,10 +192,10 @@ def test_what_is_half_written_is_not_taken_as_finished(command: Command, job: Pa
     for name in ("clusters.parquet", "items.csv", "quantized.parquet", "metrics.json"):
         (folder / name).unlink()
 
-    said = command("run", job)
+    result = command("run", job)
 
-    assert said.status == 0
-    assert any(line.startswith("fit: 0 models of 48 rows") for line in said.lines)
+    assert result.status == 0
+    assert any(line.startswith("fit: 0 models of 48 rows") for line in result.lines)
     assert results_of(folder) == results
     assert not list(folder.rglob(left))
 
@@ -207,7 +209,7 @@ class KilledAfterFour(checkpoint.Checkpoint):
     writes = 0
 
     def write(self, states):
-        self._next = 0.0  # keep the state after every pass
+        self._next = 0.0  # write the state after every pass
         super().write(states)
         KilledAfterFour.writes += 1
         if KilledAfterFour.writes == 4:
@@ -215,7 +217,7 @@ class KilledAfterFour(checkpoint.Checkpoint):
 
 import kmeans_dask.pipeline.stages.fit
 kmeans_dask.pipeline.stages.fit.Checkpoint = KilledAfterFour
-main.main(["run", sys.argv[1], "cluster.kind=threads", *sys.argv[2:]])
+cli.main(["run", sys.argv[1], "cluster.kind=threads", *sys.argv[2:]])
 """
 
 
@@ -235,12 +237,12 @@ def test_killed_between_two_passes(command: Command, images: Path, tmp_path: Pat
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     state = folder / "models" / algorithm / "unfinished.npz"
     assert state.exists()
-    with np.load(state) as file:  # what was counted of the first pass is in the result: it was not made again
+    with np.load(state) as file:  # double the inertia of the first pass: a resumed fit keeps it
         arrays = dict(file)
-    told = json.loads(str(arrays["told"]))
-    told["states"][-1]["history"][0] *= 2
+    meta = json.loads(str(arrays["told"]))
+    meta["states"][-1]["history"][0] *= 2
     with state.open("wb") as file:
-        np.savez(file, **arrays | {"told": np.array(json.dumps(told))})
+        np.savez(file, **arrays | {"told": np.array(json.dumps(meta))})
     n_finished = len(list((folder / "models").glob("*/*.zarr")))
 
     resumed = command("run", config)
@@ -264,7 +266,7 @@ def test_killed_between_two_passes(command: Command, images: Path, tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def slow_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Config of a job that takes long enough to be killed in every stage: ten chunks, many passes, many images."""
+    """Config of a job long enough to be killed in every stage: ten chunks, many passes, many images."""
     folder = tmp_path_factory.mktemp("slow")
     draw_images(folder / "images", count=160, side=160, levels=16)
     return write_config(
@@ -279,7 +281,7 @@ def slow_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_killed_in_every_stage_and_run_again(
+def test_killed_in_every_stage_and_resumed(
     command: Command, start: Callable[..., Process], planted: Planted, slow_job: Path
 ):
     folder = slow_job.parent / "runs" / "killed"
@@ -309,16 +311,16 @@ def test_killed_in_every_stage_and_run_again(
     seconds = read_model(model).seconds
 
     process = kill_at("quantized/6/*/*.png", 21)
-    assert "ingest: finished before" in process.output
+    assert "ingest: already finished" in process.output
     assert finished() == {"ingest", "fit", "evaluate"}
-    assert read_model(model).seconds == seconds  # of the first fit: it was not done again
+    assert read_model(model).seconds == seconds  # from the first fit, which was not repeated
 
     process = start("kmeans-dask", "run", slow_job)
     assert process.wait() == 0
     for stage in ("ingest", "fit", "evaluate"):
-        assert f"{stage}: finished before" in process.output
+        assert f"{stage}: already finished" in process.output
 
     assert command("run", slow_job, "name=small", "cluster.n_workers=2").status == 0  # undisturbed
     assert results_of(folder) == results_of(folder_of(slow_job))
     assert read_json(folder / "run.json")["state"] == "finished"
-    assert not list(folder.rglob("*.partial"))  # of three that were killed
+    assert not list(folder.rglob("*.partial"))  # left by the three killed processes

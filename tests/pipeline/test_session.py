@@ -1,4 +1,4 @@
-"""One driver a run; how far it is; how it ends: cancelled, interrupted, killed. With real processes and signals."""
+"""One driver per run, its progress, and its ends (cancelled, interrupted, killed), with real processes and signals."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from kmeans_dask.pipeline.run import run_stages
 from kmeans_dask.storage.lock import last_driver
 from kmeans_dask.storage.publish import create, read_json
 from tests.support.images import draw_images
-from tests.support.jobs import Said, files_of, write_config
+from tests.support.jobs import Result, files_of, write_config
 from tests.support.processes import COMMANDS, Process
 
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 LONG = {"k": list(range(150, 250)), "init": "k-means||"}
-"""Minutes of work, of which a test waits for none."""
+"""Settings that take minutes, which no test waits for."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def at_work(slow: Path) -> Iterator[Callable[..., tuple[Process, Path]]]:
-    """Start a job of that config under a name, and wait until its workers work; the run folder is the second."""
+    """Start a job of that config under a given name and wait for its quantize stage; return process and run folder."""
     started: list[Process] = []
 
     def call(name: str, *arguments: str) -> tuple[Process, Path]:
@@ -67,7 +67,7 @@ def log_of(run: Path, number: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "logs" / f"{number}.jsonl").read_text().splitlines()]
 
 
-def test_a_running_job_is_told_of_is_alone_and_can_be_cancelled(
+def test_status_exclusion_and_cancellation_of_a_running_job(
     command: Command, slow: Path, at_work: Callable[..., tuple[Process, Path]]
 ):
     process, run = at_work("watched", "cluster.kind=threads")
@@ -75,46 +75,44 @@ def test_a_running_job_is_told_of_is_alone_and_can_be_cancelled(
     assert last is not None
     who = f"process {last['pid']} on {os.uname().nodename}"
 
-    said = command("status", run)
-    assert said.status == 0
-    state, step = said.out.splitlines()
+    result = command("status", run)
+    assert result.status == 0
+    state, step = result.out.splitlines()
     assert state.startswith(f"watched: running; {who} (kmeans-dask run ")
     assert state.endswith("is alive")
     assert re.fullmatch(r"quantize: \d+ of 60 items.*", step)
 
     for arguments in (("run", slow, "name=watched"), ("retry", run), ("run", slow, "name=watched", "--fresh")):
-        said = command(*arguments)
-        assert (said.status, said.out, len(said.lines)) == (2, "", 1), said
-        assert f"watched is being worked on by {who}" in said.err
-        assert f"kmeans-dask cancel {run}" in said.err
+        result = command(*arguments)
+        assert (result.status, result.out, len(result.lines)) == (2, "", 1), result
+        assert f"watched is in use by {who}" in result.err
+        assert f"kmeans-dask cancel {run}" in result.err
 
-    said = command("cancel", run)
-    assert (said.status, said.out) == (0, "watched: cancelled\n")
+    result = command("cancel", run)
+    assert (result.status, result.out) == (0, "watched: cancelled\n")
     assert process.wait() == 130
-    assert process.output.splitlines()[-1] == "kmeans-dask: cancelled; the same command again goes on from here"
+    assert process.output.splitlines()[-1] == "kmeans-dask: cancelled; rerun the same command to resume"
     assert "Traceback" not in process.output
     assert read_json(run / "run.json")["state"] == "cancelled"
 
     assert command("status", run).out.startswith("watched: cancelled, 20")
-    assert command("cancel", run).out == "watched: nothing to cancel, no driver is at work; the run is cancelled\n"
-    said = command("logs", run, "--follow")
-    assert said.status == 0
-    assert re.search(r"^20\S+ \S+ \[quantize\] quantize: 60 items in K = ", said.out, re.MULTILINE)
-    assert said.out.splitlines()[-1].endswith(" WARNING cancelled; the same command again goes on from here")
+    assert command("cancel", run).out == "watched: nothing to cancel, as no driver is running; the run is cancelled\n"
+    result = command("logs", run, "--follow")
+    assert result.status == 0
+    assert re.search(r"^20\S+ \S+ \[quantize\] quantize: 60 items in K = ", result.out, re.MULTILINE)
+    assert result.out.splitlines()[-1].endswith(" WARNING cancelled; rerun the same command to resume")
     first, *_, last_entry = log_of(run, 1)
     assert (first["message"], first["pid"], first["level"]) == ("driver started", last["pid"], "info")
     assert last_entry["level"] == "warning"
 
-    said = command(
+    result = command(
         "run", slow, "name=watched", "quantize.k=2", "cluster.kind=threads"
-    )  # the request is not for this one
-    assert said.status == 0
+    )  # the old cancel request does not apply
+    assert result.status == 0
     assert read_json(run / "run.json")["driver_starts"] == 2
 
 
-def test_a_driver_that_was_killed_is_recognised(
-    command: Command, slow: Path, at_work: Callable[..., tuple[Process, Path]]
-):
+def test_killed_driver_is_recognized(command: Command, slow: Path, at_work: Callable[..., tuple[Process, Path]]):
     process, run = at_work("killed", "cluster.kind=threads")
     last = last_driver(run / "drivers")
     assert last is not None
@@ -123,16 +121,16 @@ def test_a_driver_that_was_killed_is_recognised(
     process.wait()
 
     who = f"process {last['pid']} on {os.uname().nodename}"
-    said = command("status", run)
-    assert re.match(rf"killed: stopped; {who} .+ is dead; the same command again goes on from here\n", said.out)
+    result = command("status", run)
+    assert re.match(rf"killed: stopped; {who} .+ is dead; rerun the same command to resume\n", result.out)
     assert re.fullmatch(rf"killed: {who} .+ is dead\n", command("cancel", run).out)
-    assert command("logs", run, "--follow").status == 0  # follows nobody
-    said = command("run", slow, "name=killed", "quantize.k=2", "cluster.kind=threads")
-    assert said.status == 0
-    assert re.match(rf"killed: {who} .+ is dead; this goes on from where it was", said.lines[0])
+    assert command("logs", run, "--follow").status == 0  # there is nothing to follow
+    result = command("run", slow, "name=killed", "quantize.k=2", "cluster.kind=threads")
+    assert result.status == 0
+    assert re.match(rf"killed: {who} .+ is dead; resuming its work", result.lines[0])
 
 
-def test_a_driver_whose_run_was_taken_over_ends(at_work: Callable[..., tuple[Process, Path]]):
+def test_driver_ends_if_its_run_is_taken_over(at_work: Callable[..., tuple[Process, Path]]):
     process, run = at_work("lost", "cluster.kind=threads")
     last = last_driver(run / "drivers")
     assert last is not None
@@ -141,21 +139,21 @@ def test_a_driver_whose_run_was_taken_over_ends(at_work: Callable[..., tuple[Pro
     assert create(run / "drivers" / "2.json", json.dumps(newer))
 
     assert process.wait() == 1
-    told = rf"kmeans-dask: this driver has lost its run: process {last['pid']} on elsewhere .+ works on it now"
-    assert re.fullmatch(told, process.output.splitlines()[-1])
+    message = rf"kmeans-dask: this driver has lost its run: process {last['pid']} on elsewhere .+ is working on it now"
+    assert re.fullmatch(message, process.output.splitlines()[-1])
     assert "Traceback" not in process.output
-    assert read_json(run / "run.json")["state"] == "running"  # which the other one says
+    assert read_json(run / "run.json")["state"] == "running"  # as written by the other driver
     assert read_json(run / "drivers" / "2.json") == newer
 
 
-def test_sigterm_is_a_clean_end(at_work: Callable[..., tuple[Process, Path]]):
-    """As Slurm and Kubernetes send it: to every process of the job."""
+def test_sigterm_ends_cleanly(at_work: Callable[..., tuple[Process, Path]]):
+    """Sent to every process of the job, as Slurm and Kubernetes do."""
     process, run = at_work("terminated")
 
     process.signal_all(signal.SIGTERM)
 
     assert process.wait() == 143
-    last = "kmeans-dask: interrupted by SIGTERM; the same command again goes on from here"
+    last = "kmeans-dask: interrupted by SIGTERM; rerun the same command to resume"
     assert process.output.splitlines()[-1] == last
     assert "Traceback" not in process.output
     assert read_json(run / "run.json")["state"] == "interrupted"
@@ -164,28 +162,28 @@ def test_sigterm_is_a_clean_end(at_work: Callable[..., tuple[Process, Path]]):
     assert driver["ended"]
 
 
-def test_a_second_ctrl_c_ends_at_once_also_while_the_first_cleans_up(at_work: Callable[..., tuple[Process, Path]]):
+def test_second_ctrl_c_ends_at_once_during_cleanup(at_work: Callable[..., tuple[Process, Path]]):
     process, run = at_work("twice")
     last = last_driver(run / "drivers")
     assert last is not None
     workers = psutil.Process(last["pid"]).children(recursive=True)
 
     for worker in workers:
-        worker.suspend()  # it waits for their end
+        worker.suspend()  # the driver waits for them to end
     os.kill(last["pid"], signal.SIGINT)
-    process.wait_until(lambda: read_json(run / "run.json")["state"] == "interrupted")  # now it ends its workers
+    process.wait_until(lambda: read_json(run / "run.json")["state"] == "interrupted")  # now it is ending its workers
     os.kill(last["pid"], signal.SIGINT)
 
     assert process.wait() == 130
-    assert "\nkmeans-dask: ended at once; the same command again goes on from here\n" in process.output
+    assert "\nkmeans-dask: stopped at once; rerun the same command to resume\n" in process.output
     for worker in workers:
         with suppress(psutil.NoSuchProcess):
             worker.resume()
-    assert psutil.wait_procs(workers, timeout=60)[1] == []  # they end with it
+    assert psutil.wait_procs(workers, timeout=60)[1] == []  # they end with the driver
     assert workers
 
 
-def test_a_second_signal_ends_whatever_the_first_began():
+def test_second_signal_interrupts_cleanup():
     code = (
         "import time\nfrom kmeans_dask.pipeline.driver.stopping import stoppable\n"
         "with stoppable():\n"
@@ -200,7 +198,7 @@ def test_a_second_signal_ends_whatever_the_first_began():
         assert process.wait(60) == 143
 
 
-def test_how_far_a_step_is_is_said_with_rate_time_left_and_failures():
+def test_status_lines():
     step = {"title": "ingest", "done": 2_000, "total": 10_000, "unit": "items", "seconds": 20.0, "failed": 3}
     driver = {"pid": 7, "host": "alpha", "command": "kmeans-dask run a.yaml", "progress": {"step": step}}
     stages = [{"name": "ingest", "seconds": 3.21, "failed": 4}, {"name": "fit", "seconds": 20.0, "failed": 0}]
@@ -208,12 +206,12 @@ def test_how_far_a_step_is_is_said_with_rate_time_left_and_failures():
 
     assert list(status_lines(facts)) == [
         "a: running; process 7 on alpha (kmeans-dask run a.yaml) is alive",
-        "ingest: 2,000 of 10,000 items, 100 a second, 1 min 20 s left, 3 failed",
+        "ingest: 2,000 of 10,000 items, 100/s, 1 min 20 s left, 3 failed",
         "finished: ingest (3.2 s, 4 failed), fit (20.0 s)",
     ]
 
 
-def test_what_is_recorded_of_a_run(command: Command, images: Path, tmp_path: Path):
+def test_run_record_and_log(command: Command, images: Path, tmp_path: Path):
     config = write_config(tmp_path, images, fit={"k": 3}, report=None)
     assert command("run", config).status == 0
     run = tmp_path / "runs" / "small"
@@ -241,7 +239,7 @@ def test_what_is_recorded_of_a_run(command: Command, images: Path, tmp_path: Pat
     assert [entry["level"] for entry in entries] == ["info"] * len(entries)
 
 
-def test_a_submitted_job_is_fresh_once_however_often_its_driver_is_started(images: Path, tmp_path: Path):
+def test_restarted_driver_of_a_fresh_submission_resumes(images: Path, tmp_path: Path):
     stages: dict[str, Any] = {"fit": None, "evaluate": None, "quantize": None, "report": None}
     config = load_config(write_config(tmp_path, images, **stages))
     run_stages(config, ["ingest"])
@@ -255,7 +253,7 @@ def test_a_submitted_job_is_fresh_once_however_often_its_driver_is_started(image
     assert files_of(tmp_path / "runs" / "small" / "collection.zarr") == first
 
 
-def test_a_submitted_config_means_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_submitted_config_has_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     values = {
@@ -301,9 +299,9 @@ def test_errors_are_logged(command: Command, images: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["status", "logs", "cancel"])
-def test_of_what_is_no_run(command: Command, tmp_path: Path, name: str):
-    said = command(name, tmp_path)
+def test_commands_refuse_a_folder_that_is_not_a_run(command: Command, tmp_path: Path, name: str):
+    result = command(name, tmp_path)
 
-    assert (said.status, said.out, len(said.lines)) == (2, "", 1)
-    assert "give " in said.err
-    assert "for example runs/digits" in said.err
+    assert (result.status, result.out, len(result.lines)) == (2, "", 1)
+    assert "give " in result.err
+    assert "for example runs/digits" in result.err

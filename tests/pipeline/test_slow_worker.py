@@ -1,4 +1,4 @@
-"""A worker that is far slower than the other: it is waited for, and nobody takes it for dead or its items for bad."""
+"""A worker that is far slower than the other one is neither taken for dead nor are its items taken for bad."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pyarrow.csv
 from benchmarks.poison import NOTICE
 from kmeans_dask.storage.lock import last_driver
 from tests.support.images import draw_images
-from tests.support.jobs import Said, write_config
+from tests.support.jobs import Result, write_config
 from tests.support.processes import Process, meanwhile
 
 
 def slowed(process: psutil.Process) -> AbstractContextManager[None]:
-    """Let a process run a tenth of the time."""
+    """Run a process only a tenth of the time during the block."""
 
     def slow(ended: threading.Event) -> None:
         with suppress(psutil.NoSuchProcess):
@@ -32,9 +32,7 @@ def slowed(process: psutil.Process) -> AbstractContextManager[None]:
     return meanwhile(slow)
 
 
-def test_a_worker_that_runs_a_tenth_of_the_time(
-    command: Callable[..., Said], start: Callable[..., Process], tmp_path: Path
-):
+def test_slow_worker(command: Callable[..., Result], start: Callable[..., Process], tmp_path: Path):
     draw_images(tmp_path / "images", count=160)
     config = write_config(
         tmp_path,
@@ -58,7 +56,7 @@ def test_a_worker_that_runs_a_tenth_of_the_time(
     with slowed(workers[0]):
         assert job.wait() == 0, job.output
 
-    for notice in (NOTICE, "started anew", "failed to heartbeat", "Traceback"):
+    for notice in (NOTICE, "restarting this worker", "failed to heartbeat", "Traceback"):
         assert notice not in job.output
     assert command("run", config, "name=undisturbed", "cluster.kind=threads").status == 0
     assert results(run) == results(tmp_path / "runs" / "undisturbed")

@@ -1,4 +1,4 @@
-"""A folder that changes: only what is new is read, and the collection is that of a fresh ingest."""
+"""A changing folder: only new files are read, and the collection equals that of a fresh ingest."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from kmeans_dask.collection import ingest as module
 from kmeans_dask.models.model import read_model
 from kmeans_dask.storage.publish import read_json
 from tests.support.images import draw_images
-from tests.support.jobs import Said, files_of, write_config
+from tests.support.jobs import Result, files_of, write_config
 from tests.support.processes import Planted, Process
 
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 NO_QUANTIZE = {"ingest": {"size": [96, 96]}, "quantize": None, "report": None, "fit": {"k": 3}}
-"""32 items a chunk: 80 are three chunks, the last one half full."""
+"""Config with 32 items per chunk, so that 80 items make three chunks, the last one half full."""
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    """Config of a finished run with 80 images of its own."""
+    """Config of a finished run on a separate folder of 80 images."""
     draw_images(tmp_path / "images", count=80)
     config = write_config(tmp_path, tmp_path / "images", **NO_QUANTIZE)
     assert main.main(["run", str(config)]) == 0
@@ -44,32 +44,32 @@ def change(folder: Path) -> None:
     """Add, change, break, touch and remove images, none of them in the second chunk."""
     files = sorted(folder.rglob("*.png"))
     Image.new("RGB", (30, 30), "red").save(folder / "disc" / "new.png")
-    (folder / "star").mkdir()  # a label that was not there, and comes before others
+    (folder / "star").mkdir()  # a new label that changes the order of labels
     Image.new("RGB", (30, 30), "blue").save(folder / "a star.png")
     Image.new("RGB", (30, 30), "blue").save(folder / "star" / "1.png")
     Image.new("RGB", (31, 30), "green").save(files[3])
-    files[5].write_bytes(b"no image any more")
+    files[5].write_bytes(b"no longer an image")
     os.utime(files[7], ns=(1, 1))
     files[-1].unlink()
     files[0].unlink()
 
 
 def rows_of(run: Path) -> set[tuple[object, ...]]:
-    """What a collection says of every item that is there, whatever its row."""
+    """Facts, label and pixels of every present item, independent of its row."""
     collection = open_collection(run / "collection.zarr")
     images = collection.images.compute(scheduler="sync")
     items = collection.items.to_pydict()
     names = [collection.class_names[label] if label >= 0 else None for label in collection.labels]
-    told = ("file", "path", "bytes", "mtime_ns", "label", "width", "height", "mode", "status", "error")
+    columns = ("file", "path", "bytes", "mtime_ns", "label", "width", "height", "mode", "status", "error")
     return {
-        (*(items[key][i] for key in told), name, image.tobytes())
+        (*(items[key][i] for key in columns), name, image.tobytes())
         for i, (image, name) in enumerate(zip(images, names, strict=True))
         if items["split"][i] != "removed"
     }
 
 
 def assert_like_fresh(command: Command, config: Path, run: Path, removed: Sequence[str]) -> None:
-    """Ingest the same folder from nothing, by threads, and compare."""
+    """Ingest the same folder from scratch with threads, and compare."""
     assert command("ingest", config, "name=fresh", "cluster.kind=threads").status == 0
     assert rows_of(run) == rows_of(run_of(config, "fresh"))
     collection = open_collection(run / "collection.zarr")
@@ -81,7 +81,7 @@ def assert_like_fresh(command: Command, config: Path, run: Path, removed: Sequen
     assert not set(gone) & {*collection.rows("train")[1], *collection.rows("holdout")[1]}
 
 
-def test_an_update_is_like_a_fresh_ingest(command: Command, job: Path):
+def test_update_equals_a_fresh_ingest(command: Command, job: Path):
     run = run_of(job)
     before = open_collection(run / "collection.zarr").items
     shards = files_of(run / "collection.zarr" / "images" / "c")
@@ -91,10 +91,10 @@ def test_an_update_is_like_a_fresh_ingest(command: Command, job: Path):
     processes = job.parent / "processes.yaml"
     processes.write_text("{kind: local, n_workers: 2}")
 
-    said = command("ingest", job, "--cluster", processes)
+    result = command("ingest", job, "--cluster", processes)
 
-    assert said.status == 0
-    assert "small: the input has changed: 3 items added, 3 changed, 2 removed" in said.lines
+    assert result.status == 0
+    assert "small: the input changed: 3 items added, 3 changed, 2 removed" in result.lines
     assert_like_fresh(command, job, run, removed)
     after = open_collection(run / "collection.zarr").items
     assert after["path"].to_pylist()[:80] == before["path"].to_pylist()
@@ -107,57 +107,57 @@ def test_an_update_is_like_a_fresh_ingest(command: Command, job: Path):
     assert {name for name in now if now[name] != shards[name]} == {f"{chunk}/0/0/0" for chunk in [*touched, 2]}
 
     forgotten = files_of(run)
-    assert command("ingest", job).lines == ["ingest: finished before"]
+    assert command("ingest", job).lines == ["ingest: already finished"]
     assert {name for name, facts in files_of(run).items() if facts != forgotten[name]} == {"config.yaml", "run.json"}
 
 
-def test_later_stages_run_again_when_the_collection_has_changed(command: Command, job: Path):
+def test_changed_collection_reruns_later_stages(command: Command, job: Path):
     change(job.parent / "images")
 
-    said = command("run", job)
+    result = command("run", job)
 
-    assert said.status == 0
-    assert "fit: the collection changed, so it is done again" in said.lines
-    assert any(line.startswith("fit: 1 models of") for line in said.lines)
-    assert command("run", job).lines == [f"{stage}: finished before" for stage in ("ingest", "fit", "evaluate")]
+    assert result.status == 0
+    assert "fit: the collection changed; running it again" in result.lines
+    assert any(line.startswith("fit: 1 models of") for line in result.lines)
+    assert command("run", job).lines == [f"{stage}: already finished" for stage in ("ingest", "fit", "evaluate")]
     (row,) = read_json(run_of(job) / "metrics.json")
     collection = open_collection(run_of(job) / "collection.zarr")
     assert row["inertia_per_sample"] == pytest.approx(row["inertia"] / len(collection.rows("train")[1]))
 
 
-def test_another_time_alone_changes_nothing(command: Command, job: Path):
+def test_changed_file_times_alone_rerun_no_later_stage(command: Command, job: Path):
     run = run_of(job)
     models, before = files_of(run / "models"), rows_of(run)
     fingerprint = open_collection(run / "collection.zarr").fingerprint
     for path in (job.parent / "images").rglob("*.png"):
         os.utime(path, ns=(7, 7))
 
-    said = command("run", job)
+    result = command("run", job)
 
-    assert said.lines[0] == "small: the input has changed: 0 items added, 80 changed, 0 removed"
-    assert said.lines[-2:] == ["fit: finished before", "evaluate: finished before"]
+    assert result.lines[0] == "small: the input changed: 0 items added, 80 changed, 0 removed"
+    assert result.lines[-2:] == ["fit: already finished", "evaluate: already finished"]
     assert files_of(run / "models") == models
     assert open_collection(run / "collection.zarr").fingerprint == fingerprint
     assert {row[4:] for row in rows_of(run)} == {row[4:] for row in before}
-    assert command("run", job).lines[0] == "ingest: finished before"
+    assert command("run", job).lines[0] == "ingest: already finished"
 
 
-def test_a_stage_alone_works_with_what_was_ingested(command: Command, job: Path):
+def test_single_stage_uses_the_ingested_collection(command: Command, job: Path):
     change(job.parent / "images")
 
-    assert command("fit", job).lines == ["fit: finished before"]
+    assert command("fit", job).lines == ["fit: already finished"]
 
 
-def test_what_the_run_writes_is_not_new_input(command: Command, tmp_path: Path):
+def test_output_of_the_run_is_not_new_input(command: Command, tmp_path: Path):
     draw_images(tmp_path / "images", count=6)
     config = write_config(tmp_path, tmp_path, fit=None, evaluate=None, report=None, quantize={"k": 2})
     assert command("run", config).status == 0
     assert len(list(tmp_path.rglob("*.png"))) == 12
 
-    assert command("run", config).lines == ["ingest: finished before", "quantize: finished before"]
+    assert command("run", config).lines == ["ingest: already finished", "quantize: already finished"]
 
 
-def test_what_has_gone_may_come_back(command: Command, job: Path):
+def test_removed_items_can_return(command: Command, job: Path):
     folder, run = job.parent / "images", run_of(job)
     before = rows_of(run)
     moved = sorted(folder.rglob("*.png"))[40:]
@@ -168,12 +168,12 @@ def test_what_has_gone_may_come_back(command: Command, job: Path):
     for number, path in enumerate(moved):
         (job.parent / str(number)).rename(path)
 
-    assert "small: the input has changed: 40 items added, 0 changed, 0 removed" in command("ingest", job).lines
+    assert "small: the input changed: 40 items added, 0 changed, 0 removed" in command("ingest", job).lines
     assert rows_of(run) == before
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_killed_while_the_new_collection_takes_the_place_of_the_old_one(
+def test_interrupted_while_the_collection_is_replaced(
     command: Command, job: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ):
     change(job.parent / "images")
@@ -191,18 +191,16 @@ def test_killed_while_the_new_collection_takes_the_place_of_the_old_one(
         assert command("ingest", job).status == 130
     assert (run_of(job) / "collection.zarr").exists() == (step == 1)
 
-    said = command("ingest", job)
+    result = command("ingest", job)
 
-    assert said.status == 0
-    assert any("0 to do" in line for line in said.lines)
+    assert result.status == 0
+    assert any("0 to do" in line for line in result.lines)
     assert command("ingest", job, "name=fresh").status == 0
     assert rows_of(run_of(job)) == rows_of(run_of(job, "fresh"))
     assert [path.name for path in run_of(job).iterdir() if "zarr" in path.name] == ["collection.zarr"]
 
 
-def test_killed_in_the_middle_of_an_update(
-    command: Command, start: Callable[..., Process], planted: Planted, tmp_path: Path
-):
+def test_killed_during_an_update(command: Command, start: Callable[..., Process], planted: Planted, tmp_path: Path):
     draw_images(tmp_path / "images", count=96, side=160)
     config = write_config(
         tmp_path, tmp_path / "images", **NO_QUANTIZE | {"cluster": {"n_workers": 1}, "fit": None, "evaluate": None}
@@ -219,28 +217,28 @@ def test_killed_in_the_middle_of_an_update(
     assert process.wait() == -signal.SIGKILL, process.output
 
     assert "ingest" not in read_json(run / "run.json")["stages"]
-    assert rows_of(run) == before  # the old collection is whole
+    assert rows_of(run) == before  # the old collection is intact
     assert open_collection(run / "collection.zarr").fingerprint == fingerprint
-    done = list(run.glob("collection.zarr.partial/items/part-*.parquet"))  # one may have been cut off amid its writing
+    done = list(run.glob("collection.zarr.partial/items/part-*.parquet"))  # one write may have been interrupted
     assert 0 < len(done) < 6
-    said = command("ingest", config, "cluster.kind=threads")
-    assert f"ingest: 257 items in 8 chunks of 32 items (0.8 MiB); {6 - len(done)} to do" in said.err.replace(
+    result = command("ingest", config, "cluster.kind=threads")
+    assert f"ingest: 257 items in 8 chunks of 32 items (0.8 MiB); {6 - len(done)} to do" in result.err.replace(
         "256", "257"
     )
     assert_like_fresh(command, config, run, [str(removed.relative_to(tmp_path / "images"))])
 
 
-def test_fit_goes_on_from_the_old_centres_and_says_how_they_moved(command: Command, job: Path):
+def test_update_fits_from_old_centres_and_reports_moves(command: Command, job: Path):
     run = run_of(job)
     assert command("run", job, "fit.algorithm=[kmeans,minibatch]").status == 0
     old = {a: read_model(run / "models" / a / "k=3.zarr").centres for a in ("kmeans", "minibatch")}
     rows_before = open_collection(run / "collection.zarr").rows("train")[1]
     change(job.parent / "images")
 
-    said = command("run", job, "fit.algorithm=[kmeans,minibatch]", "--update")
+    result = command("run", job, "fit.algorithm=[kmeans,minibatch]", "--update")
 
-    assert said.status == 0
-    assert "how the clusters moved" in said.out
+    assert result.status == 0
+    assert "how far clusters moved" in result.out
     X, rows = open_collection(run / "collection.zarr").rows("train")
     assert rows.tolist() != rows_before.tolist()
     pixels = X.compute(scheduler="sync")
@@ -264,30 +262,30 @@ def test_fit_goes_on_from_the_old_centres_and_says_how_they_moved(command: Comma
     model = read_model(run / "models" / "kmeans" / "k=3.zarr")
     np.testing.assert_array_equal(model.centres, estimator.cluster_centers_)
     assert read_json(run / "run.json")["stages"]["fit"]["summary"]["updated"] == 2
-    assert command("fit", job, "fit.algorithm=[kmeans,minibatch]", "--update").lines == ["fit: finished before"]
+    assert command("fit", job, "fit.algorithm=[kmeans,minibatch]", "--update").lines == ["fit: already finished"]
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "goes_on"),
+    ("before", "after", "updated"),
     [
         ("features={normalize: l2}", "features={normalize: l2}", True),
         ("features={scale: 255}", "features={scale: 255}", True),
-        ("features={scale: 255}", "features={}", False),  # the old centres lie among rows of another scale
-        ("features={centre: true}", "features={centre: true}", False),  # the mean is that of other rows
+        ("features={scale: 255}", "features={}", False),  # the old centres have another scale
+        ("features={centre: true}", "features={centre: true}", False),  # the mean comes from other rows
         ("features={}", "ingest.size=[16, 8]", False),
     ],
 )
-def test_fit_goes_on_where_rows_are_made_as_before(command: Command, job: Path, before: str, after: str, goes_on: bool):
+def test_update_needs_unchanged_features(command: Command, job: Path, before: str, after: str, updated: bool):
     assert command("run", job, before).status == 0
     change(job.parent / "images")
 
-    said = command("run", job, after, "--update")
+    result = command("run", job, after, "--update")
 
-    assert said.status == 0, said.err
-    assert read_json(run_of(job) / "run.json")["stages"]["fit"]["summary"]["updated"] == int(goes_on)
+    assert result.status == 0, result.err
+    assert read_json(run_of(job) / "run.json")["stages"]["fit"]["summary"]["updated"] == int(updated)
 
 
-def test_a_model_without_a_predecessor_is_fitted_as_usual(command: Command, job: Path):
+def test_new_model_is_fitted_from_scratch(command: Command, job: Path):
     assert command("run", job, "fit.k=[3,4]", "--update").status == 0
 
     assert not (run_of(job) / "moved.csv").exists()

@@ -1,4 +1,4 @@
-"""Images that tests draw."""
+"""Synthetic images for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LABELS = ("disc", "bar", "ring")
 
 
 def draw_images(folder: Path, count: int = 60, side: int = 24, levels: int = 60) -> None:
-    """Draw discs, bars and rings on noise of so many grey levels, in a folder a label."""
+    """Draw discs, bars and rings on noise of ``levels`` grey levels, in one folder per label."""
     rng = np.random.default_rng(7)
     for number in range(count):
         label = LABELS[number % len(LABELS)]
@@ -32,7 +32,7 @@ def draw_images(folder: Path, count: int = 60, side: int = 24, levels: int = 60)
 
 
 def hold_later(image: Path) -> None:
-    """Mark a PNG file as one that `Planted` holds."""
+    """Mark a PNG file so that `Planted` blocks its decoding."""
     text = PngInfo()
     text.add_text("Comment", "held")
     with Image.open(image) as picture:

@@ -1,4 +1,4 @@
-"""Configs of small jobs, and what commands answer."""
+"""Configs of small jobs, outputs of commands, and comparisons of run folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kmeans_dask.storage.publish import read_json
 
 
 def write_config(folder: Path, source: Path, **changes: Any) -> Path:
-    """Write a config with all stages for a folder of images; a change replaces a section, None removes it."""
+    """Write a config with all stages for a folder of images; ``changes`` replace sections, and None removes one."""
     config = {
         "name": "small",
         "output": str(folder / "runs"),
@@ -31,8 +31,8 @@ def write_config(folder: Path, source: Path, **changes: Any) -> Path:
     return path
 
 
-class Said(NamedTuple):
-    """What a command answered."""
+class Result(NamedTuple):
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -40,21 +40,21 @@ class Said(NamedTuple):
 
     @property
     def lines(self) -> list[str]:
-        """Lines of standard error."""
+        """The lines of standard error."""
         return self.err.splitlines()
 
 
 class Run(NamedTuple):
-    """A finished run, and what its command answered."""
+    """A finished run, and the result of its command."""
 
     folder: Path
-    said: Said
+    result: Result
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of every file below a folder: what was written anew has another one.
+    """Inode and modification time of every file below a folder; they change when a file is rewritten.
 
-    What drivers say about themselves in a run folder is left out: every start says something.
+    The records and logs of drivers are left out, because every start of a driver adds to them.
     """
     return {
         str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns)
@@ -64,7 +64,7 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def results_of(folder: Path) -> dict[str, object]:
-    """Everything that a run is for, without times."""
+    """All results of a run, without times."""
     results: dict[str, object] = {
         str(path.relative_to(folder)): path.read_bytes() for path in (folder / "quantized").rglob("*.png")
     }
@@ -76,7 +76,7 @@ def results_of(folder: Path) -> dict[str, object]:
     results["quantized"] = pq.read_table(folder / "quantized.parquet").drop_columns(["seconds"])
     results["items"] = (folder / "items.csv").read_bytes()
     results["metrics"] = [
-        # the inertia's last digit depends on how many models a pass has served
+        # the last digits of an inertia depend on how many models share a pass
         {key: float(f"{value:.12g}") if isinstance(value, float) else value for key, value in row.items()}
         | {"seconds": None}
         for row in read_json(folder / "metrics.json")

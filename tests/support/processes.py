@@ -1,4 +1,4 @@
-"""Commands in processes of their own, killed or held at chosen moments."""
+"""Commands in separate processes, killed or held at chosen moments."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from threading import Event, Thread
 import pytest
 
 COMMANDS = Path(sys.executable).parent
-"""Where the project's own command and Dask's were installed."""
+"""Folder of the installed commands ``kmeans-dask`` and ``dask``."""
 
 
 @contextmanager
 def meanwhile(function: Callable[[Event], object]) -> Iterator[None]:
-    """Run a function in a thread until the event that it is given is set, at the end of the block."""
+    """Run a function in a thread during the block; the event that it receives is set at the end of the block."""
     ended = Event()
     thread = Thread(target=function, args=[ended])
     thread.start()
@@ -32,7 +32,7 @@ def meanwhile(function: Callable[[Event], object]) -> Iterator[None]:
 
 
 class Process:
-    """A command in a process group of its own, so that it can be killed with all that it started."""
+    """A command in its own process group, so that it can be killed together with its child processes."""
 
     def __init__(self, arguments: list[str], folder: Path) -> None:
         self._log = folder / f"{time.monotonic_ns()}.log"
@@ -43,27 +43,27 @@ class Process:
 
     @property
     def output(self) -> str:
-        """What it has written so far."""
+        """Output so far: standard output and standard error."""
         return self._log.read_text(errors="replace")  # the last character may be half-written
 
     def wait(self, seconds: float = 240) -> int:
         return self._process.wait(seconds)
 
     def wait_until(self, condition: Callable[[], object], seconds: float = 120, pause: float = 0.01) -> None:
-        """Wait for something that the running command brings about."""
+        """Wait for a condition while the command runs."""
         limit = time.monotonic() + seconds
         while not condition():
             assert self._process.poll() is None, f"ended too early:\n{self.output}"
-            assert time.monotonic() < limit, f"waited in vain:\n{self.output}"
+            assert time.monotonic() < limit, f"timed out:\n{self.output}"
             time.sleep(pause)
 
     def signal_all(self, number: signal.Signals) -> None:
-        """Send a signal to it and to all that it started."""
+        """Send a signal to the whole process group."""
         os.killpg(self._process.pid, number)
 
     def end(self) -> None:
-        """Kill what is left of it."""
-        with suppress(ProcessLookupError):  # all of them may have ended
+        """Kill whatever is left of the process group."""
+        with suppress(ProcessLookupError):  # the group may have ended already
             self.signal_all(signal.SIGKILL)
         self._process.wait(30)
 
@@ -95,11 +95,11 @@ if moment:
 
     sys.addaudithook(signal_all)
 """
-"""In a module of the name that Python imports when it starts."""
+"""Source of a ``sitecustomize`` module, which Python imports at start-up."""
 
 
 class Planted:
-    """Processes that are started meet a moment that no machine is too fast or too slow for."""
+    """Inject code into started processes that stops or signals them at exact moments, however fast the machine is."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self._gate, self._patch = folder / "gate", patch
@@ -109,18 +109,18 @@ class Planted:
         patch.setenv("HELD_UNTIL", str(self._gate))
 
     def hold(self) -> None:
-        """Have whoever decodes an image that is marked by `hold_later` wait until `let_go`, as from the start."""
+        """Block the decoding of images marked by `hold_later` until `let_go`; this is also the initial state."""
         self._gate.unlink(missing_ok=True)
 
     def let_go(self) -> None:
-        """Let whoever waits for marked images decode them."""
+        """Unblock the decoding of marked images."""
         self._gate.touch()
 
     @contextmanager
     def signalled(self, number: signal.Signals, pattern: str, nth: int) -> Iterator[None]:
-        """Of processes that are started in the block, all get a signal when one renames its n-th file to such a name.
+        """Signal the whole process group when a process started in the block renames its n-th file to a matching name.
 
-        The file has not got its name when the signal is sent.
+        The signal is sent before the rename takes place.
         """
         with self._patch.context() as patch:
             patch.setenv("SIGNALLED_AT", f"{int(number)} {nth} {pattern}")

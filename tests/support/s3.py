@@ -1,4 +1,4 @@
-"""An S3 server on this machine."""
+"""A local S3 server."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import pytest
 
 
 class S3Server(NamedTuple):
-    """An S3 server of this machine."""
+    """A running local S3 server."""
 
     client: Any
     requests: deque[str]
-    """Lines of its log, one a request."""
+    """Lines of the server log, one per request."""
 
 
 @contextmanager
 def serving() -> Iterator[S3Server]:
-    """Run an S3 server as a process of its own, which everything else finds in the environment."""
+    """Run an S3 server in a separate process, with its address and credentials in the environment variables."""
     import boto3
 
     with subprocess.Popen(
@@ -33,10 +33,10 @@ def serving() -> Iterator[S3Server]:
         try:
             assert server.stderr is not None
             url = next(line.split(" on ")[1].split()[0] for line in server.stderr if " on http://" in line)
-            requests: deque[str] = deque(maxlen=10_000)  # safe between threads
+            requests: deque[str] = deque(maxlen=10_000)  # thread-safe
             Thread(target=requests.extend, args=[server.stderr], daemon=True).start()
             for name, value in {
-                "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "not-to-be-told",
+                "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "not-to-be-logged",
                 "AWS_DEFAULT_REGION": "us-east-1",
             }.items():  # fmt: skip
                 patch.setenv(name, value)
