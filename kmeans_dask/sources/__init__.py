@@ -1,1 +1,1 @@
-"""A path becomes one manifest; a row of it becomes pixels, or the reason why not."""
+"""Turn paths into one manifest, and each manifest row into pixels or an error."""

@@ -1,11 +1,14 @@
-"""One image file, opened and decoded. A bad file is an `ImageError`.
+"""Open and decode a single image; any bad file raises `ImageError`.
 
-Importing this module changes two settings of the process; both hold for all threads and cannot be set for one
-call. ``PIL.Image.MAX_IMAGE_PIXELS`` becomes None: Pillow warns from 89 million pixels and refuses twice as
-many, here `max_pixels` decides, before a pixel is decoded. And Pillow's warnings about damaged metadata are
-not shown: one a file would fill the workers' logs, and what hinders reading the pixels is an `ImageError`. What
-libtiff itself writes to standard error of damaged files stays: Pillow has no switch for it, and turning the
-descriptor away would turn away what other threads write.
+Importing this module changes two process-wide settings that Pillow cannot set per call:
+
+- ``PIL.Image.MAX_IMAGE_PIXELS`` becomes None. Pillow warns above 89 million pixels and refuses twice as many; here
+  `max_pixels` decides, before any pixel is decoded.
+- Pillow's warnings about damaged metadata are silenced. One per file would flood the worker logs, and anything that
+  prevents reading the pixels raises `ImageError` anyway.
+
+libtiff still writes to standard error about damaged files: Pillow has no switch for it, and redirecting the file
+descriptor would swallow the output of other threads.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from kmeans_dask.sources.normalize import Filter, Mode, Range, Resize, extremes, normalize, range_of, to_bytes
+from kmeans_dask.sources.normalize import Filter, Mode, Range, Resize, extremes, infer_range, normalize, to_bytes
 
 Status = Literal["missing", "unreadable", "too large", "crashed", "hung"]
 
@@ -40,33 +43,35 @@ FORMATS = tuple(
     for name in ("PNG", "JPEG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF")
     if name in Image.OPEN
 )
-"""Formats that are read; HEIF with the extra ``heif``. Left out: what starts another program (EPS), what can hide an
-image larger than its header says (ICO, ICNS), and what is told by guessing (TGA would read some text files)."""
+"""Supported formats; HEIF needs the extra ``heif``. Excluded: EPS, which runs another program; ICO and ICNS, which can
+hide an image larger than their header claims; TGA, which has no signature and would accept some text files."""
 
 _HINT = "" if "HEIF" in FORMATS else "; HEIC needs the extra heif"
 
-_IN_MEMORY = 32 * 2**20
-"""Files up to 32 MiB are read at once (a third faster for files of 300 bytes); of larger ones Pillow reads
-the header first, so that a huge file costs no memory before its size is known."""
+_READ_WHOLE_BYTES = 32 * 2**20
+"""Files up to 32 MiB are read in one go (a third faster for 300-byte files). For larger ones Pillow reads the header
+first, so a huge file costs no memory before its dimensions have been checked."""
 
-_ORIENTATION, _TURNED = 0x0112, range(2, 9)
-"""Tag of the orientation (EXIF 2.32, 4.6.4; TIFF has the same) and its values that ask for a turn or a mirror."""
+_ORIENTATION, _ROTATED = 0x0112, range(2, 9)
+"""Orientation tag (EXIF 2.32, 4.6.4; the same in TIFF), and its values that require a rotation or reflection."""
 
 _ORIENTATION_KEYS = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))
 
 _DRAFT_MARGIN = 4
-"""A JPEG is decoded smaller down to 4 times the size. 3,416 x 5,120 to 64 x 64: 5 times faster, 0.6 grey levels
-away in the mean; without a margin (250 x 250 to 64 x 64 at 1/2) it would be 2.6 levels, to save a quarter."""
+"""JPEGs are decoded at reduced scale, but never below 4 times the target size. From 3,416 x 5,120 to 64 x 64 this is
+5 times faster, with a mean difference of 0.6 grey levels. Without the margin (250 x 250 to 64 x 64 at 1/2) the
+difference would be 2.6 levels, for a quarter of the time saved."""
 
 
 class ImageError(ValueError):
-    """An image that cannot be used.
+    """An image that cannot be used; ``str(error)`` is the reason, in one line.
 
     Attributes
     ----------
     status : str
-        ``missing``, ``unreadable`` or ``too large``; ``crashed`` or ``hung`` of one that ended its process.
-        ``str(error)`` is the reason, one line for people.
+        ``missing``, ``unreadable`` or ``too large``; ``crashed`` or ``hung`` if decoding killed or blocked its process.
+    reason : str
+        One line, meant for people.
     """
 
     def __init__(self, status: Status, reason: str) -> None:
@@ -80,33 +85,33 @@ class ImageError(ValueError):
 
 
 Plain = bytes | str | os.PathLike[str] | BinaryIO | NDArray[Any] | ImageError
-"""What an image is read from."""
+"""Anything an image can be read from."""
 
 
 class Ranged(NamedTuple):
-    """An image whose numbers, where they are no bytes, have a known range."""
+    """An image whose value range is known, in case its values are not bytes."""
 
     content: Plain
     range: Range
 
 
 Content = Plain | Ranged
-"""What an image is read from, with or without the range of its numbers."""
+"""Anything an image can be read from, with or without a value range."""
 
 
 class Decoded(NamedTuple):
-    """A decoded image and what the file was before it was brought to one size and mode."""
+    """A decoded image in the requested size and mode, with facts about the original."""
 
     pixels: NDArray[np.uint8]
     """(height, width, channels) uint8."""
     width: int
-    """Pixels, after the EXIF orientation."""
+    """Original width in pixels, after applying the EXIF orientation."""
     height: int
-    """Pixels, after the EXIF orientation."""
+    """Original height in pixels, after applying the EXIF orientation."""
     mode: str
-    """Pillow's mode, such as ``P`` or ``I;16``."""
+    """Original Pillow mode, such as ``P`` or ``I;16``."""
     changes: list[str]
-    """What was done beside resizing: keys of `normalize.POLICY`, in their order."""
+    """Conversions applied besides resizing: keys of `normalize.POLICY`, in its order."""
 
 
 class _Loaded(NamedTuple):
@@ -127,37 +132,37 @@ def decode(
     resampling: Filter = "box",
     background: str = "white",
 ) -> Decoded:
-    """Read one image as a row of a collection.
+    """Decode one image into a row of a collection.
 
     Parameters
     ----------
     file
-        Path (bytes for names that are no valid text), an open binary file, pixels (height, width) or (height, width,
-        1, 3 or 4) of any number type, or the error that was met on the way to them.
+        Path (bytes for names that are not valid text), open binary file, pixel array of shape (height, width) or
+        (height, width, 1 | 3 | 4) and any numeric dtype, or the error raised while fetching it.
     size
-        Height and width in pixels of the result.
+        Height and width of the result in pixels.
     mode
-        ``L``: one grey channel; ``RGB``: three.
+        ``L`` for one grey channel, ``RGB`` for three.
     max_pixels
-        Pixels of the file's image above which it is not decoded.
+        Largest image (width x height, in pixels) that is decoded.
     resize, resampling, background
         See `normalize.normalize`.
 
     Returns
     -------
     Decoded
-        Pixels (height, width, 1 or 3) uint8, the original width, height and mode, and what was done.
+        Pixels (height, width, 1 or 3) uint8, the original width, height and mode, and the conversions applied.
 
     Raises
     ------
     ImageError
-        Whatever is wrong with the file.
+        The image cannot be used, for any reason.
     """
     if isinstance(file, np.ndarray) and file.dtype == np.uint8 and file.shape[:2] == size:
         pixels = file.reshape(*size, -1)
-        if pixels.shape[2] == (1 if mode == "L" else 3):  # a row as it is wanted
+        if pixels.shape[2] == (1 if mode == "L" else 3):  # already in the requested form
             return Decoded(pixels, size[1], size[0], mode, [])
-    loaded = _open(*_apart(file), max_pixels, (mode, _DRAFT_MARGIN * max(size)))
+    loaded = _open(*_split_range(file), max_pixels, (mode, _DRAFT_MARGIN * max(size)))
     try:
         pixels, changes = normalize(
             loaded.image, mode=mode, size=size, resize=resize, resampling=resampling, background=background
@@ -168,37 +173,37 @@ def decode(
 
 
 def open_image(file: Content, *, max_pixels: int) -> Image.Image:
-    """Open and load one image: its first frame, turned as EXIF says, in the mode of the file.
+    """Open and load one image: the first frame, upright according to EXIF, in the mode of the file.
 
     Parameters
     ----------
     file
-        Path (bytes for names that are no valid text), an open binary file, pixels (height, width) or (height, width,
-        1, 3 or 4) of any number type, or the error that was met on the way to them.
+        Path (bytes for names that are not valid text), open binary file, pixel array of shape (height, width) or
+        (height, width, 1 | 3 | 4) and any numeric dtype, or the error raised while fetching it.
     max_pixels
-        Pixels (width x height) above which the image is not decoded.
+        Largest image (width x height, in pixels) that is decoded.
 
     Returns
     -------
     PIL.Image.Image
-        Loaded; the file is closed if it was given as a path.
+        Fully loaded; the file is closed if `file` is a path.
 
     Raises
     ------
     ImageError
-        Status ``missing``: no such file. ``too large``: more than `max_pixels` or than the memory.
-        ``unreadable``: everything else (empty, no image, truncated, corrupt, no permission, a folder).
+        ``missing``: no such file. ``too large``: exceeds `max_pixels` or the available memory. ``unreadable``:
+        everything else (empty, not an image, truncated, corrupt, no permission, a folder).
     """
-    return _open(*_apart(file), max_pixels, None).image
+    return _open(*_split_range(file), max_pixels, None).image
 
 
-def pixels_of(path: bytes) -> int:
-    """Return the pixels (width x height) that the header of an image file tells; 0 if it tells none.
+def header_pixels(path: bytes) -> int:
+    """Return width x height according to the header of an image file, or 0 if it cannot be read.
 
-    No pixel is decoded, but a hostile file may end the process even so.
+    No pixel is decoded, but even so a hostile file may crash the process.
     """
     try:
-        if not os.path.isfile(path):  # opening a pipe would wait
+        if not os.path.isfile(path):  # opening a pipe would block
             return 0
         with Image.open(path, formats=FORMATS) as image:
             return image.width * image.height
@@ -206,35 +211,35 @@ def pixels_of(path: bytes) -> int:
         return 0
 
 
-def _apart(file: Content) -> tuple[Plain, Range | None]:
+def _split_range(file: Content) -> tuple[Plain, Range | None]:
     return file if isinstance(file, Ranged) else (file, None)
 
 
-def _open(file: Plain, known: Range | None, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
-    """Open and load; `draft` is the mode and the side in pixels that a JPEG may be decoded down to."""
+def _open(file: Plain, known_range: Range | None, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
+    """Open and load; `draft` is the target mode and the smallest side in pixels for reduced-scale JPEG decoding."""
     if isinstance(file, ImageError):
         raise file
     try:
         if isinstance(file, np.ndarray):
-            return _image_of(file, known, max_pixels)
+            return _image_of(file, known_range, max_pixels)
         if not isinstance(file, (bytes, str, os.PathLike)):
-            return _load(file, known, max_pixels, draft)
+            return _load(file, known_range, max_pixels, draft)
         with open(file, "rb", buffering=0) as raw:
             facts = os.fstat(raw.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise ImageError("unreadable", "not a regular file")
             if facts.st_size == 0:
                 raise ImageError("unreadable", "empty file (0 bytes)")
-            if facts.st_size <= _IN_MEMORY:
-                return _load(io.BytesIO(raw.read()), known, max_pixels, draft)
-            return _load(io.BufferedReader(raw), known, max_pixels, draft)
+            if facts.st_size <= _READ_WHOLE_BYTES:
+                return _load(io.BytesIO(raw.read()), known_range, max_pixels, draft)
+            return _load(io.BufferedReader(raw), known_range, max_pixels, draft)
     # Hostile bytes make Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error,
-    # ValueError, EOFError, KeyError, OverflowError, MemoryError. None may end the task of the other images.
+    # ValueError, EOFError, KeyError, OverflowError, MemoryError. None may fail the task of the other images.
     except Exception as error:
         raise _image_error(error) from error
 
 
-def _load(stream: Any, known: Range | None, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
+def _load(stream: Any, known_range: Range | None, max_pixels: int, draft: tuple[Mode, int] | None) -> _Loaded:
     image = Image.open(stream, formats=FORMATS)
     (width, height), mode = image.size, image.mode
     _check_size(width, height, max_pixels)
@@ -244,22 +249,22 @@ def _load(stream: Any, known: Range | None, max_pixels: int, draft: tuple[Mode, 
     if draft is not None and _draft(image, *draft):
         changes.append("draft")
     if image.tile and mode[0] != "I" and ";16" in str(image.tile[0].args):
-        changes.append("16 bits")  # of colours: Pillow itself takes the high byte
-    turned_by_pillow = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_ORIENTATION) in _TURNED
+        changes.append("16 bits")  # colour images: Pillow itself keeps only the high byte
+    upright_by_pillow = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_ORIENTATION) in _ROTATED
     image.load()
     loaded = image.size
-    if turned_by_pillow or _turn(image):
+    if upright_by_pillow or _make_upright(image):
         changes.insert(0, "turned")
     if image.size != loaded:
         width, height = height, width
-    if known and image.mode[0] in "IF":
+    if known_range and image.mode[0] in "IF":
         numbers = np.asarray(image)
-        grey = Image.fromarray(to_bytes(numbers, known))
+        grey = Image.fromarray(to_bytes(numbers, known_range))
         return _Loaded(grey, width, height, mode, [*changes, _kind_of(numbers.dtype)])
     return _Loaded(image, width, height, mode, changes)
 
 
-def _image_of(pixels: NDArray[Any], known: Range | None, max_pixels: int) -> _Loaded:
+def _image_of(pixels: NDArray[Any], known_range: Range | None, max_pixels: int) -> _Loaded:
     height, width = pixels.shape[:2]
     _check_size(width, height, max_pixels)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
@@ -267,13 +272,13 @@ def _image_of(pixels: NDArray[Any], known: Range | None, max_pixels: int) -> _Lo
     changes: list[str] = []
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
-    elif pixels.dtype != np.uint8 or known:
+    elif pixels.dtype != np.uint8 or known_range:
         is_whole = pixels.dtype.kind in "ui"
-        if known is None and is_whole and pixels.dtype.itemsize != 2:
-            known = range_of(pixels.dtype, *extremes(pixels), is_one_image=False)
-        if not (is_whole and known == (0, 255)):  # bytes that were saved in a wider type
+        if known_range is None and is_whole and pixels.dtype.itemsize != 2:
+            known_range = infer_range(pixels.dtype, *extremes(pixels), is_one_image=False)
+        if not (is_whole and known_range == (0, 255)):  # not bytes merely saved in a wider dtype
             changes.append(_kind_of(pixels.dtype))
-        pixels = to_bytes(pixels, known)
+        pixels = to_bytes(pixels, known_range)
     image = Image.fromarray(np.ascontiguousarray(pixels))
     return _Loaded(image, width, height, image.mode, changes)
 
@@ -288,31 +293,31 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _has_more_frames(image: Image.Image) -> bool:
-    with suppress(Exception):  # a damaged second frame: the first one is read
+    with suppress(Exception):  # a damaged second frame does not affect the first
         return bool(getattr(image, "is_animated", False))
     return False
 
 
 def _draft(image: Image.Image, mode: Mode, side: int) -> bool:
-    """Let libjpeg decode a JPEG to 1/2, 1/4 or 1/8 where that leaves `side` pixels both ways; grey without chroma."""
+    """Decode a JPEG at 1/2, 1/4 or 1/8 if both sides stay >= `side` pixels; skip the chroma for grey."""
     if image.format not in ("JPEG", "MPO") or min(image.size) < 2 * side:
         return False
     return image.draft("L" if mode == "L" else None, (side, side)) is not None
 
 
-def _turn(image: Image.Image) -> bool:
-    """Turn an image as its metadata says."""
+def _make_upright(image: Image.Image) -> bool:
+    """Make the image upright according to its metadata; return whether it changed."""
     if _ORIENTATION_KEYS.isdisjoint(image.info):
         return False
-    with suppress(Exception):  # broken metadata: the pixels are good, they stay as they lie in the file
-        if image.getexif().get(_ORIENTATION) in _TURNED:
+    with suppress(Exception):  # broken metadata: the pixels are still good, keep their orientation
+        if image.getexif().get(_ORIENTATION) in _ROTATED:
             ImageOps.exif_transpose(image, in_place=True)
             return True
     return False
 
 
 def _image_error(error: Exception) -> ImageError:
-    """Say what happened in one line for people."""
+    """Turn any exception into a one-line `ImageError`."""
     if isinstance(error, ImageError):
         return error
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):

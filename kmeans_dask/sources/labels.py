@@ -1,4 +1,4 @@
-"""Which label an item has, and which items are held out."""
+"""Labels of items, and the train/holdout split."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kmeans_dask.errors import UserError
 
 
 def folder_label(path: str) -> str | None:
-    """Return the name of the folder that an item lies in; None directly in its source."""
+    """Return the name of the folder containing an item, or None at the top level of its source."""
     folders = path.rpartition("/")[0]
     return folders.rpartition("/")[2] or None
 
 
 def pattern_label(path: str, pattern: str) -> str | None:
-    """Return what the group ``label``, else the first group, else the whole of a regular expression matches."""
+    """Return the match of group ``label``, else of the first group, else of the whole regular expression."""
     match = re.search(pattern, path)
     if match is None:
         return None
@@ -31,80 +31,118 @@ def pattern_label(path: str, pattern: str) -> str | None:
     return label or None
 
 
-def named(values: Sequence[Any], classes: Sequence[str]) -> list[str | None]:
-    """Return the labels that values of any kind stand for.
+def resolve_labels(values: Sequence[Any], classes: Sequence[str]) -> list[str | None]:
+    """Convert label values of any type to class names.
 
     Parameters
     ----------
     values
-        Text, bytes, numbers or None. A number below 0 is no label, nor is NaN.
+        Text, bytes, numbers or None. Negative numbers and NaN mean "no label".
     classes
-        Names of the classes; a whole number is the position of its name. None given: every value is its own name.
+        Class names; a value is a class name or the index of one. If empty, each value is its own class name.
 
     Returns
     -------
     list of str or None
+        None for items without a label.
 
     Raises
     ------
     UserError
-        A value is none of the classes.
+        A value is not one of the classes.
     """
-    meant = {str(position): name for position, name in enumerate(classes)} | {name: name for name in classes}
+    name_of = {str(position): name for position, name in enumerate(classes)} | {name: name for name in classes}
     labels: list[str | None] = []
     for value in values:
         text = _text_of(value)
-        if text is not None and classes and text not in meant:
-            raise UserError(f"label {text!r} is none of the {len(classes)} input.classes; add it, or correct the label")
-        labels.append(text if text is None else meant.get(text, text))
+        if text is not None and classes and text not in name_of:
+            raise UserError(
+                f"label {text!r} is not one of the {len(classes)} input.classes; add it, or correct the label"
+            )
+        labels.append(text if text is None else name_of.get(text, text))
     return labels
 
 
 def _text_of(value: Any) -> str | None:
-    """Write a value as a label; None for what stands for no label."""
-    if isinstance(value, bytes):  # of an array of bytes
+    """Return a value as label text, or None if it means "no label"."""
+    if isinstance(value, bytes):  # from an array of bytes
         value = os.fsdecode(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is None or value == "" or value != value or (isinstance(value, int) and value < 0):
         return None
-    return str(value).encode("utf-8", "backslashreplace").decode()  # text in another encoding is no text
+    return (
+        str(value).encode("utf-8", "backslashreplace").decode()
+    )  # undecodable bytes, kept as surrogates, are not valid UTF-8
 
 
-def hold_out_matching(items: pa.Table, held: Sequence[bool], told: str) -> pa.Table:
-    """Move the items that are marked to the holdout; `told` is the setting that marked them.
+def hold_out_matching(items: pa.Table, matches: Sequence[bool], setting: str) -> pa.Table:
+    """Move the matching items to the holdout split.
+
+    Parameters
+    ----------
+    items : (n) pyarrow.Table
+        `manifest.MANIFEST_SCHEMA`.
+    matches : (n,) sequence of bool
+        Whether each item is held out.
+    setting
+        Value of ``input.holdout``, for the error message.
+
+    Returns
+    -------
+    (n) pyarrow.Table
+        Train items first, then the held-out ones; the order within each split is kept.
 
     Raises
     ------
     UserError
-        It marks none, or all.
+        No item matches, or all do.
     """
-    marks = np.array(held, bool)
-    if not marks.any() or marks.all():
-        which = "all items" if marks.any() else "no item"
-        raise UserError(f"input.holdout={told} holds out {which}; some must be left to fit, and some to score")
-    return _split(items, marks)
+    held = np.array(matches, bool)
+    if not held.any() or held.all():
+        which = "all items" if held.any() else "no items"
+        raise UserError(f"input.holdout={setting} holds out {which}; both the train and holdout splits need items")
+    return _split(items, held)
 
 
-def hold_out_share(items: pa.Table, share: float, seed: int) -> pa.Table:
-    """Move a share of each label's items to the holdout.
+def hold_out_fraction(items: pa.Table, fraction: float, seed: int) -> pa.Table:
+    """Move a fraction of each label's items to the holdout split.
 
-    Within a label the items with the smallest hash of seed and path go: the choice does not depend on the
-    order of the listing, and few items change place when some are added.
+    Within a label, the items with the smallest hash of seed and path are held out: the choice does not depend on the
+    listing order, and few items switch splits when new ones are added.
+
+    Parameters
+    ----------
+    items : (n) pyarrow.Table
+        `manifest.MANIFEST_SCHEMA`.
+    fraction
+        Fraction of the items to hold out, between 0 and 1.
+    seed
+        Key of the hash.
+
+    Returns
+    -------
+    (n) pyarrow.Table
+        Train items first, then the held-out ones; the order within each split is kept.
+
+    Raises
+    ------
+    UserError
+        The fraction is too small to hold out any item.
     """
     labels, group = np.unique(pc.fill_null(items["label"], "").to_numpy(), return_inverse=True)
     sizes = np.bincount(group)
-    counts = _held_counts(sizes, share)
+    counts = _holdout_counts(sizes, fraction)
     if counts.sum() == 0:
         raise UserError(
-            f"input.holdout={share} of {len(items)} items with {len(labels)} labels holds out none; "
-            "give a larger share, or more items a label"
+            f"input.holdout={fraction} of {len(items)} items with {len(labels)} labels holds out no items; "
+            "use a larger fraction, or more items per label"
         )
     key = seed.to_bytes(8, "little")
     paths = items["path"].to_pylist()
     hashes = [hashlib.blake2b(path.encode(), digest_size=8, key=key).digest() for path in paths]
     by_hash = np.lexsort((np.frombuffer(b"".join(hashes), "<u8"), group))
-    rank = np.empty(len(items), np.int64)  # of each item among those of its label
+    rank = np.empty(len(items), np.int64)  # rank of each item within its label
     rank[by_hash] = np.arange(len(items)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return _split(items, rank < counts[group])
 
@@ -115,10 +153,10 @@ def _split(items: pa.Table, held: NDArray[np.bool_]) -> pa.Table:
     return items.take(np.argsort(held, kind="stable"))
 
 
-def _held_counts(sizes: NDArray[np.int64], share: float) -> NDArray[np.int64]:
-    """Items to hold out a label: in all the rounded share, by largest remainders, never a whole label."""
-    quota = sizes * share
+def _holdout_counts(sizes: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
+    """Return the number of items to hold out per label, by the largest-remainder method; never a whole label."""
+    quota = sizes * fraction
     counts = np.floor(quota).astype(np.int64)
-    short = round(share * int(sizes.sum())) - int(counts.sum())
-    counts[np.argsort(counts - quota, kind="stable")[:short]] += 1
+    missing = round(fraction * int(sizes.sum())) - int(counts.sum())
+    counts[np.argsort(counts - quota, kind="stable")[:missing]] += 1
     return np.minimum(counts, sizes - 1)

@@ -1,6 +1,6 @@
-"""The manifest: a table with one row an item, which says where its bytes or pixels lie.
+"""The manifest: a table with one row per item that says where its bytes or pixels are stored.
 
-It is written to disk once; tasks read their rows from it, so that no list of files travels in a graph.
+It is written to disk once, and each task reads its own rows, so task graphs carry no file lists.
 """
 
 from __future__ import annotations
@@ -19,39 +19,40 @@ from kmeans_dask.storage.publish import publish
 
 MANIFEST_SCHEMA = pa.schema(
     [
-        ("file", pa.binary()),  # that holds the item: full path as the operating system spells it, or a URL
-        ("inside", pa.string()),  # null: the file is the image; else how it lies in the file: "tar", "npz" ...
-        ("member", pa.string()),  # column of a table or array of a file that has several; null else
-        ("position", pa.int64()),  # byte of an archive, or row of a table or array; null: the file is the image
-        ("path", pa.string()),  # name of the item, with "/"; bytes that are no text as backslash escapes
-        ("bytes", pa.int64()),  # of the encoded image; of a table's row its share of the file; 0 if unknown
-        ("mtime_ns", pa.int64()),  # of the file, nanoseconds since 1970; 0 if unknown
-        ("label", pa.string()),  # null = none
+        ("file", pa.binary()),  # file containing the item: full path in the OS encoding, or a URL
+        ("inside", pa.string()),  # container format, "tar", "npz" ...; null: the file is the image
+        ("member", pa.string()),  # column of a table, or array of a file with several; else null
+        ("position", pa.int64()),  # byte offset in an archive, or row of a table or array; else null
+        ("path", pa.string()),  # item name, with "/"; undecodable bytes as backslash escapes
+        ("bytes", pa.int64()),  # size of the encoded image; estimated for rows of a table; 0 if unknown
+        ("mtime_ns", pa.int64()),  # modification time of the file, nanoseconds since 1970; 0 if unknown
+        ("label", pa.string()),  # null if the item has none
         ("split", pa.string()),  # "train" | "holdout"
-        ("black", pa.float64()),  # number that is black, of an image of numbers that are no bytes
-        ("white", pa.float64()),  # and white; null: bytes, or a file that is judged for itself
+        ("black", pa.float64()),  # value shown as black, for images whose values are not bytes
+        ("white", pa.float64()),  # value shown as white; null: bytes, or a file whose range is inferred
     ]
 )
 
 _ROW_GROUP = 4096
-"""Rows that are read at least: half a megabyte. One million items are 250 groups, a footer of 0.2 MB."""
+"""Rows per Parquet row group, the smallest unit read: half a megabyte. One million items make 250 groups and a footer
+of 0.2 MB."""
 
 
 def write_manifest(items: pa.Table, path: Path) -> None:
-    """Write a manifest as a Parquet file, published by a rename; its slices are cheap to read alone."""
+    """Write a manifest as a Parquet file, atomically and in small row groups, so that slices are cheap to read."""
     with publish(path) as partial:
         pq.write_table(items, partial, row_group_size=_ROW_GROUP, write_statistics=False)
 
 
 def read_manifest(path: Path, start: int = 0, stop: int | None = None) -> pa.Table:
-    """Read the rows ``start:stop`` of a manifest, and of the file little more than these.
+    """Read the rows ``start:stop`` of a manifest without reading much more of the file.
 
     Parameters
     ----------
     path
         Written by `write_manifest`.
     start, stop
-        Row numbers; None is the end.
+        Row numbers; None means the end.
 
     Returns
     -------
@@ -66,21 +67,23 @@ def read_manifest(path: Path, start: int = 0, stop: int | None = None) -> pa.Tab
 
 
 REMOVED = "removed"
-"""Split, and status, of an item that has gone from the source: its row stays, it is no part of anything."""
+"""Split and status of an item that is gone from the source: its row stays, but nothing uses it."""
 
-_NOT_THE_FILE = ("path", "label", "split")
-"""Columns of a manifest that do not say where the image lies, nor whether it has changed."""
+_NOT_FILE_COLUMNS = ("path", "label", "split")
+"""Manifest columns that neither locate an image nor show whether it has changed."""
 
 
 class Changes(NamedTuple):
-    """How a newer listing differs from a manifest."""
+    """Differences between a manifest and a newer listing."""
 
     items: pa.Table
-    """The manifest as it is now: the rows of the old one in their order, then the new ones."""
+    """The updated manifest: the old rows in their order, then the new ones."""
     added: int
+    """Number of new items, and of removed ones that are back."""
     changed: int
-    """Of another size or time; whether the pixels differ is seen when they are decoded."""
+    """Number of items whose size or modification time differs; only decoding shows whether the pixels do."""
     removed: int
+    """Number of items that are gone from the source."""
 
 
 def update_manifest(old: pa.Table, listed: pa.Table, *, keep_splits: bool) -> Changes:
@@ -89,23 +92,23 @@ def update_manifest(old: pa.Table, listed: pa.Table, *, keep_splits: bool) -> Ch
     Parameters
     ----------
     old : (n) pyarrow.Table
-        `sources.MANIFEST_SCHEMA`; its split may be ``removed``.
+        `MANIFEST_SCHEMA`; the split may be ``removed``.
     listed : (m) pyarrow.Table
-        The same source, listed now. An item is known by its file, its array or column in it, and its path.
+        `MANIFEST_SCHEMA`; a new listing of the same source. Items are matched by file, array or column, and path.
     keep_splits
-        Whether an item stays fitted, or held out, whatever the listing says: a share is drawn from what is there, and
-        an item that has been fitted must not become one that is scored.
+        Keep each item in its split, whatever the listing says. A holdout fraction is drawn from the current items, and
+        an item that was fitted must not become one that is scored.
 
     Returns
     -------
     Changes
     """
     old_keys, new_keys = _keys(old), _keys(listed)
-    at = pc.index_in(old_keys, value_set=new_keys)  # row in the listing; null: it has gone
+    at = pc.index_in(old_keys, value_set=new_keys)  # row in the listing; null: gone
     gone = pc.is_null(at).to_numpy(zero_copy_only=False)
     added = pc.is_null(pc.index_in(new_keys, value_set=old_keys)).to_numpy(zero_copy_only=False)
     was_gone = pc.equal(old["split"], REMOVED).to_numpy()
-    # the rows of the listing, then those that have gone, are put into the order of the old manifest, then the new ones
+    # reorder the listing plus the removed rows: in the order of the old manifest, then the new items
     pool = pa.concat_tables([listed, _with_split(old.filter(gone), REMOVED)])
     where = pc.fill_null(at, 0).to_numpy().astype(np.int64)
     where[gone] = len(listed) + np.arange(np.count_nonzero(gone))
@@ -125,12 +128,12 @@ def update_manifest(old: pa.Table, listed: pa.Table, *, keep_splits: bool) -> Ch
 
 
 def same_files(items: pa.Table, others: pa.Table) -> NDArray[np.bool_]:
-    """Say of each row whether both manifests speak of the same file, of the same size and time.
+    """Return for each row whether both tables refer to the same file with the same size and modification time.
 
     Parameters
     ----------
     items, others : (n) pyarrow.Table
-        They may have more columns than a manifest; those of the first count.
+        Manifests, or tables with more columns; the columns of `items` are compared.
 
     Returns
     -------
@@ -138,7 +141,7 @@ def same_files(items: pa.Table, others: pa.Table) -> NDArray[np.bool_]:
     """
     same = np.ones(len(items), bool)
     for name in items.column_names:
-        if name not in _NOT_THE_FILE:
+        if name not in _NOT_FILE_COLUMNS:
             a, b = items[name], others[name]
             equal = pc.fill_null(pc.equal(a, b), False)
             same &= pc.or_(equal, pc.and_(pc.is_null(a), pc.is_null(b))).to_numpy()

@@ -1,8 +1,8 @@
-"""An item that ends the process which opens it is found in a process of its own, and set aside.
+"""Find items that crash or block their process by trying each one in a child process.
 
-A task leaves a marker while it runs. Whoever finds the marker of an attempt that did not end goes on carefully: another
-process does the work on one item after the other, nothing of it is kept, and the items that ended it are known.
-As long as no worker dies this costs a task two small writes.
+A task keeps a marker file while it runs. A task that finds the marker of an unfinished attempt first runs the work on
+one item after the other in a child process and discards the results; the items that kill the child are then skipped.
+As long as no worker dies, this costs two small writes per task.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from kmeans_dask.sources.images import ImageError
 from kmeans_dask.storage.publish import create, remove
 
 ITEM_SECONDS = 300
-"""An item that takes longer hangs. One of 200 megapixels takes 20 s in three K of 30 colours, minutes in 10,000s."""
+"""Seconds after which an item counts as hung. Three palettes of 30 colours take 20 s for 200 megapixels; palettes of
+tens of thousands of colours take minutes."""
 
 memory_limit = 0
-"""Bytes above which this process is ended as a worker; 0: it has no limit. Whoever starts the workers sets it."""
+"""Memory limit of this worker process in bytes, set by the code that starts the workers; 0 means no limit."""
 
-_SHARE_OF_LIMIT = 0.9
-"""A nanny ends its worker at 0.95 of the limit."""
+_LIMIT_FRACTION = 0.9
+"""Fraction of the memory limit to use; the nanny kills its worker at 0.95."""
 
 _CHILD = "import sys; from kmeans_dask.sources.sandbox import serve; serve(int(sys.argv[1]))"
 
@@ -41,17 +42,17 @@ Read = Callable[[Sequence[int]], Iterable[tuple[int, Any]]]
 
 @contextmanager
 def attempt(marker: Path) -> Iterator[bool]:
-    """Mark that a task has begun until it ends, in whatever way but with its process.
+    """Keep a marker file while a task runs; it survives only if the process dies.
 
     Parameters
     ----------
     marker
-        File of this task alone.
+        Path of the file, unique to this task.
 
     Yields
     ------
     bool
-        Whether an earlier attempt did not end.
+        Whether an earlier attempt did not finish.
     """
     is_first = create(marker, f"process {os.getpid()} of {os.uname().nodename}\n")
     try:
@@ -60,30 +61,31 @@ def attempt(marker: Path) -> Iterator[bool]:
         remove(marker)
 
 
-def ended_by(read: Read, n_rows: int, work: Callable[[Any], Any]) -> dict[int, ImageError]:
-    """Do some work on every item in another process, and say which of them cannot be used.
+def probe_items(read: Read, n_rows: int, work: Callable[[Any], Any]) -> dict[int, ImageError]:
+    """Run the work on every item in a child process, and report the items that cannot be used.
 
     Parameters
     ----------
     read
-        Yields (row, content) of each of the rows that it is given, in any order. Must be picklable, as `work`.
+        Yields (row, content) for the rows passed to it, in any order. Must be picklable, like `work`.
     n_rows
-        Rows are 0 to n_rows - 1.
+        Number of rows.
     work
-        Called with each content. What it returns is dropped, and so is what it raises, unless that is an `ImageError`.
+        Called with each content. Its results are discarded, and so are its exceptions, except `ImageError`.
 
     Returns
     -------
     dict
-        Row -> what `work` raised; or an error with the status ``crashed`` or ``hung`` of a row that ended the process.
+        Row -> the `ImageError` raised by `work`, or one with status ``crashed`` or ``hung`` if the row killed the
+        process.
     """
     errors: dict[int, ImageError] = {}
-    left = list(range(n_rows))
-    while left:
+    remaining = list(range(n_rows))
+    while remaining:
         done = set()
         in_hand = None
-        ours, process = _start_child(read, left, work)
-        with suppress(EOFError, ConnectionError):  # the process has ended: `left` says how far it came
+        ours, process = _start_child(read, remaining, work)
+        with suppress(EOFError, ConnectionError):  # the child died: `done` and `in_hand` tell how far it got
             for row, error in iter(ours.recv, None):
                 in_hand = None if row == in_hand else row
                 if in_hand is None:
@@ -92,16 +94,16 @@ def ended_by(read: Read, n_rows: int, work: Callable[[Any], Any]) -> dict[int, I
                     errors[row] = ImageError(*error)
         ours.close()
         process.wait()
-        left = [row for row in left if row not in done]
-        if left:  # without an item in hand it was about to read one: the next
-            row = left[0] if in_hand is None else in_hand
-            left.remove(row)
+        remaining = [row for row in remaining if row not in done]
+        if remaining:  # with no item in hand, the child died reading the next one
+            row = remaining[0] if in_hand is None else in_hand
+            remaining.remove(row)
             errors[row] = _error_of(process.returncode)
     return errors
 
 
 def _start_child(read: Read, rows: Sequence[int], work: Callable[[Any], Any]) -> tuple[Connection, subprocess.Popen]:
-    """Start a process that does the work. Not by multiprocessing: workers are daemons, which it allows no children."""
+    """Start the child process. Not with multiprocessing: workers are daemonic, which rules out children there."""
     ours, theirs = Pipe()
     with theirs:
         process = subprocess.Popen(
@@ -110,35 +112,35 @@ def _start_child(read: Read, rows: Sequence[int], work: Callable[[Any], Any]) ->
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
-    room = int(_SHARE_OF_LIMIT * memory_limit - psutil.Process().memory_info().rss) if memory_limit else None
+    room = int(_LIMIT_FRACTION * memory_limit - psutil.Process().memory_info().rss) if memory_limit else None
     with suppress(ConnectionError):
         ours.send_bytes(pickle.dumps((read, rows, work, room, ITEM_SECONDS)))
     return ours, process
 
 
 def serve(connection: int) -> None:
-    """Be the other process: say of every row that it begins, and that it is done.
+    """Run in the child process: report the begin and the end of every row.
 
     Parameters
     ----------
     connection
-        File descriptor.
+        File descriptor of the pipe to the parent.
     """
     theirs = Connection(connection)
-    read, rows, work, room, seconds = pickle.loads(theirs.recv_bytes())  # of the process that has started this one
+    read, rows, work, room, seconds = pickle.loads(theirs.recv_bytes())  # sent by the parent process
     if room is not None:
         _limit_memory(room)
     for row, content in read(rows):
         theirs.send((row, None))
-        signal.alarm(seconds)  # ends the process, also where no Python runs
+        signal.alarm(seconds)  # kills the process even while it runs native code
         error = None
         try:
             work(content)
         except ImageError as problem:
             error = (problem.status, problem.reason)
         except MemoryError:
-            error = ("crashed", "takes more memory than a worker has left")
-        except Exception:  # the task meets it again, and knows what to do
+            error = ("crashed", "needs more memory than the worker has left")
+        except Exception:  # the task will hit it again and handle it
             error = None
         signal.alarm(0)
         theirs.send((row, error))
@@ -146,7 +148,7 @@ def serve(connection: int) -> None:
 
 
 def _limit_memory(room: int) -> None:
-    """Let this process take `room` bytes more than it has; without Linux, which says what it has, do nothing."""
+    """Allow this process to allocate `room` more bytes; does nothing except on Linux, which reports current usage."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmData:"):
@@ -156,6 +158,6 @@ def _limit_memory(room: int) -> None:
 
 def _error_of(status: int) -> ImageError:
     if status == -signal.SIGALRM:
-        return ImageError("hung", f"not done after {ITEM_SECONDS} s, so its process was ended")
+        return ImageError("hung", f"still running after {ITEM_SECONDS} s; its process was killed")
     how = signal.Signals(-status).name if status < 0 else f"status {status}"
-    return ImageError("crashed", f"ends the process that opens it ({how})")
+    return ImageError("crashed", f"crashes the process that opens it ({how})")

@@ -1,4 +1,4 @@
-"""Archives, arrays and tables that are cut off or have wrong bytes: refused in one line, or rows with their reason."""
+"""Truncated and corrupted archives, arrays and tables: refused in one line, or read with a reason per bad row."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from kmeans_dask.collection.decoding import decode_rows
 from kmeans_dask.config.sections import Ingest, Input
 from kmeans_dask.errors import UserError
 from kmeans_dask.sources.listing import list_items
-from tests.support.jobs import Said, write_config
+from tests.support.jobs import Result, write_config
 
 N, SIDE = 12, 9
 PIXELS = np.random.default_rng(4).integers(1, 256, (N, SIDE, SIDE), dtype=np.uint8)
 INGEST = Ingest(size=(SIDE, SIDE), mode="L")
 SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "tar": ("a.tar", {}),
-    "tar, JSON beside": ("b.tar", {"labels": "json:kind"}),
+    "tar, JSON sidecars": ("b.tar", {"labels": "json:kind"}),
     "tar.gz": ("a.tar.gz", {}),
     "zip": ("a.zip", {}),
     "stored zip": ("stored.zip", {}),
-    "zip, JSON beside": ("b.zip", {"labels": "json:kind"}),
+    "zip, JSON sidecars": ("b.zip", {"labels": "json:kind"}),
     "npy": ("x.npy", {}),
     "npz": ("x.npz", {"labels": "column:y"}),
     "compressed npz": ("small.npz", {"labels": "column:y"}),
@@ -43,10 +43,10 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "zarr": ("x.zarr", {"labels": "column:y"}),
     "Parquet": ("x.parquet", {"labels": "column:kind"}),
 }
-"""Kind -> its file or folder, and what of `input` it needs."""
+"""Kind -> file or folder, and the `input` options it needs."""
 
-CHECKED = {"tar.gz", "zip", "stored zip", "zip, JSON beside", "npz", "compressed npz", "IDX, compressed"}
-"""Kinds with a checksum: what is read in spite of wrong bytes is right."""
+CHECKED = {"tar.gz", "zip", "stored zip", "zip, JSON sidecars", "npz", "compressed npz", "IDX, compressed"}
+"""Kinds with a checksum: whatever is read despite corruption is correct."""
 
 
 def png(row: int) -> bytes:
@@ -56,24 +56,24 @@ def png(row: int) -> bytes:
 
 
 def write_all(folder: Path) -> None:
-    """The images in every form."""
+    """Write the images in every format."""
     files = [png(row) for row in range(N)]
-    told = b'{"kind": "a"}'
-    for name, mode, beside in (("a.tar", "w", ()), ("b.tar", "w", (told,)), ("a.tar.gz", "w:gz", ())):
+    sidecar = b'{"kind": "a"}'
+    for name, mode, sidecars in (("a.tar", "w", ()), ("b.tar", "w", (sidecar,)), ("a.tar.gz", "w:gz", ())):
         with tarfile.open(folder / name, mode) as tar:
             for row, file in enumerate(files):
-                for ending, data in (("png", file), *(("json", data) for data in beside)):
+                for ending, data in (("png", file), *(("json", data) for data in sidecars)):
                     info = tarfile.TarInfo(f"a/{row:02d}.{ending}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
     stored = zipfile.ZIP_STORED
-    for name, method, beside in (
-        ("a.zip", zipfile.ZIP_DEFLATED, ()), ("stored.zip", stored, ()), ("b.zip", stored, (told,)),
+    for name, method, sidecars in (
+        ("a.zip", zipfile.ZIP_DEFLATED, ()), ("stored.zip", stored, ()), ("b.zip", stored, (sidecar,)),
     ):  # fmt: skip
         with zipfile.ZipFile(folder / name, "w", method) as archive:
             for row, file in enumerate(files):
                 archive.writestr(f"a/{row:02d}.png", file)
-                for data in beside:
+                for data in sidecars:
                     archive.writestr(f"a/{row:02d}.json", data)
     numbers = np.arange(N) % 3
     np.save(folder / "x.npy", PIXELS)
@@ -91,7 +91,7 @@ def write_all(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every kind of source; tests must not write here."""
+    """Every kind of source, read-only for tests."""
     folder = tmp_path_factory.mktemp("data")
     write_all(folder)
     return folder
@@ -99,27 +99,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(data: Path, tmp_path: Path) -> Path:
-    """The same, to be damaged."""
+    """A copy to damage."""
     return Path(shutil.copytree(data, tmp_path / "copy"))
 
 
 def outcome(path: Path, options: dict[str, Any]) -> list[bool] | str:
-    """Which rows have the pixels that were written, or why the source is refused; rows without have a reason."""
+    """Return which rows have the original pixels, or why the source is refused; any other row must have a reason."""
     source = Input(path=str(path), **options)
     try:
         manifest = list_items(source, 0, path.parent)
     except UserError as error:
         return str(error)
     block, items = decode_rows(manifest, INGEST, 10_000)
-    right = []
+    matches = []
     for pixels, row in zip(block[:, :, :, 0], items.to_pylist(), strict=True):
         if row["status"] == "ok":
-            right.append(any(np.array_equal(pixels, wanted) for wanted in PIXELS))
+            matches.append(any(np.array_equal(pixels, wanted) for wanted in PIXELS))
         else:
             assert not pixels.any()
             assert row["error"].strip()
             assert "\n" not in row["error"]
-    return right
+    return matches
 
 
 def files_of(source: Path) -> list[Path]:
@@ -127,14 +127,14 @@ def files_of(source: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_what_is_whole_is_read(kind: str, data: Path):
+def test_intact_source_is_read(kind: str, data: Path):
     name, options = SOURCES[kind]
 
     assert outcome(data / name, options) == [True] * N
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_cut_at_every_tenth(kind: str, copy: Path):
+def test_truncated_source(kind: str, copy: Path):
     name, options = SOURCES[kind]
     for file in files_of(copy / name):
         whole = file.read_bytes()
@@ -150,7 +150,7 @@ def test_cut_at_every_tenth(kind: str, copy: Path):
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_wrong_bytes(kind: str, copy: Path):
+def test_corrupted_source(kind: str, copy: Path):
     name, options = SOURCES[kind]
     rng = np.random.default_rng(1)
     files = files_of(copy / name)
@@ -168,17 +168,17 @@ def test_wrong_bytes(kind: str, copy: Path):
         file.write_bytes(whole)
 
 
-def test_a_tar_whose_members_would_be_lost_is_refused(copy: Path):
+def test_tar_with_damaged_header_is_refused(copy: Path):
     whole = bytearray((copy / "a.tar").read_bytes())
-    whole[1024 * 5 + 3] ^= 1  # in the header of the sixth member, whose checksum is then wrong
+    whole[1024 * 5 + 3] ^= 1  # in the header of the sixth member, which makes its checksum wrong
     (copy / "a.tar").write_bytes(whole)
 
-    told = outcome(copy / "a.tar", {})
+    reason = outcome(copy / "a.tar", {})
 
-    assert told == f"{copy / 'a.tar'} cannot be read as tar: damaged or cut off at byte 5,120; make it anew"
+    assert reason == f"{copy / 'a.tar'} cannot be read as tar: damaged or cut off at byte 5,120; recreate the file"
 
 
-def test_a_header_that_promises_more_than_the_file_has_is_refused(tmp_path: Path):
+def test_header_claiming_more_than_the_file_size_is_refused(tmp_path: Path):
     (tmp_path / "x-idx3-ubyte").write_bytes(struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 28, 28) + bytes(784))
     with open(tmp_path / "x.npy", "wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": (10**15, 28, 28)}
@@ -186,19 +186,19 @@ def test_a_header_that_promises_more_than_the_file_has_is_refused(tmp_path: Path
     (tmp_path / "x-idx3-ubyte.gz").write_bytes(gzip.compress((tmp_path / "x-idx3-ubyte").read_bytes()))
 
     for name in ("x-idx3-ubyte", "x.npy", "x-idx3-ubyte.gz"):
-        assert "it is cut off, or its header is wrong" in outcome(tmp_path / name, {})
+        assert "it is truncated, or its header is wrong" in outcome(tmp_path / name, {})
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_a_job_says_it_in_one_line(kind: str, copy: Path, command: Callable[..., Said]):
+def test_job_reports_damage_in_one_line(kind: str, copy: Path, command: Callable[..., Result]):
     name, options = SOURCES[kind]
     for file in files_of(copy / name):
         file.write_bytes(file.read_bytes()[:3])
     config = write_config(copy, copy / name, input={"path": str(copy / name), **options})
 
-    said = command("run", config)
+    result = command("run", config)
 
-    messages = [line for line in said.lines if line.startswith("kmeans-dask: ")]
-    assert (said.status, len(messages)) == (2, 1)
+    messages = [line for line in result.lines if line.startswith("kmeans-dask: ")]
+    assert (result.status, len(messages)) == (2, 1)
     assert name in messages[0]
-    assert "Traceback" not in said.err
+    assert "Traceback" not in result.err

@@ -20,7 +20,7 @@ from kmeans_dask.errors import UserError
 from kmeans_dask.sources.kinds.datasets import copy_photos, fetch, write_digits
 
 
-def test_digits_are_written_as_they_are(tmp_path: Path) -> None:
+def test_digits_are_written_unchanged(tmp_path: Path) -> None:
     digits = load_digits()
     n = write_digits(tmp_path / "digits", digits.data, [str(label) for label in digits.target], 1500)
 
@@ -32,11 +32,11 @@ def test_digits_are_written_as_they_are(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(image), digits.images[1501])
 
 
-def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
+def test_interrupted_call_resumes(tmp_path: Path) -> None:
     pixels = np.arange(40).reshape(10, 4)
 
     class Interrupted:
-        """Rows that end with an exception after six."""
+        """Rows that raise an exception after the sixth."""
 
         shape = pixels.shape
 
@@ -68,7 +68,7 @@ DIGIT_LABELS = [str(number % 10) for number in range(N_DIGITS)]
 
 
 def arff(quote: str = "") -> bytes:
-    """The digits in the format and with the attributes of OpenML's mnist_784; its labels may stand in quotes."""
+    """The digits in the format and with the attributes of OpenML's mnist_784, optionally with quoted labels."""
     names = [f"pixel{i}" for i in range(1, 785)]
     head = ["@RELATION mnist_784", *(f"@ATTRIBUTE {name} real" for name in names)]
     head += ["@ATTRIBUTE class {0,1,2,3,4,5,6,7,8,9}", "@DATA"]
@@ -79,17 +79,24 @@ def arff(quote: str = "") -> bytes:
     return "\n".join([*head, *rows, ""]).encode()
 
 
-def tell_scikit_learn_of(url: str, digest: str, data_home: Path) -> None:
-    """Lay out what it keeps of OpenML's answers about mnist_784; these say where the digits are to be loaded from."""
+def fake_openml_cache(url: str, digest: str, data_home: Path) -> None:
+    """Fill scikit-learn's cache of OpenML responses about mnist_784, with `url` as the location of the data."""
     feature = {"data_type": "numeric", "is_target": "false", "is_ignore": "false", "is_row_identifier": "false",
                "number_of_missing_values": "0"}  # fmt: skip
     features = [{**feature, "index": str(i), "name": f"pixel{i + 1}"} for i in range(784)]
     target = {"index": "784", "name": "class", "data_type": "nominal", "is_target": "true"}
     features.append({**feature, **target, "nominal_value": [str(digit) for digit in range(10)]})
-    told = {"id": "554", "name": "mnist_784", "version": "1", "format": "ARFF", "status": "active", "description": ""}
+    description = {
+        "id": "554",
+        "name": "mnist_784",
+        "version": "1",
+        "format": "ARFF",
+        "status": "active",
+        "description": "",
+    }
     answers = {
         "data/list/data_name/mnist_784/limit/2/data_version/1": {"data": {"dataset": [{"did": 554}]}},
-        "data/554": {"data_set_description": {**told, "url": url, "md5_checksum": digest}},
+        "data/554": {"data_set_description": {**description, "url": url, "md5_checksum": digest}},
         "data/features/554": {"data_features": {"feature": features}},
         "data/qualities/554": {
             "data_qualities": {"quality": [{"name": "NumberOfInstances", "value": str(N_DIGITS)}]}
@@ -103,7 +110,7 @@ def tell_scikit_learn_of(url: str, digest: str, data_home: Path) -> None:
 
 @pytest.fixture
 def openml(tmp_path: Path) -> Iterator[str]:
-    """A web server of this machine with the file of the digits in both spellings."""
+    """A local web server with the digits, with and without quoted labels."""
     (tmp_path / "site" / "data").mkdir(parents=True)
     (tmp_path / "site" / "data" / "mnist_784.arff").write_bytes(arff())
     (tmp_path / "site" / "data" / "quoted.arff").write_bytes(arff("'"))
@@ -129,9 +136,9 @@ def test_mnist_is_downloaded_through_scikit_learn(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The answers about the data set are those of OpenML, its file is loaded from a server of this machine."""
+    """The responses about the data set are those of OpenML; the file itself comes from a local server."""
     monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "home"))
-    tell_scikit_learn_of(f"{openml}/{name}", hashlib.md5(arff(quote)).hexdigest(), tmp_path / "home")
+    fake_openml_cache(f"{openml}/{name}", hashlib.md5(arff(quote)).hexdigest(), tmp_path / "home")
 
     assert main.main(["fetch", "mnist", str(tmp_path / "mnist")]) == 0
 
@@ -142,22 +149,22 @@ def test_mnist_is_downloaded_through_scikit_learn(
     assert len(list((tmp_path / "mnist").rglob("*.*"))) == N_DIGITS
 
 
-def test_a_download_that_is_another_file_is_one_line(
+def test_wrong_checksum_of_download_is_reported_in_one_line(
     openml: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "home"))
-    tell_scikit_learn_of(f"{openml}/mnist_784.arff", "0" * 32, tmp_path / "home")
+    fake_openml_cache(f"{openml}/mnist_784.arff", "0" * 32, tmp_path / "home")
 
     assert main.main(["fetch", "mnist", str(tmp_path / "mnist")]) == 1
 
-    said = capsys.readouterr().err
-    assert said.startswith("kmeans-dask: cannot fetch mnist: The md5 checksum")
-    assert len(said.splitlines()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("kmeans-dask: cannot fetch mnist: The md5 checksum")
+    assert len(error.splitlines()) == 1
     assert not (tmp_path / "mnist").exists()
 
 
-def photos_of_scikit_learn(data_home: Path, photo: Path) -> None:
-    """Lay out what scikit-learn keeps of LFW: 12 photos of one person, 3 of another."""
+def fake_lfw_cache(data_home: Path, photo: Path) -> None:
+    """Fill scikit-learn's cache of LFW: 12 photos of one person, 3 of another."""
     home = data_home / "lfw_home"
     for person, count in (("Ann_Lee", 12), ("Bo_Ek", 3)):
         folder = home / "lfw_funneled" / person
@@ -168,21 +175,21 @@ def photos_of_scikit_learn(data_home: Path, photo: Path) -> None:
         (home / name).write_text("")
 
 
-def test_lfw_from_the_folder_of_scikit_learn(tmp_path: Path) -> None:
+def test_lfw_from_the_cache_of_scikit_learn(tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
     Image.new("RGB", (250, 250), (90, 60, 30)).save(photo)
-    photos_of_scikit_learn(tmp_path / "home", photo)
+    fake_lfw_cache(tmp_path / "home", photo)
 
     assert fetch("lfw", tmp_path / "lfw", tmp_path / "home") == 12
 
     files = sorted((tmp_path / "lfw").rglob("*.jpg"))
     assert [file.parent.name for file in files] == ["Ann_Lee"] * 12
     assert files[0].read_bytes() == photo.read_bytes()
-    with pytest.raises(UserError, match="is there already; remove it"):
+    with pytest.raises(UserError, match="already exists; remove it"):
         fetch("lfw", tmp_path / "lfw", tmp_path / "home")
 
 
-def test_copies_of_some_people(tmp_path: Path) -> None:
+def test_copy_photos_of_selected_people(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "b/1.jpg", "b/2.jpg"):
         (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "all" / name).write_bytes(name.encode())
@@ -192,23 +199,23 @@ def test_copies_of_some_people(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "lfw"])
-def test_without_a_network_it_is_said_in_one_line(
+def test_missing_network_is_reported_in_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "home"))
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setattr("time.sleep", lambda _: None)  # scikit-learn tries four times, a second apart
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nothing listens on this port
+    monkeypatch.setattr("time.sleep", lambda _: None)  # scikit-learn retries four times, one second apart
 
     assert main.main(["fetch", name, str(tmp_path / "out")]) == 1
 
-    said = capsys.readouterr()
-    assert len(said.err.splitlines()) == 1
-    assert said.err.startswith(f"kmeans-dask: cannot fetch {name}: ")
-    assert "needs a network" in said.err
+    output = capsys.readouterr()
+    assert len(output.err.splitlines()) == 1
+    assert output.err.startswith(f"kmeans-dask: cannot fetch {name}: ")
+    assert "check the network" in output.err
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_there_is_not_touched(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is there already"):
+def test_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="already exists"):
         fetch("mnist", tmp_path, tmp_path)

@@ -26,7 +26,7 @@ def saved(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
 
 
 def photo(height: int = 40, width: int = 60) -> Image.Image:
-    """A smooth colour picture, so that a JPEG of it is nearly exact."""
+    """A smooth colour image, so that a JPEG of it is nearly exact."""
     y, x = np.mgrid[0:height, 0:width]
     return Image.fromarray(np.stack([4 * x, 6 * y, 255 - 2 * (x + y)], axis=2).astype(np.uint8))
 
@@ -39,11 +39,11 @@ def reason_of(file: object, max_pixels: int = LIMIT) -> ImageError:
     return caught.value
 
 
-# -- what is right is read exactly
+# -- valid files are read exactly
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_file_of_the_wanted_mode_and_size_comes_back_bit_for_bit(tmp_path: Path, mode: str) -> None:
+def test_matching_mode_and_size_is_bitwise_identical(tmp_path: Path, mode: str) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (7, 5) if mode == "L" else (7, 5, 3), dtype=np.uint8)
     file = tmp_path / "x.png"
@@ -55,7 +55,7 @@ def test_a_file_of_the_wanted_mode_and_size_comes_back_bit_for_bit(tmp_path: Pat
         assert decoded[1:] == (5, 7, mode, [])
 
 
-def test_the_name_of_a_file_may_be_no_text(tmp_path: Path) -> None:
+def test_undecodable_file_name(tmp_path: Path) -> None:
     name = bytes(tmp_path) + b"/caf\xe9\n.png"
     with open(name, "wb") as file:
         file.write(encode_png(np.full((2, 2), 9, np.uint8)))
@@ -69,20 +69,20 @@ def test_formats(kind: str) -> None:
     assert error.mean() < 12  # GIF has 256 colours
 
 
-def test_a_very_wide_image_is_one_row_of_pixels() -> None:
+def test_very_wide_image() -> None:
     decoded = decode(saved(Image.new("L", (65_000, 1), 77), "PNG"), size=(28, 28), mode="L", max_pixels=LIMIT)
     assert set(decoded.pixels.ravel().tolist()) == {77}
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bit_files_are_scaled_not_clipped(kind: str) -> None:
+def test_16_bit_files_are_scaled(kind: str) -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
     decoded = decode(saved(Image.fromarray(values), kind), size=(1, 5), mode="L", max_pixels=LIMIT)
     assert decoded.pixels.ravel().tolist() == [0, 0, 1, 128, 255]
     assert decoded.mode == "I;16"
 
 
-def test_16_bit_pgm_opens_as_32_bit_and_is_scaled_alike() -> None:
+def test_16_bit_pgm_is_scaled() -> None:
     header = b"P5 3 1 65535\n"
     file = io.BytesIO(header + np.array([0, 32768, 65535], ">u2").tobytes())
     assert decode(file, size=(1, 3), mode="L", max_pixels=LIMIT).pixels.ravel().tolist() == [0, 128, 255]
@@ -125,14 +125,14 @@ def test_exif_orientation_is_applied(kind: str, orientation: int, turn: Image.Tr
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_broken_exif_leaves_the_pixels_as_they_lie() -> None:
+def test_broken_exif_is_ignored() -> None:
     file = saved(photo(), "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
     decoded = decode(file, size=(40, 60), mode="RGB", max_pixels=LIMIT)
     np.testing.assert_array_equal(decoded.pixels, np.asarray(photo()))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_the_first_frame_counts(kind: str) -> None:
+def test_only_the_first_frame_is_read(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     file = saved(frames[0], kind, save_all=True, append_images=frames[1:])
     red, green, blue = decode(file, size=(1, 1), mode="RGB", max_pixels=LIMIT).pixels.ravel().tolist()
@@ -141,14 +141,14 @@ def test_the_first_frame_counts(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
-def test_more_frames_are_told(kind: str) -> None:
+def test_multiple_frames_are_recorded(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     one, three = saved(frames[0], kind), saved(frames[0], kind, save_all=True, append_images=frames[1:])
-    told = [decode(file, size=(8, 8), mode="RGB", max_pixels=LIMIT).changes for file in (one, three)]
-    assert ["first frame" in changes for changes in told] == [False, True]
+    recorded = [decode(file, size=(8, 8), mode="RGB", max_pixels=LIMIT).changes for file in (one, three)]
+    assert ["first frame" in changes for changes in recorded] == [False, True]
 
 
-def test_a_gif_that_ends_in_its_second_frame_has_a_first_one() -> None:
+def test_gif_truncated_in_second_frame_is_read() -> None:
     frames = [Image.new("L", (8, 8), level) for level in (50, 150, 250)]
     whole = saved(frames[0], "GIF", save_all=True, append_images=frames[1:]).getvalue()
     second = whole.index(b",", whole.index(b",") + 1)
@@ -157,7 +157,7 @@ def test_a_gif_that_ends_in_its_second_frame_has_a_first_one() -> None:
         assert decoded.pixels.item() == 50
 
 
-def test_turned_images_are_told() -> None:
+def test_orientation_is_recorded() -> None:
     for orientation in (1, 2, 8):
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -166,7 +166,7 @@ def test_turned_images_are_told() -> None:
             assert changes == ([] if orientation == 1 else ["turned"]), (kind, orientation)
 
 
-def test_16_bit_colours_are_told() -> None:
+def test_16_bit_colour_is_recorded() -> None:
     rows = (np.arange(12).reshape(2, 6) * 5000).astype(">u2")
     header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
@@ -195,7 +195,7 @@ def test_heic() -> None:
     np.testing.assert_allclose(decoded.pixels[40, 40], (255, 0, 0), atol=3)
 
 
-# -- large JPEGs are decoded smaller
+# -- large JPEGs are decoded at reduced scale
 
 
 def large_photo(side: int = 1000) -> Image.Image:
@@ -204,7 +204,7 @@ def large_photo(side: int = 1000) -> Image.Image:
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(mode: Mode, orientation: int) -> None:
+def test_reduced_scale_jpeg_looks_the_same(mode: Mode, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = saved(large_photo(), "JPEG", quality=92, exif=exif)
@@ -219,39 +219,39 @@ def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(mode: Mode, orientat
 
 
 @pytest.mark.parametrize(("side", "drafted"), [(799, False), (800, True)])
-def test_never_below_four_times_the_size(side: int, drafted: bool) -> None:
+def test_reduced_scale_is_at_least_four_times_the_size(side: int, drafted: bool) -> None:
     decoded = decode(saved(large_photo(side), "JPEG"), size=(50, 100), mode="RGB", max_pixels=10 * LIMIT)
     assert ("draft" in decoded.changes) == drafted  # at 1/2 the shorter side has 400 pixels
 
 
-def test_an_image_that_is_opened_for_its_pixels_is_not_decoded_smaller() -> None:
+def test_open_image_keeps_full_scale() -> None:
     assert open_image(saved(large_photo(), "JPEG"), max_pixels=10 * LIMIT).size == (1500, 1000)
 
 
-def test_only_jpegs_are_decoded_smaller() -> None:
+def test_png_is_not_decoded_at_reduced_scale() -> None:
     assert decode(saved(large_photo(), "PNG"), size=(9, 9), mode="RGB", max_pixels=10 * LIMIT).changes == []
 
 
-# -- what is wrong is one line
+# -- errors are one line
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     assert reason_of(tmp_path / "no.png").status == "missing"
     assert reason_of(tmp_path / "no.png" / "x.png").status == "missing"
 
 
-def test_a_folder(tmp_path: Path) -> None:
+def test_folder_is_unreadable(tmp_path: Path) -> None:
     folder = tmp_path / "folder.png"
     folder.mkdir()
     error = reason_of(folder)
     assert (error.status, str(error)) == ("unreadable", "a folder, not a file")
 
 
-def test_not_a_regular_file() -> None:
+def test_device_is_unreadable() -> None:
     assert "regular" in str(reason_of("/dev/zero"))
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
+def test_empty_file_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "x.png").touch()
     error = reason_of(tmp_path / "x.png")
     assert (error.status, str(error)) == ("unreadable", "empty file (0 bytes)")
@@ -269,12 +269,12 @@ def test_an_empty_file(tmp_path: Path) -> None:
         bytes(range(256)) * 9,
     ],
 )
-def test_no_image(content: bytes) -> None:
+def test_not_an_image(content: bytes) -> None:
     assert reason_of(io.BytesIO(content)).status == "unreadable"
 
 
 def status_of(content: bytes) -> str:
-    """Decode: "ok", or the status of the ImageError. Nothing else may be raised."""
+    """Decode and return "ok" or the status of the ImageError; any other exception fails the test."""
     try:
         decoded = decode(io.BytesIO(content), size=(4, 4), mode="L", max_pixels=LIMIT)
     except ImageError as error:
@@ -283,7 +283,7 @@ def status_of(content: bytes) -> str:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "JPEG2000"])
-def test_truncated_anywhere_is_unreadable(kind: str) -> None:
+def test_truncated_file_is_unreadable(kind: str) -> None:
     whole = saved(photo(), kind).getvalue()
     lengths = range(0, len(whole) - 1, max(1, len(whole) // 60))
     counts = Counter(status_of(whole[:length]) for length in lengths)
@@ -291,12 +291,12 @@ def test_truncated_anywhere_is_unreadable(kind: str) -> None:
     assert counts["unreadable"] > 50  # the last few bytes are often only an end mark
 
 
-def test_the_reason_of_a_truncated_jpeg_is_readable() -> None:
+def test_reason_of_truncated_jpeg() -> None:
     whole = saved(photo(), "JPEG").getvalue()
     assert "truncated" in str(reason_of(io.BytesIO(whole[:-200])))
 
 
-def test_flipped_bytes_never_raise_anything_else() -> None:
+def test_corrupted_bytes_only_raise_image_error() -> None:
     rng = np.random.default_rng(0)
     for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"):
         whole = np.frombuffer(saved(photo(), kind).getvalue(), np.uint8)
@@ -310,38 +310,38 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def test_too_many_pixels_are_seen_before_decoding() -> None:
+def test_max_pixels_is_checked_before_decoding() -> None:
     ihdr = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     file = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", ihdr) + png_chunk(b"IDAT", bytes(40))
     error = reason_of(io.BytesIO(file), max_pixels=200_000_000)
     assert (error.status, str(error)) == ("too large", "60000 x 60000 pixels, more than max_pixels=200000000")
 
 
-def test_the_limit_itself_is_allowed() -> None:
+def test_max_pixels_is_inclusive() -> None:
     file = saved(Image.new("L", (100, 10), 5), "PNG").getvalue()
     assert open_image(io.BytesIO(file), max_pixels=1000).size == (100, 10)
     assert reason_of(io.BytesIO(file), max_pixels=999).status == "too large"
 
 
-def test_a_larger_limit_than_pillows_is_possible() -> None:
+def test_max_pixels_may_exceed_pillows_limit() -> None:
     file = saved(Image.new("1", (20_000, 10_000)), "PNG")
     assert open_image(file, max_pixels=200_000_000).size == (20_000, 10_000)
 
 
-def test_text_chunk_that_unpacks_to_gigabytes() -> None:
+def test_decompression_bomb_in_text_chunk() -> None:
     text = png_chunk(b"zTXt", b"Comment\x00\x00" + zlib.compress(bytes(100_000_000)))
     plain = encode_png(np.zeros((4, 4), np.uint8))
     assert status_of(plain[:33] + text + plain[33:]) == "unreadable"  # 33: after signature and header
 
 
-def test_a_file_that_is_not_read_at_once_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_file_is_read_lazily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.png"
     photo().save(file)
-    monkeypatch.setattr("kmeans_dask.sources.images._IN_MEMORY", 10)
+    monkeypatch.setattr("kmeans_dask.sources.images._READ_WHOLE_BYTES", 10)
     pixels = decode(file, size=(40, 60), mode="RGB", max_pixels=LIMIT).pixels
     np.testing.assert_array_equal(pixels, np.asarray(photo()))
 
 
-def test_the_error_survives_the_way_from_a_worker() -> None:
+def test_image_error_is_picklable() -> None:
     error = pickle.loads(pickle.dumps(ImageError("too large", "huge")))
     assert (error.status, str(error)) == ("too large", "huge")

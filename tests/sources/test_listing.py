@@ -34,7 +34,7 @@ def paths(table: pa.Table, split: str | None = None) -> list[str]:
     return [row["path"] for row in table.to_pylist() if split in (None, row["split"])]
 
 
-def test_columns_of_one_item(tmp_path: Path) -> None:
+def test_manifest_columns(tmp_path: Path) -> None:
     file = tmp_path / "cats" / "tom.PNG"
     touch(file)
     table = listed(tmp_path)
@@ -57,30 +57,30 @@ def test_columns_of_one_item(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("years", [400, 20_000])
-def test_times_that_a_wrong_clock_has_given(tmp_path: Path, years: int) -> None:
+def test_file_times_in_the_far_future(tmp_path: Path, years: int) -> None:
     file = tmp_path / "a.png"
     touch(file)
-    os.utime(file, (years * 31_556_952,) * 2)  # a file system may know no such year, and take its last one
+    os.utime(file, (years * 31_556_952,) * 2)  # a file system may clamp this to its last supported year
 
     (time,) = listed(tmp_path, labels="none")["mtime_ns"].to_pylist()
 
     assert time == min(file.stat().st_mtime_ns, 2**63 - 1)
 
 
-def test_any_depth_in_natural_order(tmp_path: Path) -> None:
+def test_nested_folders_in_natural_order(tmp_path: Path) -> None:
     in_order = ["Z.webp", "a-b/x.png", "a/deep/er/x.tiff", "a/z.jpg", "b.png"]
     in_order += ["img2.png", "img02b.png", "img010.png", "img10.png", "img10b.png", "é.gif"]
     touch(*(tmp_path / name for name in reversed(in_order)))
     assert paths(listed(tmp_path)) == in_order
 
 
-def test_labels_are_the_folders_the_items_lie_in(tmp_path: Path) -> None:
+def test_labels_are_the_containing_folders(tmp_path: Path) -> None:
     touch(tmp_path / "x.png", tmp_path / "a" / "b" / "y.png", tmp_path / "c" / "z.png")
     assert listed(tmp_path)["label"].to_pylist() == ["b", "c", None]
     assert listed(tmp_path, labels="none")["label"].null_count == 3
 
 
-def test_what_is_no_item(tmp_path: Path) -> None:
+def test_skipped_files(tmp_path: Path) -> None:
     touch(tmp_path / "a.png", tmp_path / "notes.txt", tmp_path / ".hidden.png", tmp_path / ".git" / "x.png")
     touch(tmp_path / "folder.png" / "inside.png")
     os.mkfifo(tmp_path / "pipe.png")
@@ -98,7 +98,7 @@ def test_links(tmp_path: Path) -> None:
     assert paths(listed(data)) == ["a.png", "circle.png", "link.png", "nothing.png"]
 
 
-def test_names_that_are_no_text_and_odd_ones(tmp_path: Path) -> None:
+def test_undecodable_and_odd_file_names(tmp_path: Path) -> None:
     names = [
         b"caf\xe9.png",
         b"new\nline.png",
@@ -120,7 +120,7 @@ def test_names_that_are_no_text_and_odd_ones(tmp_path: Path) -> None:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Be nobody: tests in a container are run by the superuser, who may read everything."""
+    """Drop root privileges: in a container tests may run as root, who can read everything."""
     user, group = os.geteuid(), os.getegid()
     if user == 0:
         os.setegid(65534)
@@ -132,8 +132,8 @@ def as_nobody() -> Iterator[None]:
         os.setegid(group)
 
 
-def test_what_may_not_be_read() -> None:
-    with TemporaryDirectory() as name:  # that of pytest is for the superuser alone
+def test_missing_read_permission() -> None:
+    with TemporaryDirectory() as name:  # tmp_path is readable only by its owner
         folder = Path(name)
         Image.new("L", (2, 2)).save(folder / "locked.png")
         (folder / "closed").mkdir()
@@ -152,7 +152,7 @@ def test_what_may_not_be_read() -> None:
     assert caught.value.status == "unreadable"
 
 
-def test_a_second_folder_is_held_out(tmp_path: Path) -> None:
+def test_second_folder_as_holdout(tmp_path: Path) -> None:
     touch(tmp_path / "train" / "z.png", tmp_path / "test" / "a.png", tmp_path / "test" / "b.png")
     table = listed(tmp_path / "train", holdout=str(tmp_path / "test"))
     assert table["split"].to_pylist() == ["train", "holdout", "holdout"]
@@ -160,7 +160,7 @@ def test_a_second_folder_is_held_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("path", "holdout"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "link")])
-def test_overlapping_folders_are_refused(tmp_path: Path, path: str, holdout: str) -> None:
+def test_overlapping_holdout_raises(tmp_path: Path, path: str, holdout: str) -> None:
     touch(tmp_path / "a" / "x.png", tmp_path / "a" / "b" / "y.png")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     with pytest.raises(UserError, match="overlap"):
@@ -173,7 +173,7 @@ def folder_of_three_classes(folder: Path) -> Path:
     return folder
 
 
-def test_a_share_is_exact_and_stratified(tmp_path: Path) -> None:
+def test_fraction_is_exact_and_stratified(tmp_path: Path) -> None:
     table = listed(folder_of_three_classes(tmp_path), holdout=0.25)
     held = table.filter(pa.array([split == "holdout" for split in table["split"].to_pylist()]))
     assert len(held) == 20  # of 81: quotas 12.5, 7.5 and 0.25; the two largest remainders, a before b, sum to 20
@@ -184,7 +184,7 @@ def test_a_share_is_exact_and_stratified(tmp_path: Path) -> None:
     assert table["split"].to_pylist() == ["train"] * 61 + ["holdout"] * 20
 
 
-def test_a_share_depends_on_the_seed_only(tmp_path: Path) -> None:
+def test_fraction_depends_only_on_the_seed(tmp_path: Path) -> None:
     folder = folder_of_three_classes(tmp_path / "one")
     source = Input(path=str(folder), holdout=0.25)
     first = paths(list_items(source, 7, folder), "holdout")
@@ -195,38 +195,38 @@ def test_a_share_depends_on_the_seed_only(tmp_path: Path) -> None:
     assert len(changed) <= 2
 
 
-def test_a_share_never_takes_a_whole_label(tmp_path: Path) -> None:
+def test_fraction_never_holds_out_a_whole_label(tmp_path: Path) -> None:
     table = listed(folder_of_three_classes(tmp_path), holdout=0.99)
     train = [row["label"] for row in table.to_pylist() if row["split"] == "train"]
     assert set(train) == {"a", "b", "c"}
 
 
-def test_a_share_without_labels(tmp_path: Path) -> None:
+def test_fraction_without_labels(tmp_path: Path) -> None:
     touch(*(tmp_path / f"{i}.png" for i in range(10)))
     assert listed(tmp_path, holdout=0.3, labels="none")["split"].to_pylist() == ["train"] * 7 + ["holdout"] * 3
 
 
-def test_a_share_that_holds_out_nothing_is_refused(tmp_path: Path) -> None:
+def test_fraction_holding_out_nothing_raises(tmp_path: Path) -> None:
     touch(tmp_path / "a" / "1.png", tmp_path / "b" / "1.png")
     with pytest.raises(UserError, match=r"input\.holdout=0\.5 of 2 items"):
         listed(tmp_path, holdout=0.5)
 
 
-def test_wrong_folders_are_named(tmp_path: Path) -> None:
+def test_invalid_source_is_named_in_the_error(tmp_path: Path) -> None:
     touch(tmp_path / "file.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"input\.path=.*nowhere"):
         listed(tmp_path / "nowhere")
     touch(tmp_path / "file.doc")
-    with pytest.raises(UserError, match="is a file of no kind that is read"):
+    with pytest.raises(UserError, match="is not a supported file"):
         listed(tmp_path / "file.doc")
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="contains no images"):
         listed(tmp_path / "empty")
     with pytest.raises(UserError, match=r"input\.holdout=.*nowhere"):
         listed(tmp_path, holdout=str(tmp_path / "nowhere"))
 
 
-def test_builtin_digits_are_an_ordinary_folder(tmp_path: Path) -> None:
+def test_builtin_digits(tmp_path: Path) -> None:
     table = list_items(Input(builtin="digits"), 0, tmp_path / "builtin")
     assert len(table) == 1797
     assert Counter(table["label"].to_pylist()) == Counter(map(str, load_digits().target))
@@ -245,12 +245,12 @@ def test_builtin_photos(tmp_path: Path) -> None:
         assert image.size == (640, 427)
 
 
-def test_an_interrupted_builtin_folder_is_written_again(tmp_path: Path) -> None:
+def test_interrupted_builtin_folder_is_rewritten(tmp_path: Path) -> None:
     touch(tmp_path / "photos.partial" / "half.jpg")
     assert paths(list_items(Input(builtin="photos"), 0, tmp_path)) == ["china.jpg", "flower.jpg"]
 
 
-def test_slices_of_a_manifest_on_disk(tmp_path: Path) -> None:
+def test_read_manifest_slices(tmp_path: Path) -> None:
     n = 10_000
     columns = {
         "file": [b"/x/%d" % i for i in range(n)],

@@ -8,12 +8,12 @@ from kmeans_dask.sources.manifest import MANIFEST_SCHEMA, same_files, update_man
 
 
 def manifest(*rows: tuple[Any, ...]) -> pa.Table:
-    """Name, time, label and split of every item; the file is the name."""
-    told = [
+    """Build a manifest from (name, time, label, split) of each item."""
+    items = [
         {"file": f"/{name}".encode(), "path": name, "bytes": 9, "mtime_ns": time, "label": label, "split": split}
         for name, time, label, split in rows
     ]
-    return pa.Table.from_pylist(told, schema=MANIFEST_SCHEMA)
+    return pa.Table.from_pylist(items, schema=MANIFEST_SCHEMA)
 
 
 A = ("a", 1, "x", "train")
@@ -21,14 +21,14 @@ B = ("b", 1, "y", "train")
 C = ("c", 1, None, "holdout")
 
 
-def test_an_input_that_has_not_changed_is_the_same_manifest():
+def test_unchanged_input_gives_the_same_manifest():
     items, *numbers = update_manifest(manifest(A, B, C), manifest(A, B, C), keep_splits=False)
 
     assert items.equals(manifest(A, B, C))
     assert numbers == [0, 0, 0]
 
 
-def test_rows_stay_and_new_items_come_after_them():
+def test_old_rows_stay_and_new_items_are_appended():
     items, *numbers = update_manifest(
         manifest(C, B, A), manifest(("0", 5, "x", "train"), A, ("b", 2, "z", "train")), keep_splits=False
     )
@@ -46,7 +46,7 @@ def test_rows_stay_and_new_items_come_after_them():
     assert numbers == [1, 0, 0]
 
 
-def test_the_same_name_in_another_folder_is_another_item():
+def test_same_name_in_another_folder_is_a_new_item():
     other = manifest(A).set_column(0, "file", pa.array([b"/elsewhere/a"], pa.binary()))
 
     items, *numbers = update_manifest(manifest(A), pa.concat_tables([manifest(A), other]), keep_splits=False)
@@ -55,7 +55,7 @@ def test_the_same_name_in_another_folder_is_another_item():
     assert numbers == [1, 0, 0]
 
 
-def test_a_row_of_another_array_of_the_file_is_another_item():
+def test_arrays_of_one_file_are_separate_items():
     both = pa.concat_tables([manifest(A).set_column(2, "member", pa.array([name])) for name in ("x_train", "x_test")])
 
     items, *numbers = update_manifest(both, both, keep_splits=True)
@@ -64,17 +64,17 @@ def test_a_row_of_another_array_of_the_file_is_another_item():
     assert numbers == [0, 0, 0]
 
 
-def test_a_share_that_is_drawn_again_moves_no_item():
-    drawn_again = manifest(("a", 1, "x", "holdout"), ("c", 1, None, "train"), ("d", 1, "x", "holdout"))
+def test_keep_splits_ignores_a_new_draw():
+    redrawn = manifest(("a", 1, "x", "holdout"), ("c", 1, None, "train"), ("d", 1, "x", "holdout"))
 
-    kept = update_manifest(manifest(A, B, C), drawn_again, keep_splits=True).items
-    followed = update_manifest(manifest(A, B, C), drawn_again, keep_splits=False).items
+    kept = update_manifest(manifest(A, B, C), redrawn, keep_splits=True).items
+    followed = update_manifest(manifest(A, B, C), redrawn, keep_splits=False).items
 
     assert kept["split"].to_pylist() == ["train", "removed", "holdout", "holdout"]
     assert followed["split"].to_pylist() == ["holdout", "removed", "train", "holdout"]
 
 
-def test_same_files_does_not_ask_for_label_and_split():
+def test_same_files_ignores_label_and_split():
     same = same_files(manifest(A, B, C), manifest(("a", 1, None, "holdout"), ("b", 2, "y", "train"), C))
 
     assert same.tolist() == [True, False, True]

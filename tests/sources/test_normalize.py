@@ -10,7 +10,7 @@ from kmeans_dask.sources.normalize import POLICY, Mode, Resize, normalize, to_ar
 
 
 def photo(height: int = 40, width: int = 60) -> Image.Image:
-    """A smooth colour picture."""
+    """A smooth colour image."""
     y, x = np.mgrid[0:height, 0:width]
     return Image.fromarray(np.stack([4 * x, 6 * y, 255 - 2 * (x + y)], axis=2).astype(np.uint8))
 
@@ -18,7 +18,7 @@ def photo(height: int = 40, width: int = 60) -> Image.Image:
 # -- size
 
 
-def test_shrinking_takes_the_mean_of_the_covered_pixels() -> None:
+def test_shrinking_averages_covered_pixels() -> None:
     pixels = np.array([[0, 100, 10, 10], [100, 200, 10, 50]], np.uint8)
     assert normalize(Image.fromarray(pixels), mode="L", size=(1, 2)).pixels.tolist() == [[[100], [20]]]
 
@@ -28,7 +28,7 @@ def test_enlarging_and_stretching() -> None:
     assert normalize(image, mode="L", size=(4, 2)).pixels[:, :, 0].tolist() == [[10, 10]] * 2 + [[20, 20]] * 2
 
 
-# -- every mode
+# -- modes
 
 
 @pytest.mark.parametrize(
@@ -39,26 +39,26 @@ def test_enlarging_and_stretching() -> None:
     ],
 )
 @pytest.mark.parametrize("wanted", ["L", "RGB"])
-def test_every_mode_of_pillow_becomes_8_bits(mode: str, wanted: str) -> None:
+def test_every_pillow_mode_becomes_8_bits(mode: str, wanted: str) -> None:
     pixels = normalize(Image.new(mode, (6, 4)), mode=wanted, size=(2, 3)).pixels
     assert pixels.shape == (2, 3, 1 if wanted == "L" else 3)
     assert pixels.dtype == np.uint8
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBX", "YCbCr", "LAB", "HSV", "CMYK"])
-def test_white_is_white_in_every_colour_model(mode: str) -> None:
+def test_white_stays_white_in_every_colour_model(mode: str) -> None:
     white = Image.new("RGB", (2, 2), "white")
     image = Image.new("LAB", (2, 2), (255, 128, 128)) if mode == "LAB" else white.convert(mode)
     assert to_array(image, mode="RGB").min() >= 254
     assert to_array(image, mode="L").min() >= 254
 
 
-def test_grey_is_the_luma_of_the_colours() -> None:
+def test_grey_is_luma() -> None:
     image = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8))
     assert to_array(image, mode="L").ravel().tolist() == [76, 150, 29]  # 0.299, 0.587, 0.114 of 255
 
 
-def test_grey_resized_to_colour_equals_colour_resized() -> None:
+def test_grey_to_colour_commutes_with_resizing() -> None:
     grey = photo().convert("L")
     as_grey = normalize(grey, mode="L", size=(9, 7)).pixels
     np.testing.assert_array_equal(normalize(grey, mode="RGB", size=(9, 7)).pixels, np.repeat(as_grey, 3, axis=2))
@@ -94,11 +94,11 @@ def test_32_bit_integers_beyond_16_bits_are_stretched() -> None:
     assert to_array(image, mode="RGB")[0, :, 0].tolist() == [0, 128, 255]
 
 
-# -- transparency lies over the background
+# -- transparency
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_hidden_colours_do_not_show(mode: str) -> None:
+def test_hidden_colours_do_not_bleed(mode: str) -> None:
     image = Image.new("RGBA", (2, 1), (255, 0, 0, 0)).convert(mode if mode != "PA" else "RGBA")
     if mode == "PA":
         image = Image.new("PA", (2, 1), (0, 0))
@@ -106,14 +106,14 @@ def test_hidden_colours_do_not_show(mode: str) -> None:
     assert to_array(image, mode="L").ravel().tolist() == [255, 255]
 
 
-def test_half_transparent_black_is_grey() -> None:
+def test_half_transparent_black_over_white_is_grey() -> None:
     assert to_array(Image.new("RGBA", (1, 1), (0, 0, 0, 128)), mode="L").item() == 127
     assert to_array(Image.new("RGBa", (1, 1), (0, 0, 0, 128)), mode="L").item() == 127
 
 
 @pytest.mark.parametrize(("background", "colour"), [("#0a80ff", (10, 128, 255)), ("black", (0, 0, 0))])
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa"])
-def test_the_background_is_given(mode: str, background: str, colour: tuple[int, int, int]) -> None:
+def test_background_colour(mode: str, background: str, colour: tuple[int, int, int]) -> None:
     image = Image.new("RGBA", (2, 1), (200, 200, 200, 255))
     image.putpixel((1, 0), (200, 200, 200, 0))
     row = normalize(image.convert(mode), mode="RGB", background=background)
@@ -121,44 +121,44 @@ def test_the_background_is_given(mode: str, background: str, colour: tuple[int, 
     assert "alpha" in row.changes
 
 
-# -- fit and filter
+# -- resizing and filters
 
 
 def stripes() -> Image.Image:
-    """8 wide, 4 high: red, two of green, blue; two columns each."""
+    """8 x 4 pixels (width x height): 2 columns red, 4 green, 2 blue."""
     pixels = np.zeros((4, 8, 3), np.uint8)
     pixels[:, :2, 0] = pixels[:, 2:6, 1] = pixels[:, 6:, 2] = 255
     return Image.fromarray(pixels)
 
 
-FITS: tuple[Resize, ...] = ("stretch", "crop", "pad")
+RESIZES: tuple[Resize, ...] = ("stretch", "crop", "pad")
 RED, GREEN, BLUE, WHITE = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]
 
 
-def test_resize_stretches_crop_keeps_the_middle_pad_keeps_all() -> None:
-    rows = {fit: normalize(stripes(), mode="RGB", size=(4, 4), resize=fit).pixels.tolist() for fit in FITS}
+def test_stretch_crop_and_pad() -> None:
+    rows = {resize: normalize(stripes(), mode="RGB", size=(4, 4), resize=resize).pixels.tolist() for resize in RESIZES}
     assert rows["stretch"] == [[RED, GREEN, GREEN, BLUE]] * 4
     assert rows["crop"] == [[GREEN] * 4] * 4
     assert rows["pad"] == [[WHITE] * 4, *[[RED, GREEN, GREEN, BLUE]] * 2, [WHITE] * 4]
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 65_000), (700, 2), (28, 28)])
-def test_every_fit_gives_the_size_whatever_the_shape(fit: Resize, mode: Mode, shape: tuple[int, int]) -> None:
+def test_every_resize_mode_gives_the_size_for_any_shape(resize: Resize, mode: Mode, shape: tuple[int, int]) -> None:
     image = Image.fromarray(np.full(shape, 90, np.uint8))
-    pixels = normalize(image, mode=mode, size=(5, 9), resize=fit, background="black").pixels
+    pixels = normalize(image, mode=mode, size=(5, 9), resize=resize, background="black").pixels
     assert pixels.shape == (5, 9, 1 if mode == "L" else 3)
     assert set(np.unique(pixels).tolist()) <= {0, 90}
     assert 90 in pixels
 
 
-def test_grey_images_are_padded_in_colour() -> None:
+def test_grey_image_is_padded_in_colour() -> None:
     pixels = normalize(Image.new("L", (4, 2), 7), mode="RGB", size=(2, 2), resize="pad", background="#ff0000").pixels
     assert pixels.tolist() == [[[7, 7, 7]] * 2, [RED] * 2]
 
 
-def test_filters_are_those_of_pillow() -> None:
+def test_filters_match_pillow() -> None:
     image = photo()
     for resampling in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"):
         expected = image.resize((9, 7), Image.Resampling[resampling.upper()])
@@ -170,7 +170,7 @@ def test_filters_are_those_of_pillow() -> None:
 
 
 def lab_profile(lab_of_cyan: tuple[int, int, int]) -> bytes:
-    """Make an ICC profile of CMYK (ICC.1:2022, 7.2 and 10.10, lut8Type): white paper, black ink, one colour of cyan."""
+    """Build a CMYK ICC profile (ICC.1:2022, 7.2 and 10.10, lut8Type): white paper, black ink and the given cyan."""
     with_cyan = [lab_of_cyan if corner & 8 else (255, 128, 128) for corner in range(16)]  # cyan varies slowest
     grid = [(0, 128, 128) if corner & 1 else lab for corner, lab in enumerate(with_cyan)]  # and black fastest
     identity = bytes(range(256))
@@ -189,10 +189,10 @@ def lab_profile(lab_of_cyan: tuple[int, int, int]) -> bytes:
     return struct.pack(">I", 128 + len(table) + len(data)) + head + table + data
 
 
-def test_cmyk_goes_through_its_profile() -> None:
+def test_cmyk_uses_its_profile() -> None:
     cyan = Image.new("CMYK", (2, 2), (255, 0, 0, 0))
     by_formula = normalize(cyan, mode="RGB")
-    cyan.info["icc_profile"] = lab_profile((128, 128, 128))  # L = 50.2, a = b = 0: a middle grey
+    cyan.info["icc_profile"] = lab_profile((128, 128, 128))  # L = 50.2, a = b = 0: a mid grey
     by_profile = normalize(cyan, mode="RGB")
 
     assert (by_formula.pixels[0, 0].tolist(), by_formula.changes) == ([0, 255, 255], ["CMYK by formula"])
@@ -204,7 +204,7 @@ def test_cmyk_goes_through_its_profile() -> None:
 
 
 @pytest.mark.parametrize("damage", ["short", "flipped", "of RGB", "text"])
-def test_a_profile_that_cannot_be_used_is_as_good_as_none(damage: str) -> None:
+def test_unusable_profile_is_ignored(damage: str) -> None:
     whole = lab_profile((128, 128, 128))
     image = Image.new("CMYK", (2, 2), (255, 0, 0, 0))
     image.info["icc_profile"] = {
@@ -217,7 +217,7 @@ def test_a_profile_that_cannot_be_used_is_as_good_as_none(damage: str) -> None:
     assert (row.pixels[0, 0].tolist(), row.changes) == ([0, 255, 255], ["CMYK by formula"])
 
 
-# -- what was done is told
+# -- recorded changes
 
 
 @pytest.mark.parametrize(
@@ -246,23 +246,23 @@ def test_a_profile_that_cannot_be_used_is_as_good_as_none(damage: str) -> None:
     ],
 )
 def test_changes_of_every_mode(kind: str, wanted: Mode, changes: list[str]) -> None:
-    told = normalize(Image.new(kind, (2, 2)), mode=wanted, size=(4, 4)).changes
-    assert told == changes
-    assert set(told) <= POLICY.keys()
+    recorded = normalize(Image.new(kind, (2, 2)), mode=wanted, size=(4, 4)).changes
+    assert recorded == changes
+    assert set(recorded) <= POLICY.keys()
 
 
-def test_an_unused_profile_is_told() -> None:
+def test_unused_profile_is_recorded() -> None:
     image = Image.new("RGB", (1, 1))
     image.info["icc_profile"] = b"any"
     assert normalize(image, mode="RGB").changes == ["profile unused"]
 
 
-def test_signalling_nans_are_nans() -> None:
+def test_signalling_nans() -> None:
     values = np.array([[0x7FA00000, 0x3F800000, 0]], np.uint32).view(np.float32)  # NaN, 1, 0
     assert to_array(Image.fromarray(values), mode="L").ravel().tolist() == [0, 255, 0]
 
 
-def test_large_floats_are_scaled_part_by_part() -> None:
+def test_large_floats_are_scaled_in_parts() -> None:
     values = np.linspace(-5, 15, 200 * 3, dtype=np.float32).reshape(200, 3)
     pixels = to_array(Image.fromarray(values), mode="L")[:, :, 0]
     np.testing.assert_array_equal(pixels, np.rint((values.astype(np.float64) + 5) * 12.75))

@@ -1,4 +1,4 @@
-"""Numbers of arrays that are not bytes: all images of a source are read alike; a stated range holds for files too."""
+"""Value ranges of arrays: all images of a source are scaled alike; a given range also applies to files."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ from kmeans_dask.errors import UserError
 from kmeans_dask.sources import ranges
 from kmeans_dask.sources.listing import list_items
 from kmeans_dask.sources.normalize import extremes
-from kmeans_dask.sources.ranges import ranges_of
-from tests.support.jobs import Said, write_config
+from kmeans_dask.sources.ranges import count_ranges
+from tests.support.jobs import Result, write_config
 
 DARK = np.array([[0.0, 1.0], [0.5, 0.25]])
-"""An image that might be shares of white, or nearly black bytes."""
+"""An image that might hold fractions of white, or nearly black bytes."""
 BRIGHT = np.array([[0.0, 255.0], [128.0, 64.0]])
 CONFIG = Ingest(size=(2, 2), mode="L")
 
 
-def read(path: Path | list[str], usual: tuple[float, float] | None = None, **options: Any) -> tuple[np.ndarray, Any]:
-    """Pixels (n, 4) of a source, and its items."""
+def read(
+    path: Path | list[str], preferred: tuple[float, float] | None = None, **options: Any
+) -> tuple[np.ndarray, Any]:
+    """Return the pixels (n, 4) of a source, and its items."""
     source = Input(path=path if isinstance(path, list) else str(path), labels="none", **options)
-    items = list_items(source, 0, Path("none"), usual=usual)
-    block, told = decode_rows(items, CONFIG, source.max_pixels)
-    assert set(told["status"].to_pylist()) == {"ok"}
-    return block.reshape(len(block), -1), told
+    items = list_items(source, 0, Path("none"), preferred_range=preferred)
+    block, decoded = decode_rows(items, CONFIG, source.max_pixels)
+    assert set(decoded["status"].to_pylist()) == {"ok"}
+    return block.reshape(len(block), -1), decoded
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "zarr"])
-def test_a_dark_image_is_read_as_the_others_of_its_array(kind: str, tmp_path: Path) -> None:
+def test_dark_image_is_scaled_like_the_rest_of_its_array(kind: str, tmp_path: Path) -> None:
     images = np.stack([DARK, BRIGHT, DARK]).astype(np.float32)
     path = tmp_path / f"x.{kind}"
     if kind == "zarr":
@@ -50,7 +52,7 @@ def test_a_dark_image_is_read_as_the_others_of_its_array(kind: str, tmp_path: Pa
     pixels, items = read(path)
 
     np.testing.assert_array_equal(pixels, [[0, 1, 0, 0], [0, 255, 128, 64], [0, 1, 0, 0]])
-    assert ranges_of(items) == {(0.0, 255.0): 3}
+    assert count_ranges(items) == {(0.0, 255.0): 3}
     assert {*items["changes"].to_pylist()[0]} == {"floats"}
 
 
@@ -71,7 +73,7 @@ def test_a_dark_image_is_read_as_the_others_of_its_array(kind: str, tmp_path: Pa
         (np.array([False, True, True, False]), [0, 255, 255, 0], None),
     ],
 )
-def test_ranges_by_type_and_extremes(
+def test_range_by_dtype_and_extremes(
     values: np.ndarray, expected: list[int], span: tuple[float, float] | None, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "x.npy", values.reshape(1, 2, 2))
@@ -79,10 +81,10 @@ def test_ranges_by_type_and_extremes(
     pixels, items = read(tmp_path / "x.npy")
 
     assert pixels[0].tolist() == expected
-    assert ranges_of(items) == ({span: 1} if span else {})
+    assert count_ranges(items) == ({span: 1} if span else {})
 
 
-def test_arrays_of_one_source_have_one_range_a_kind(tmp_path: Path) -> None:
+def test_one_range_per_kind_of_dtype(tmp_path: Path) -> None:
     np.save(tmp_path / "1.npy", DARK[None])
     np.save(tmp_path / "2.npy", BRIGHT[None])
     np.save(tmp_path / "3.npy", (256 * BRIGHT[None]).astype(np.uint16))
@@ -94,11 +96,11 @@ def test_arrays_of_one_source_have_one_range_a_kind(tmp_path: Path) -> None:
 
     bright = [0, 255, 128, 64]
     np.testing.assert_array_equal(pixels, [[0, 1, 0, 0], bright, bright, bright, [0, 1, 0, 0]])
-    assert ranges_of(items) == {(0, 255): 3, (0, 65535): 1}
+    assert count_ranges(items) == {(0, 255): 3, (0, 65535): 1}
 
 
-def test_a_stated_range_holds_for_arrays_and_grey_files(tmp_path: Path) -> None:
-    """12 bits of a microscope, in files and arrays of 16."""
+def test_given_range_applies_to_arrays_and_grey_files(tmp_path: Path) -> None:
+    """12-bit microscope images in 16-bit files and arrays."""
     values = np.array([[0, 4095], [2048, 9999]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.tif")
     Image.fromarray(values).save(tmp_path / "b.png")
@@ -107,43 +109,43 @@ def test_a_stated_range_holds_for_arrays_and_grey_files(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", values[None])
     np.save(tmp_path / "y.npy", np.array([[[1, 2], [3, 4]]], np.uint8))
 
-    files, told = read(tmp_path, range=[0, 4095])
+    files, items = read(tmp_path, range=[0, 4095])
     arrays, _ = read([str(tmp_path / "x.npy"), str(tmp_path / "y.npy")], range=[0, 4095])
 
     wanted = [0, 255, 128, 255]
     np.testing.assert_array_equal(files, [wanted, wanted, wanted, [7, 8, 9, 10]])
     np.testing.assert_array_equal(arrays, [wanted, [0, 0, 0, 0]])
-    assert told["changes"].to_pylist() == [["16 bits"], ["16 bits"], ["floats"], []]
+    assert items["changes"].to_pylist() == [["16 bits"], ["16 bits"], ["floats"], []]
     assert read(tmp_path)[0][0].tolist() == [0, 15, 8, 39]
 
 
 @pytest.mark.parametrize(
-    ("usual", "expected"),
+    ("preferred", "expected"),
     [((0, 255), [0, 1, 0, 0]), ((0, 1), [0, 255, 128, 64]), ((-1, 1), [128, 255, 191, 159]), ((50, 60), None)],
 )
-def test_the_range_of_a_run_holds_where_the_numbers_fit(
-    usual: tuple[float, float], expected: list[int] | None, tmp_path: Path
+def test_preferred_range_is_used_where_values_fit(
+    preferred: tuple[float, float], expected: list[int] | None, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "x.npy", DARK[None])
 
-    assert read(tmp_path / "x.npy", usual)[0][0].tolist() == (expected or [0, 255, 128, 64])
+    assert read(tmp_path / "x.npy", preferred)[0][0].tolist() == (expected or [0, 255, 128, 64])
 
 
-def test_what_cannot_be_read_is_told_row_by_row(tmp_path: Path) -> None:
+def test_unreadable_rows_are_reported_individually(tmp_path: Path) -> None:
     array = zarr.create_array(tmp_path / "x.zarr", data=np.stack([DARK, BRIGHT]), chunks=(1, 2, 2))
     assert array.nchunks == 2
     (tmp_path / "x.zarr" / "c" / "0" / "0" / "0").write_bytes(b"damaged")
 
     items = list_items(Input(path=str(tmp_path / "x.zarr"), labels="none"), 0, tmp_path)
-    block, told = decode_rows(items, CONFIG, 10)
+    block, decoded = decode_rows(items, CONFIG, 10)
 
-    assert ranges_of(items) == {(0, 255): 2}
-    assert told["status"].to_pylist() == ["unreadable", "ok"]
+    assert count_ranges(items) == {(0, 255): 2}
+    assert decoded["status"].to_pylist() == ["unreadable", "ok"]
     assert block[1].ravel().tolist() == [0, 255, 128, 64]
 
 
-def test_arrays_that_have_not_changed_are_not_read_again(tmp_path: Path) -> None:
-    """Seen by a value that has changed though size and time of the file have not."""
+def test_unchanged_arrays_are_not_reread(tmp_path: Path) -> None:
+    """Shown by changing a value while keeping the size and time of the file."""
     path = tmp_path / "x.npy"
     np.save(path, DARK[None])
     source = Input(path=str(path), labels="none")
@@ -152,11 +154,11 @@ def test_arrays_that_have_not_changed_are_not_read_again(tmp_path: Path) -> None
     np.save(path, BRIGHT[None])
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
-    assert ranges_of(list_items(source, 0, tmp_path, known=first)) == {(0, 1): 1}
-    assert ranges_of(list_items(source, 0, tmp_path)) == {(0, 255): 1}
+    assert count_ranges(list_items(source, 0, tmp_path, previous=first)) == {(0, 1): 1}
+    assert count_ranges(list_items(source, 0, tmp_path)) == {(0, 255): 1}
 
 
-def test_an_array_that_tells_more_has_all_read_again_and_says_so(command: Callable[..., Said], tmp_path: Path) -> None:
+def test_new_array_with_wider_range_causes_a_reread(command: Callable[..., Result], tmp_path: Path) -> None:
     folder = tmp_path / "arrays"
     folder.mkdir()
     np.save(folder / "1.npy", np.stack([DARK] * 3))
@@ -167,10 +169,10 @@ def test_an_array_that_tells_more_has_all_read_again_and_says_so(command: Callab
     np.save(folder / "2.npy", np.stack([BRIGHT]))
     second = command("ingest", config)
 
-    assert "small: numbers are taken as 0 to 1 (black to white); input.range states another range" in first.lines
-    assert "small: the input has changed: 1 items added, 3 changed, 0 removed" in second.lines
-    assert "small: numbers were taken as 0 to 1 before: all such images are read again" in second.lines
-    assert "small: numbers are taken as 0 to 255 (black to white); input.range states another range" in second.lines
+    assert "small: pixel values are read as 0 to 1 (black to white); input.range changes this" in first.lines
+    assert "small: the input changed: 1 items added, 3 changed, 0 removed" in second.lines
+    assert "small: pixel values were read as 0 to 1 before; such images are read again" in second.lines
+    assert "small: pixel values are read as 0 to 255 (black to white); input.range changes this" in second.lines
     collection = open_collection(tmp_path / "runs" / "small" / "collection.zarr")
     with dask.config.set(scheduler="sync"):
         pixels = collection.images.compute().reshape(4, 4)
@@ -178,9 +180,7 @@ def test_an_array_that_tells_more_has_all_read_again_and_says_so(command: Callab
     assert "numbers" not in command("ingest", config).err
 
 
-def test_numbers_are_not_judged_by_what_is_left_of_a_source_that_goes_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_source_lost_while_inferring_range_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "in"
     folder.mkdir()
     np.save(folder / "a.npy", np.stack([DARK, BRIGHT]))
@@ -190,5 +190,5 @@ def test_numbers_are_not_judged_by_what_is_left_of_a_source_that_goes_away(
         return extremes(values)
 
     monkeypatch.setattr(ranges, "extremes", lose)
-    with pytest.raises(UserError, match=f"went away while it was read: {folder}"):
+    with pytest.raises(UserError, match=f"became unavailable while it was read: {folder}"):
         read(folder / "a.npy")

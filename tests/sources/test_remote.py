@@ -1,4 +1,4 @@
-"""Sources behind URLs, read from servers of this machine."""
+"""Remote sources, read from local servers."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from kmeans_dask.sources.images import ImageError
 from kmeans_dask.sources.listing import list_items
 from kmeans_dask.sources.reading import read_contents
 from tests.support.ingested import files_of, ingested
-from tests.support.jobs import Said, write_config
+from tests.support.jobs import Result, write_config
 from tests.support.page import Page
 from tests.support.s3 import S3Server
 
 LABELS = ("bar", "disc", "ring")
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
 def packed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images as a folder, as archives, a table, a zarr group, and their first channel as IDX."""
+    """The images as a folder, archives, a table and a zarr group, and their first channel as IDX."""
     folder = tmp_path_factory.mktemp("packed")
     (folder / "images").symlink_to(images)
     names = sorted(images.rglob("*.png"))
@@ -63,7 +63,7 @@ def packed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bucket(packed: Path, s3: S3Server) -> str:
-    """A bucket with the images in it."""
+    """A bucket with the images."""
     s3.client.create_bucket(Bucket="images")
     singles = [packed / name for name in ("a.tar", "a.zip", "a.parquet", "grey-idx3-ubyte.gz")]
     for path in [*packed.glob("images/*/*"), *filter(Path.is_file, packed.glob("a.zarr/**/*")), *singles]:
@@ -73,7 +73,7 @@ def bucket(packed: Path, s3: S3Server) -> str:
 
 @pytest.fixture(scope="module")
 def site(packed: Path) -> Iterator[str]:
-    """A web server of this machine that knows no ranges."""
+    """A local web server without support for range requests."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -114,22 +114,22 @@ def test_s3_gives_the_same_collection(
 
 
 @pytest.mark.parametrize("source", [{"path": "a.tar"}, {"path": "a.parquet", "labels": "column:kind"}])
-def test_a_web_server_that_knows_ranges_gives_the_same_collection(
+def test_http_with_range_requests_gives_the_same_collection(
     source: dict[str, str], bucket: str, s3: S3Server, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """The server of the bucket is one, to who has an address with a signature."""
+    """The S3 server acts as a plain web server for presigned URLs."""
     place = {"Bucket": bucket.removeprefix("s3://"), "Key": source["path"]}
     url = s3.client.generate_presigned_url("get_object", Params=place)
 
     assert files_of(ingested(tmp_path, **{**source, "path": url})) == expected
 
 
-def test_of_a_web_server_without_ranges_the_reason_is_said(site: str, tmp_path: Path) -> None:
+def test_http_without_range_requests_raises(site: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="range requests"):
         list_items(Input(path=f"{site}/a.parquet", labels="column:kind"), 0, tmp_path)
 
 
-def test_a_list_of_urls_and_what_is_missing(site: str, packed: Path, tmp_path: Path) -> None:
+def test_list_of_urls_with_a_missing_one(site: str, packed: Path, tmp_path: Path) -> None:
     here = sorted(packed.glob("images/*/*.png"))[:3]
     urls = [f"{site}/{path.relative_to(packed)}?token=secret" for path in here]
     (tmp_path / "list.txt").write_text("\n".join([*urls, f"{site}/none.png?token=secret"]))
@@ -144,29 +144,29 @@ def test_a_list_of_urls_and_what_is_missing(site: str, packed: Path, tmp_path: P
     assert not any("secret" in path for path in items["path"].to_pylist())
 
 
-def test_what_is_not_there_is_said_without_secrets(bucket: str, site: str, tmp_path: Path) -> None:
+def test_error_for_missing_source_hides_secrets(bucket: str, site: str, tmp_path: Path) -> None:
     for url in (f"{bucket}/none.tar", f"{site}/none.zip?token=secret", f"{bucket}/none", "nosuch://ann:secret@x/a.tar"):
         with pytest.raises(UserError) as refused:
             list_items(Input(path=url), 0, tmp_path)
         assert "secret" not in str(refused.value)
 
 
-def test_what_a_scheme_needs_is_said(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
+def test_missing_package_for_scheme_is_named(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if not installed
     config = write_config(tmp_path, tmp_path, input={"path": "gs://bucket/images"})
 
-    said = command("run", config)
+    result = command("run", config)
 
-    assert (said.status, len(said.lines)) == (2, 1)
-    assert said.err.startswith("kmeans-dask: cannot read gs://: ")
-    assert said.err.endswith("pip install 'kmeans-dask[remote]'\n")
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert result.err.startswith("kmeans-dask: cannot read gs://: ")
+    assert result.err.endswith("pip install 'kmeans-dask[remote]'\n")
 
 
 STAGES = {"ingest": None, "fit": None, "evaluate": None, "quantize": {"k": 3}, "report": {"samples": 4}}
 
 
 def outputs(run: Path) -> list[bytes]:
-    """Quantized images in the order of the items."""
+    """Return the quantized images in the order of the items."""
     rows = pq.read_table(run / "quantized.parquet").sort_by("path").to_pylist()
     assert {row["status"] for row in rows} == {"ok"}
     return [(run / row["output"]).read_bytes() for row in rows]
@@ -174,7 +174,7 @@ def outputs(run: Path) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def quantized(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of the images quantized as files of a folder."""
+    """Run folder with the images quantized from a plain folder."""
     folder = tmp_path_factory.mktemp("quantized")
     assert (
         main.main(
@@ -186,7 +186,7 @@ def quantized(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("source", ["here/a.tar", "s3/a.zip", "s3/images"])
-def test_whatever_the_source_the_same_images_are_quantized_and_shown(
+def test_every_source_gives_the_same_quantized_images(
     source: str, bucket: str, packed: Path, quantized: Path, tmp_path: Path
 ) -> None:
     where, _, name = source.partition("/")
@@ -208,6 +208,8 @@ def test_rows_of_an_idx_file_are_quantized(bucket: str, packed: Path, tmp_path: 
     assert [row["path"] for row in rows] == [f"{row:02d}" for row in range(60)]
     for row, name in zip(rows, sorted(packed.glob("images/*/*.png")), strict=True):
         grey = np.asarray(Image.open(name))[:, :, 0].astype(float)
-        painted = np.asarray(Image.open(tmp_path / "runs" / "small" / row["output"]).convert("L")).astype(float)
-        assert len(np.unique(painted)) == 3
-        assert 3 * ((grey - painted) ** 2).mean() == pytest.approx(row["mse"])  # of the distance in RGB
+        remapped = np.asarray(Image.open(tmp_path / "runs" / "small" / row["output"]).convert("L")).astype(float)
+        assert len(np.unique(remapped)) == 3
+        assert 3 * ((grey - remapped) ** 2).mean() == pytest.approx(
+            row["mse"]
+        )  # the mse is summed over the three channels

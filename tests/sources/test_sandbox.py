@@ -1,4 +1,4 @@
-"""Items that end the process which opens them, or hang it: found in a process of its own."""
+"""Items that crash or hang the process that opens them are identified in a child process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 
 from kmeans_dask.sources import sandbox
 from kmeans_dask.sources.images import ImageError
-from kmeans_dask.sources.sandbox import attempt, ended_by
+from kmeans_dask.sources.sandbox import attempt, probe_items
 
 
 def read(words: list[str], rows: Sequence[int]) -> Iterator[tuple[int, str]]:
     for row in rows:
-        if words[row] == "ends the reader":
+        if words[row] == "crash the reader":
             os._exit(3)
         yield row, words[row]
 
@@ -36,46 +36,48 @@ def work(word: str) -> None:
     if word == "unreadable":
         raise ImageError("unreadable", "no image")
     if word == "other":
-        raise OSError("the task meets it again")
+        raise OSError("the task will hit it again")
 
 
-def told(words: list[str]) -> dict[int, tuple[str, str]]:
-    errors = ended_by(partial(read, words), len(words), work)
+def probe(words: list[str]) -> dict[int, tuple[str, str]]:
+    errors = probe_items(partial(read, words), len(words), work)
     return {row: (error.status, str(error)) for row, error in errors.items()}
 
 
-def test_items_that_end_their_process_are_named_and_the_others_done():
+def test_crashing_items_are_identified():
     words = ["fine", "abort", "fine", "unreadable", "killed", "other", "fine"]
 
-    assert told(words) == {
-        1: ("crashed", "ends the process that opens it (SIGABRT)"),
+    assert probe(words) == {
+        1: ("crashed", "crashes the process that opens it (SIGABRT)"),
         3: ("unreadable", "no image"),
-        4: ("crashed", "ends the process that opens it (SIGKILL)"),
+        4: ("crashed", "crashes the process that opens it (SIGKILL)"),
     }
 
 
-def test_an_item_that_ends_its_process_when_it_is_read():
-    assert told(["fine", "ends the reader", "fine"]) == {1: ("crashed", "ends the process that opens it (status 3)")}
+def test_crash_while_reading():
+    assert probe(["fine", "crash the reader", "fine"]) == {
+        1: ("crashed", "crashes the process that opens it (status 3)")
+    }
 
 
-def test_an_item_that_hangs(monkeypatch: pytest.MonkeyPatch):
+def test_hanging_item(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sandbox, "ITEM_SECONDS", 1)
 
-    assert told(["sleep", "fine"]) == {0: ("hung", "not done after 1 s, so its process was ended")}
+    assert probe(["sleep", "fine"]) == {0: ("hung", "still running after 1 s; its process was killed")}
 
 
-def test_an_item_that_is_too_large_for_the_worker(monkeypatch: pytest.MonkeyPatch):
-    assert told(["large"]) == {}
+def test_item_exceeding_the_memory_of_the_worker(monkeypatch: pytest.MonkeyPatch):
+    assert probe(["large"]) == {}
     own = psutil.Process().memory_info().rss
     monkeypatch.setattr(sandbox, "memory_limit", own + 2**29)
-    assert told(["fine", "large", "fine"]) == {1: ("crashed", "takes more memory than a worker has left")}
+    assert probe(["fine", "large", "fine"]) == {1: ("crashed", "needs more memory than the worker has left")}
 
 
 def test_no_items():
-    assert told([]) == {}
+    assert probe([]) == {}
 
 
-def test_an_attempt_leaves_nothing_when_it_ends(tmp_path: Path):
+def test_finished_attempt_removes_its_marker(tmp_path: Path):
     marker = tmp_path / "folder" / "task.begun"
 
     with attempt(marker) as unfinished:
@@ -87,7 +89,7 @@ def test_an_attempt_leaves_nothing_when_it_ends(tmp_path: Path):
     assert not marker.exists()
 
 
-def test_an_attempt_that_did_not_end_is_noticed(tmp_path: Path):
+def test_unfinished_attempt_is_detected(tmp_path: Path):
     marker = tmp_path / "task.begun"
     if (child := os.fork()) == 0:
         with attempt(marker):

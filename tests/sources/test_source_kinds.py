@@ -1,4 +1,4 @@
-"""The same images through every kind of source: the same collection, bit for bit."""
+"""The same images from every kind of source give the same collection, bit for bit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LABELS = ("bar", "disc", "ring")
 RNG = np.random.default_rng(3)
 PIXELS = RNG.integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8)
 NUMBERS = np.sort(RNG.integers(0, 3, N))
-"""Class of each image; sorted, so that folders by class have the order of the arrays."""
+"""Class of each image; sorted, so that class folders list in the order of the arrays."""
 
 
 def name_of(row: int) -> str:
@@ -50,13 +50,17 @@ def write_tar(path: Path, mode: str, rows: list[int]) -> None:
         for row in rows:
             stem = name_of(row)[:-4]
             number = str(NUMBERS[row]).encode()
-            for name, data in ((f"./{stem}.png", FILES[row]), (f"{stem}.json", told(row)), (f"{stem}.cls", number)):
+            for name, data in (
+                (f"./{stem}.png", FILES[row]),
+                (f"{stem}.json", json_sidecar(row)),
+                (f"{stem}.cls", number),
+            ):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
 
 
-def told(row: int) -> bytes:
+def json_sidecar(row: int) -> bytes:
     return json.dumps({"label": LABELS[NUMBERS[row]]}).encode()
 
 
@@ -66,14 +70,14 @@ def idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images in every form; tests must not write here."""
+    """The images in every format, read-only for tests."""
     folder = tmp_path_factory.mktemp("data")
     shuffled = RNG.permutation(N).tolist()
     for row in range(N):
         file = folder / "images" / name_of(row)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(FILES[row])
-        file.with_suffix(".json").write_bytes(told(row))
+        file.with_suffix(".json").write_bytes(json_sidecar(row))
         file.with_suffix(".txt").write_text(f" {LABELS[NUMBERS[row]]}\n")
         flat = folder / "flat" / f"{row}_{LABELS[NUMBERS[row]]}.png"
         flat.parent.mkdir(exist_ok=True)
@@ -94,7 +98,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(folder / "a.zip", "w") as archive:
         for row in shuffled:
             method = zipfile.ZIP_DEFLATED if row % 2 else zipfile.ZIP_STORED
-            archive.writestr(f"{name_of(row)[:-4]}.json", told(row), method)
+            archive.writestr(f"{name_of(row)[:-4]}.json", json_sidecar(row), method)
             archive.writestr(name_of(row), FILES[row], method)
     np.save(folder / "x.npy", PIXELS)
     np.save(folder / "y.npy", NUMBERS)
@@ -132,7 +136,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The collection of the folder."""
+    """Files of the collection made from the folder."""
     collection = ingested(tmp_path_factory.mktemp("folder"), path=str(data / "images"))
     assert collection.images.shape == (N, 12, 10, 1)
     assert collection.class_names == LABELS
@@ -148,31 +152,31 @@ SOURCES: dict[str, dict[str, Any]] = {
     "braces": {"path": "images/{bar,disc,ring}/*.png", "labels": "json:label"},
     "several folders": {"path": [f"images/{label}" for label in LABELS], "labels": "json:label"},
     "several archives": {"path": [f"shard-{i:03d}.tar" for i in range(3)]},
-    "folder, JSON beside": {"path": "images", "labels": "json:label"},
-    "folder, text beside": {"path": "images", "labels": "text:txt"},
-    "patterns that overlap": {"path": ["images/*/*.png", "images/**/*.png"]},
+    "folder, JSON sidecars": {"path": "images", "labels": "json:label"},
+    "folder, text sidecars": {"path": "images", "labels": "text:txt"},
+    "overlapping patterns": {"path": ["images/*/*.png", "images/**/*.png"]},
     "folder, pattern": {"path": "flat", "labels": r"pattern:_(?P<label>\w+)\."},
     "folder, table": {"path": "flat", "labels": "column:kind", "table": "labels.csv"},
     "folder, Parquet table": {"path": "flat", "labels": "column:kind", "table": "labels.parquet"},
     "text list": {"path": "list.txt"},
-    "text list of Windows": {"path": "windows.txt"},
+    "Windows text list": {"path": "windows.txt"},
     "CSV list with semicolons": {"path": "semicolons.csv", "column": "file", "labels": "column:kind"},
     "CSV list": {"path": "list.csv", "column": "file", "labels": "column:kind"},
     "tar": {"path": "a.tar"},
-    "tar, JSON beside": {"path": "a.tar", "labels": "json:label"},
+    "tar, JSON sidecars": {"path": "a.tar", "labels": "json:label"},
     "tar.gz": {"path": "a.tar.gz"},
     "shards": {"path": "shard-{000..002}.tar"},
-    "shards, text beside": {"path": "shard-{000..002}.tar", "labels": "text:cls", "classes": LABELS},
+    "shards, text sidecars": {"path": "shard-{000..002}.tar", "labels": "text:cls", "classes": LABELS},
     "shards by glob": {"path": "shard-*.tar", "labels": "json:label"},
     "zip": {"path": "a.zip"},
-    "zip, JSON beside": {"path": "a.zip", "labels": "json:label"},
+    "zip, JSON sidecars": {"path": "a.zip", "labels": "json:label"},
     "npy": {"path": "x.npy", "labels": "column:y.npy", "classes": LABELS},
     "npz": {"path": "x.npz", "labels": "column:y", "classes": LABELS},
     "compressed npz": {"path": "small.npz", "labels": "column:y", "classes": LABELS},
-    "npz of Keras": {"path": "keras.npz", "column": "x_train", "labels": "column:y_train", "classes": LABELS},
+    "Keras npz": {"path": "keras.npz", "column": "x_train", "labels": "column:y_train", "classes": LABELS},
     "npz, labels as text": {"path": "names.npz", "labels": "column:y"},
     "npz, labels as bytes": {"path": "names.npz", "labels": "column:z"},
-    "zarr of format 2": {"path": "old", "labels": "column:y", "classes": LABELS},
+    "zarr format 2": {"path": "old", "labels": "column:y", "classes": LABELS},
     "zarr": {"path": "x.zarr", "labels": "column:y", "classes": LABELS},
     "zarr array": {"path": "x.zarr/images", "labels": "column:y", "table": "y.csv", "classes": LABELS},
     "Parquet": {"path": "plain.parquet", "labels": "column:kind"},
@@ -181,7 +185,7 @@ SOURCES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_the_same_images_give_the_same_collection(
+def test_every_source_gives_the_same_collection(
     kind: str, data: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -197,8 +201,8 @@ def test_the_same_images_give_the_same_collection(
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_idx_files_with_their_labels(ending: str, tmp_path: Path, data: Path) -> None:
-    """IDX files of MNIST are grey."""
+def test_idx_files_with_labels(ending: str, tmp_path: Path, data: Path) -> None:
+    """IDX images are grey, as in MNIST."""
     grey = np.stack([np.asarray(Image.fromarray(pixels).convert("L")) for pixels in PIXELS])
     for row in range(N):
         Image.fromarray(grey[row]).save(tmp_path / f"{row}_{NUMBERS[row]}.png")
@@ -220,7 +224,7 @@ HELD_OUT: dict[str, dict[str, Any]] = {
         "holdout": "keras.npz", "holdout_column": "x_test", "holdout_labels": "column:y_test",
     },
     "two groups of a zarr": {"path": "two.zarr/train", "column": "x", "labels": "column:y", "holdout": "two.zarr/test"},
-    "two files, and two of labels": {
+    "two image files and two label files": {
         "path": "x_train.npy", "labels": "column:y_train.npy",
         "holdout": "x_test.npy", "holdout_labels": "column:y_test.npy",
     },
@@ -228,7 +232,7 @@ HELD_OUT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", HELD_OUT)
-def test_training_and_held_out_arrays(kind: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_and_holdout_arrays(kind: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data)
 
     collection = ingested(tmp_path, **HELD_OUT[kind], classes=LABELS)
@@ -241,17 +245,17 @@ def test_training_and_held_out_arrays(kind: str, data: Path, tmp_path: Path, mon
     assert held[0].compute().mean() == pytest.approx(X[0].compute().mean() / 2, abs=1)
 
 
-def test_arrays_held_out_must_be_others(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlapping_holdout_arrays_raise(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data)
     options: dict[str, Any] = {"path": "keras.npz", "column": "x_train", "labels": "none", "holdout": "keras.npz"}
 
     for change in ({}, {"holdout_column": "x_train"}):
-        with pytest.raises(UserError, match="overlap: held-out items would be fitted"):
+        with pytest.raises(UserError, match="overlap, so held-out items would be fitted"):
             list_items(Input(**options | change), 0, data)
-    with pytest.raises(UserError, match="overlap: both have"):
+    with pytest.raises(UserError, match="overlap: both contain"):
         list_items(Input(**options | {"path": ["keras.npz", "x.npy"], "holdout": "ker*.npz"}), 0, data)
     for holdout in (None, 0.2, "pattern:1", "column:y=1"):
-        with pytest.raises(ValueError, match="are of a second source, which holdout names"):
+        with pytest.raises(ValueError, match="require a holdout that is a source"):
             Input(path="x.npz", holdout=holdout, holdout_column="y")
-    with pytest.raises(ValueError, match="allowed are folder, none"):
+    with pytest.raises(ValueError, match="must be folder, none"):
         Input(path="x.npz", holdout="x.npz", holdout_labels="y_test")

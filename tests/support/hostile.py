@@ -1,4 +1,4 @@
-"""Files that image folders hold and nobody expects, with what has to become of each."""
+"""Unusual and hostile files for image folders, each with its expected outcome."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MAX_PIXELS = 1_000_000
 
 
 class Expected(NamedTuple):
-    """What has to become of a file."""
+    """Expected outcome of a file."""
 
     status: str
     words: str = ""
-    """Of the reason, or the changes of an item that is read."""
+    """Part of the error, or for readable items of the changes."""
 
 
 OK = Expected("ok")
@@ -42,7 +42,7 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
-    """Make a chunk of a PNG file."""
+    """Return a chunk of a PNG file."""
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
@@ -52,19 +52,20 @@ def png(width: int, height: int, data: bytes, *, bits: int = 8, colour: int = 0,
 
 
 def zeros(count: int) -> bytes:
-    """Compress so many zero bytes, a thousand to one."""
+    """Return `count` zero bytes, compressed a thousand to one."""
     packer, part = zlib.compressobj(9), bytes(2**20)
     packed = [packer.compress(part) for _ in range(count // len(part))]
     return b"".join([*packed, packer.compress(bytes(count % len(part))), packer.flush()])
 
 
 def frames(kind: str) -> bytes:
+    """Return a file with three frames."""
     more = [Image.new("RGB", (16, 12), colour) for colour in ("lime", "blue")]
     return saved(picture(), kind, save_all=True, append_images=more)
 
 
 def truncated() -> Iterator[tuple[str, bytes, Expected]]:
-    """Cut files at every tenth byte, up to where only an end mark is missing."""
+    """Truncate files at every tenth byte, up to the point where only the end marker is missing."""
     for kind, ends in (("PNG", 16), ("JPEG", 20), ("GIF", 12)):
         whole = saved(picture(), kind)
         for length in range(0, len(whole) - ends, 10):
@@ -72,7 +73,7 @@ def truncated() -> Iterator[tuple[str, bytes, Expected]]:
 
 
 def bombs() -> Iterator[tuple[str, bytes, Expected]]:
-    """Small files that ask for much memory."""
+    """Small files that demand much memory."""
     side = 20_000
     small = zlib.compress(bytes(12))
     text = zeros(200 * 2**20)
@@ -107,7 +108,7 @@ def bombs() -> Iterator[tuple[str, bytes, Expected]]:
 
 
 def content() -> Iterator[tuple[str, bytes, Expected]]:
-    """What is no image, or not the one that it says."""
+    """Files that are not images, or not what their name or header claims."""
     jpeg, whole = saved(picture(), "JPEG"), saved(picture(), "PNG")
     yield "content/empty.png", b"", Expected("unreadable", "empty file")
     yield "content/nothing.png", bytes(5000), UNREADABLE
@@ -123,7 +124,7 @@ def content() -> Iterator[tuple[str, bytes, Expected]]:
     yield "content/twice.jpg", jpeg + jpeg, OK
     yield "content/more at the start.png", b"\n" + whole, UNREADABLE
     yield "content/no pixels.png", png(0, 0, zlib.compress(b"")), UNREADABLE
-    yield "content/few pixels.png", png(9, 9, zlib.compress(bytes(20))), OK  # Pillow: the rest is black
+    yield "content/few pixels.png", png(9, 9, zlib.compress(bytes(20))), OK  # Pillow fills the rest with black
     yield "content/many pixels.png", png(9, 9, zlib.compress(bytes(2000))), OK
     yield "content/header twice.png", whole[:33] + whole[8:], OK
     yield "content/wrong sum.png", whole[:29] + b"\0\0\0\0" + whole[33:], UNREADABLE
@@ -141,6 +142,7 @@ def content() -> Iterator[tuple[str, bytes, Expected]]:
 
 
 def metadata() -> Iterator[tuple[str, bytes, Expected]]:
+    """Files with orientation tags, colour profiles and broken metadata."""
     turned, broken = Image.Exif(), b"Exif\0\0II*\0\xff\xff\xff\xff"
     turned[0x0112] = 6
     for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF"):
@@ -161,13 +163,13 @@ def metadata() -> Iterator[tuple[str, bytes, Expected]]:
 
 
 def modes() -> Iterator[tuple[str, bytes, Expected]]:
-    """Every mode that a file can have, and files of several frames."""
-    told = {"P": "palette", "LA": "alpha", "RGBA": "alpha", "YCbCr": "colour model", "LAB": "colour model"}
+    """Files of every mode, and files with several frames."""
+    changes = {"P": "palette", "LA": "alpha", "RGBA": "alpha", "YCbCr": "colour model", "LAB": "colour model"}
     for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"):
         image = Image.new("LAB", (9, 7), (99, 120, 140)) if mode == "LAB" else picture(7, 9).convert(mode)
-        yield f"modes/{mode}.tiff", saved(image, "TIFF"), Expected("ok", told.get(mode, ""))
+        yield f"modes/{mode}.tiff", saved(image, "TIFF"), Expected("ok", changes.get(mode, ""))
         if mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
-            yield f"modes/{mode}.png", saved(image, "PNG"), Expected("ok", told.get(mode, ""))
+            yield f"modes/{mode}.png", saved(image, "PNG"), Expected("ok", changes.get(mode, ""))
     for dtype, change in (("<u2", "16 bits"), (">u2", "16 bits"), ("<i4", "32 bits"), ("<f4", "floats")):
         values = np.linspace(-9, 70_000, 63).astype(dtype).reshape(7, 9)
         yield f"modes/{dtype[1:]}{dtype[0] == '>'}.tiff", saved(Image.fromarray(values), "TIFF"), Expected("ok", change)
@@ -185,7 +187,7 @@ def modes() -> Iterator[tuple[str, bytes, Expected]]:
 
 
 def names() -> Iterator[tuple[bytes, bytes, Expected]]:
-    """Names that are hard to write down."""
+    """File names that are hard to handle."""
     whole = saved(picture(), "PNG")
     for name in (
         "two words", " ", "line\nbreak", "tab\t", "return\r", "quote's \"double\"", "a,b;c", "=1+1", "-rf", "--help",
@@ -200,7 +202,7 @@ def names() -> Iterator[tuple[bytes, bytes, Expected]]:
 
 
 def cmyk_profile() -> bytes:
-    """Make an ICC profile of CMYK (ICC.1:2022, 7.2 and 10.10, lut8Type): white paper, black ink, grey colours."""
+    """Build a CMYK ICC profile (ICC.1:2022, 7.2 and 10.10, lut8Type): white paper, black ink, grey colours."""
     grid = [(0 if corner & 1 else 128 if corner else 255, 128, 128) for corner in range(16)]  # black varies fastest
     identity = bytes(range(256))
     lut = b"mft1" + bytes(4) + bytes((4, 3, 2, 0))
@@ -221,17 +223,17 @@ def cmyk_profile() -> bytes:
 
 
 def write_hostile(folder: Path) -> dict[bytes, Expected]:
-    """Write all of them below a folder.
+    """Write all hostile files to a folder.
 
     Parameters
     ----------
     folder
-        It is made.
+        Created by this function.
 
     Returns
     -------
     dict
-        Relative path of each item -> what has to become of it. Files that are no items are not in it.
+        Relative path of each item -> expected outcome. Files that are not items are left out.
     """
     root, expected = os.fsencode(folder), {}
     files = [
@@ -250,7 +252,7 @@ def write_hostile(folder: Path) -> dict[bytes, Expected]:
 
 
 def _special(folder: Path) -> dict[bytes, Expected]:
-    """Folders, links, pipes, and a file that may not be read."""
+    """Create folders, links, pipes, and a file without read permission."""
     special = folder / "special"
     (special / "folder.png").mkdir(parents=True)
     (special / "empty.png").mkdir()

@@ -1,4 +1,4 @@
-"""Sources that are read into a collection."""
+"""Ingest a source into a collection, for tests."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ CONFIG = Ingest(size=(12, 10), mode="L", chunk_mib=0.001)
 
 
 def ingested(folder: Path, **options: Any) -> Collection:
+    """Ingest the source given by `options` of the section ``input`` into a collection in `folder`."""
     source = Input(**options)
     write_manifest(list_items(source, 0, folder), folder / "manifest.parquet")
     arguments = folder / "manifest.parquet", folder / "collection.zarr", CONFIG, source
@@ -25,7 +26,7 @@ def ingested(folder: Path, **options: Any) -> Collection:
 
 
 def files_of(collection: Collection) -> dict[str, bytes]:
-    """Every file of the arrays."""
+    """Return the files of the arrays: relative path -> content."""
     return {
         str(path.relative_to(collection.folder)): path.read_bytes()
         for name in ("images", "labels")

@@ -1,4 +1,4 @@
-"""Manifests of a few files."""
+"""Build small manifests, for tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from kmeans_dask.sources.manifest import MANIFEST_SCHEMA
 
 
 def manifest_of(folder, paths):
+    """Return a manifest of some files in `folder`, all unlabelled train items; missing files have size and time 0."""
     rows = []
     for path in paths:
         facts = os.stat(folder / path) if (folder / path).exists() else None

@@ -1,4 +1,4 @@
-"""Archives, read without unpacking them: the members of a tar or zip file are indexed once, and read by position."""
+"""Tar and zip archives, read without unpacking: members are indexed once, then read by position."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from kmeans_dask.errors import UserError
 from kmeans_dask.sources.images import ImageError
-from kmeans_dask.sources.kinds.locations import look_at, not_there, open_stream, shown
-from kmeans_dask.sources.kinds.names import is_hidden, item_filter, natural_key, text_of_name
-from kmeans_dask.sources.kinds.source_listing import ListRequest, SourceListing, found
+from kmeans_dask.sources.kinds.locations import not_found, open_stream, redacted, size_and_mtime
+from kmeans_dask.sources.kinds.names import decode_name, is_hidden, item_filter, natural_key
+from kmeans_dask.sources.kinds.source_listing import ListRequest, SourceListing, items_table
 
-_MOST_BYTES = 2**30
-"""A member above 1 GiB is not read: it would be in memory as a whole."""
-_MOST_BESIDE = 2**24
-"""A file beside an image tells nothing if it is above 16 MiB."""
+_MAX_BYTES = 2**30
+"""Members above 1 GiB are refused, as each is held in memory in full."""
+_MAX_SIDECAR_BYTES = 2**24
+"""Sidecar files above 16 MiB are ignored."""
 _ZIP_HEADER = struct.Struct("<4s2xHH4xI8xHH")
-"""Of a member: signature, flags, method, checksum, lengths of name and extra field; 30 bytes."""
-_ZIP_ENCRYPTED, _ZIP_SUMS_BEHIND = 1, 8
-"""Flags of a member; of the second, the checksum stands behind the data."""
+"""Local file header (APPNOTE 4.3.7), 30 bytes: signature, flags, method, checksum, lengths of name and extra field."""
+_ZIP_ENCRYPTED, _ZIP_DATA_DESCRIPTOR = 1, 8
+"""Flags of a member: encrypted; checksum in a data descriptor after the data."""
 _TAR_BLOCK = 512
 _SPARSE = -1
-"""Position of a member whose zeros are left out of the tar file: its bytes are in no one place."""
-_DAMAGE = (
+"""Position of a sparse member: its zeros are omitted from the tar file, so its bytes are not contiguous."""
+_DAMAGE_ERRORS = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError, ValueError,
-    RuntimeError,  # a member that is encrypted
+    RuntimeError,  # encrypted members
 )  # fmt: skip
-"""What the standard library raises of damaged archives."""
+"""Exceptions that the standard library raises for damaged archives."""
 
 
 class _Member(NamedTuple):
-    """One file of an archive; tuples sort in natural order, then by the bytes of the path."""
+    """One file in an archive; tuples sort in natural order, then by the bytes of the path."""
 
     key: bytes
     path: bytes
@@ -46,7 +46,7 @@ class _Member(NamedTuple):
     bytes: int
 
 
-def list_archive(file: bytes, inside: str, wanted: ListRequest) -> SourceListing:
+def list_archive(file: bytes, inside: str, request: ListRequest) -> SourceListing:
     """Index the images of an archive, in natural order. Hidden members, symbolic links and folders are skipped.
 
     Parameters
@@ -54,10 +54,10 @@ def list_archive(file: bytes, inside: str, wanted: ListRequest) -> SourceListing
     file
         Full path or URL.
     inside
-        ``tar``, ``tar.gz`` or ``zip``. A tar.gz file is decompressed once to be indexed, and by every task from its
-        beginning to the last image that the task reads.
-    wanted
-        Patterns, and whether files beside the images are read.
+        ``tar``, ``tar.gz`` or ``zip``. A tar.gz file is decompressed once for the index, and again by every task, from
+        its beginning to the last image that the task reads.
+    request
+        Name patterns, and the sidecar files to read.
 
     Returns
     -------
@@ -66,55 +66,57 @@ def list_archive(file: bytes, inside: str, wanted: ListRequest) -> SourceListing
     Raises
     ------
     UserError
-        It is no such archive, is cut off, or holds no image.
+        The file is not such an archive, is truncated, or contains no images.
     """
-    chosen = item_filter(wanted.include, wanted.exclude)
-    told: dict[bytes, Any] = {}
-    members: dict[bytes, _Member] = {}  # of members with one name the last one counts, as when it is unpacked
+    chosen = item_filter(request.include, request.exclude)
+    sidecars: dict[bytes, Any] = {}
+    members: dict[bytes, _Member] = {}  # of members with the same name the last one counts, as when unpacking
     try:
         with open_stream(file) as stream:
-            found_members = _zip_members(stream) if inside == "zip" else _tar_members(stream, inside, members)
-            for path, position, size, read in found_members:
+            entries = _zip_members(stream) if inside == "zip" else _tar_members(stream, inside, members)
+            for path, position, size, read in entries:
                 if is_hidden(path):
                     continue
                 if chosen(path):
                     members[path] = _Member(natural_key(path), path, position, size)
-                elif wanted.beside is not None and path.endswith(wanted.beside.ending):
-                    told[os.path.splitext(path)[0]] = wanted.beside.value(read())
+                elif request.sidecar is not None and path.endswith(request.sidecar.suffix):
+                    sidecars[os.path.splitext(path)[0]] = request.sidecar.value(read())
     except FileNotFoundError:
-        raise not_there(file) from None
-    except _DAMAGE as error:
-        raise UserError(f"{shown(file)} cannot be read as {inside}: {shown(error)}; make it anew") from None
+        raise not_found(file) from None
+    except _DAMAGE_ERRORS as error:
+        raise UserError(f"{redacted(file)} cannot be read as {inside}: {redacted(error)}; recreate the file") from None
     if not members:
-        raise UserError(f"{shown(file)} holds no image; give input.include if they have other endings than usual")
+        raise UserError(
+            f"{redacted(file)} contains no images; set input.include if their file names have unusual suffixes"
+        )
     files = sorted(members.values())
-    items = found(
+    items = items_table(
         len(files),
         file=file,
         inside=inside,
         position=[member.position for member in files],
-        path=[text_of_name(member.path) for member in files],
+        path=[decode_name(member.path) for member in files],
         bytes=[member.bytes for member in files],
-        mtime_ns=look_at(file)[1],
+        mtime_ns=size_and_mtime(file)[1],
     )
-    values = None if wanted.beside is None else [told.get(os.path.splitext(member.path)[0]) for member in files]
-    return SourceListing(items, beside=values)
+    values = None if request.sidecar is None else [sidecars.get(os.path.splitext(member.path)[0]) for member in files]
+    return SourceListing(items, sidecar_values=values)
 
 
 def member_reader(stream: BinaryIO, inside: str) -> Callable[[int, int], BytesIO]:
-    """Make the function that reads a member: (position, bytes) -> its bytes as a file.
+    """Return a function that reads a member: (position, size in bytes) -> its contents as a file object.
 
     Parameters
     ----------
     stream
-        The archive, open.
+        The open archive.
     inside
         ``tar``, ``tar.gz`` or ``zip``.
 
     Returns
     -------
     callable
-        It raises `images.ImageError` for a member that is damaged, encrypted or larger than 1 GiB.
+        Raises `images.ImageError` for a member that is damaged, encrypted or larger than 1 GiB.
     """
     if inside == "zip":
         return lambda position, size: BytesIO(_zip_member(stream, position, size))
@@ -122,10 +124,12 @@ def member_reader(stream: BinaryIO, inside: str) -> Callable[[int, int], BytesIO
 
     def read(position: int, size: int) -> BytesIO:
         if position == _SPARSE:
-            raise ImageError("unreadable", "stored as a sparse file in the tar archive; make it without --sparse")
+            raise ImageError(
+                "unreadable", "stored as a sparse file in the tar archive; recreate the archive without --sparse"
+            )
         _check_size(size)
         plain.seek(position)
-        return BytesIO(_exactly(plain, size))
+        return BytesIO(_read_exactly(plain, size))
 
     return read
 
@@ -133,28 +137,28 @@ def member_reader(stream: BinaryIO, inside: str) -> Callable[[int, int], BytesIO
 def _tar_members(
     stream: BinaryIO, inside: str, known: Mapping[bytes, _Member]
 ) -> Iterator[tuple[bytes, int, int, Callable[[], bytes]]]:
-    """Yield the files of a tar archive; `known` are those that were chosen up to now, which hard links may name."""
+    """Yield the files of a tar archive; `known` are the members selected so far, which hard links may refer to."""
     plain = gzip.GzipFile(fileobj=stream) if inside == "tar.gz" else stream
     with tarfile.open(fileobj=plain, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
         for info in archive:
-            archive.members.clear()  # type: ignore[attr-defined]  # it would keep all: a gigabyte for a million
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep every member: 1 GB for a million
             name = os.fsencode(info.name).removeprefix(b"./")
             if info.isreg():
                 position = _SPARSE if info.issparse() else info.offset_data
                 yield name, position, info.size, partial(_extract, archive, info)
             elif info.islnk() and (same := known.get(os.fsencode(info.linkname).removeprefix(b"./"))):
                 yield name, same.position, same.bytes, bytes
-        # a damaged header is taken for the end, and the members behind it would be missing without a word
+        # tarfile takes a damaged header for the end, which would silently drop the members after it
         plain.seek(archive.offset)
         if plain.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
             raise tarfile.ReadError(f"damaged or cut off at byte {archive.offset:,}")
         while inside == "tar.gz" and plain.read(2**20):
-            pass  # to its end, where the checksum stands
+            pass  # to the end, where the checksum is
 
 
 def _extract(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(info)
-    return file.read(_MOST_BESIDE) if file else b""
+    return file.read(_MAX_SIDECAR_BYTES) if file else b""
 
 
 def _zip_members(stream: BinaryIO) -> Iterator[tuple[bytes, int, int, Callable[[], bytes]]]:
@@ -166,47 +170,51 @@ def _zip_members(stream: BinaryIO) -> Iterator[tuple[bytes, int, int, Callable[[
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    return archive.read(info) if info.file_size <= _MOST_BESIDE else b""  # and it reads no more than that
+    return archive.read(info) if info.file_size <= _MAX_SIDECAR_BYTES else b""  # zipfile reads no more than this size
 
 
 def _zip_member(stream: BinaryIO, position: int, size: int) -> bytes:
-    """Read a member by its header, without the directory: that of a million members takes seconds to read."""
+    """Read a member by its local header, without the central directory, which takes seconds for a million members."""
     _check_size(size)
     stream.seek(position)
-    signature, flags, method, checksum, name, extra = _ZIP_HEADER.unpack(_exactly(stream, _ZIP_HEADER.size))
+    signature, flags, method, checksum, name, extra = _ZIP_HEADER.unpack(_read_exactly(stream, _ZIP_HEADER.size))
     if signature != b"PK\x03\x04":
-        raise ImageError("unreadable", "the zip archive is damaged here, or has changed")
+        raise ImageError("unreadable", "the zip archive is damaged here, or has changed since it was listed")
     if flags & _ZIP_ENCRYPTED:
         raise ImageError("unreadable", "encrypted in the zip archive")
     stream.seek(name + extra, os.SEEK_CUR)
-    data = _exactly(stream, size)
-    if flags & _ZIP_SUMS_BEHIND:
-        behind = _exactly(stream, 8)
+    data = _read_exactly(stream, size)
+    if flags & _ZIP_DATA_DESCRIPTOR:
+        behind = _read_exactly(stream, 8)
         checksum = int.from_bytes(behind[4:] if behind.startswith(b"PK\x07\x08") else behind[:4], "little")
     if method == zipfile.ZIP_DEFLATED:
-        data = _inflated(data)
+        data = _inflate(data)
     elif method != zipfile.ZIP_STORED:
-        raise ImageError("unreadable", f"compression method {method} of the zip archive; stored and deflated are read")
+        raise ImageError(
+            "unreadable", f"unsupported compression method {method} in the zip archive; use stored or deflated"
+        )
     if zlib.crc32(data) != checksum:
-        raise ImageError("unreadable", "damaged in the zip archive: its checksum is another one")
+        raise ImageError("unreadable", "damaged in the zip archive (wrong checksum)")
     return data
 
 
-def _inflated(data: bytes) -> bytes:
+def _inflate(data: bytes) -> bytes:
     unpack = zlib.decompressobj(-zlib.MAX_WBITS)
-    plain = unpack.decompress(data, _MOST_BYTES)
+    plain = unpack.decompress(data, _MAX_BYTES)
     if not unpack.eof:
-        raise ImageError("too large" if unpack.unconsumed_tail else "unreadable", "its compressed data do not end")
+        if unpack.unconsumed_tail:
+            raise ImageError("too large", f"more than {_MAX_BYTES:,} bytes when decompressed")
+        raise ImageError("unreadable", "its compressed data is truncated")
     return plain
 
 
 def _check_size(size: int) -> None:
-    if size > _MOST_BYTES:
-        raise ImageError("too large", f"{size:,} bytes in an archive; at most {_MOST_BYTES:,} are read")
+    if size > _MAX_BYTES:
+        raise ImageError("too large", f"{size:,} bytes in an archive; the limit is {_MAX_BYTES:,}")
 
 
-def _exactly(stream: BinaryIO, size: int) -> bytes:
+def _read_exactly(stream: BinaryIO, size: int) -> bytes:
     data = stream.read(size)
     if len(data) < size:
-        raise ImageError("unreadable", "the archive ends within it")
+        raise ImageError("unreadable", "truncated: the archive ends inside it")
     return data

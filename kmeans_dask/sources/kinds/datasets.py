@@ -1,4 +1,4 @@
-"""Data sets that scikit-learn has: the small ones that come with it."""
+"""Data sets available through scikit-learn: bundled ones (digits, photos), and downloads (MNIST, LFW)."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ from kmeans_dask.storage.publish import create, publish, remove
 
 
 def write_builtin(name: str, folder: Path) -> Path:
-    """Write the images that scikit-learn ships as an ordinary image folder, once; returns that folder.
+    """Write images bundled with scikit-learn as an ordinary image folder, unless it exists.
 
     Parameters
     ----------
     name
         ``digits`` or ``photos``.
     folder
-        That holds the image folder.
+        Parent of the image folder.
 
     Returns
     -------
     Path
+        The image folder.
     """
     target, complete = folder.absolute() / name, folder / f"{name}.complete"
-    if target.is_dir() and (is_local(target) or complete.exists()):  # here a folder appears by a rename, as a whole
+    if target.is_dir() and (
+        is_local(target) or complete.exists()
+    ):  # on a local disk a folder is published by one rename, so it is complete
         return target
     with publish(target) as partial:
         partial.mkdir()
@@ -48,7 +51,7 @@ def write_builtin(name: str, folder: Path) -> Path:
 
 
 def _write_digits(folder: Path) -> None:
-    from sklearn.datasets import load_digits  # half a second: only who asks for them pays
+    from sklearn.datasets import load_digits  # takes 0.5 s, so only when needed
 
     from kmeans_dask.sources.images import encode_png
 
@@ -67,26 +70,26 @@ def _write_photos(folder: Path) -> None:
 
 
 MNIST_TRAIN = 60_000
-"""The first 60,000 of the 70,000 digits are the train part."""
+"""Size of the train split: the first 60,000 of the 70,000 digits."""
 _MNIST_PIXELS = 784
-"""Columns before that of the labels."""
+"""Pixel columns, which precede the label column."""
 LFW_FACES = 10
-"""Photos that a person has at least: 4,324 photos of 158 people."""
+"""Minimum number of photos per person; 10 keeps 4,324 photos of 158 people."""
 
 
 def fetch(name: Literal["mnist", "lfw"], folder: Path, data_home: Path | None = None) -> int:
-    """Download a data set, unless scikit-learn has it already, and write it as a folder of images.
+    """Download a data set, unless scikit-learn has it cached, and write it as a folder of images.
 
     Parameters
     ----------
     name
-        ``mnist``: PNG files ``train/<digit>/<number>.png`` and ``test/...``. ``lfw``: the JPEG files as they were
-        published, ``<person>/<file>.jpg``.
+        ``mnist``: PNG files ``train/<digit>/<number>.png`` and ``test/...``. ``lfw``: the original JPEG files,
+        ``<person>/<file>.jpg``.
     folder
-        Is there when all of its files are; until then they are in ``.<folder>.partial`` beside it, and the same call
-        after an interruption goes on with those that are missing.
+        Appears only once it is complete. Until then the files are in ``.<folder>.partial`` next to it, and the same
+        call after an interruption writes only the missing ones.
     data_home
-        Folder of scikit-learn's downloads; None: where it has it.
+        Download folder of scikit-learn; None: its default.
 
     Returns
     -------
@@ -96,20 +99,20 @@ def fetch(name: Literal["mnist", "lfw"], folder: Path, data_home: Path | None = 
     Raises
     ------
     UserError
-        Something else has that name.
+        `folder` already exists.
     JobError
-        It cannot be downloaded.
+        The data set cannot be downloaded.
     """
     if folder.exists():
-        raise UserError(f"{folder} is there already; remove it to fetch {name} again, or give another folder")
+        raise UserError(f"{folder} already exists; remove it to fetch {name} again, or choose another folder")
     try:
-        with warnings.catch_warnings(action="ignore"):  # scikit-learn warns at every attempt
+        with warnings.catch_warnings(action="ignore"):  # scikit-learn warns on every attempt
             if name == "mnist":
                 from sklearn.datasets import fetch_openml
 
                 digits = fetch_openml(
                     "mnist_784", version=1, as_frame=False, parser="pandas", data_home=data_home,
-                    # pandas 3 makes numbers of categories such as these, over which scikit-learn 1.9 stumbles
+                    # pandas 3 parses these category labels as numbers, which breaks scikit-learn 1.9
                     read_csv_kwargs={"dtype": {_MNIST_PIXELS: str}},
                 )  # fmt: skip
                 labels = [str(label).strip("'") for label in digits.target]
@@ -119,9 +122,9 @@ def fetch(name: Literal["mnist", "lfw"], folder: Path, data_home: Path | None = 
             people = fetch_lfw_people(min_faces_per_person=LFW_FACES, resize=0.1, data_home=data_home)
             photos = Path(get_data_home(data_home)) / "lfw_home" / "lfw_funneled"
             return copy_photos(folder, photos, [str(person).replace(" ", "_") for person in people.target_names])
-    except (OSError, ValueError) as error:  # URLError is one; the other: what came is not what it should be
+    except (OSError, ValueError) as error:  # OSError includes URLError; ValueError: an unexpected file was served
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise JobError(f"cannot fetch {name}: {reason}; it needs a network, and space on the disk") from None
+        raise JobError(f"cannot fetch {name}: {reason}; check the network connection and free disk space") from None
 
 
 def write_digits(folder: Path, pixels: NDArray[Any], labels: Sequence[str], n_train: int) -> int:
@@ -130,18 +133,18 @@ def write_digits(folder: Path, pixels: NDArray[Any], labels: Sequence[str], n_tr
     Parameters
     ----------
     folder
-        Published when it is complete.
-    pixels : (n, side * side)
-        Numbers from 0 to 255.
-    labels : (n,)
-        Name of the folder of each.
+        Published once it is complete.
+    pixels : (n, side * side) array
+        Values from 0 to 255.
+    labels : (n,) sequence of str
+        Folder name of each image.
     n_train
-        Rows that go to ``train``; the others go to ``test``.
+        Number of rows written to ``train``; the rest go to ``test``.
 
     Returns
     -------
     int
-        n
+        Number of images.
     """
     side = round(pixels.shape[1] ** 0.5)
 
@@ -156,16 +159,16 @@ def write_digits(folder: Path, pixels: NDArray[Any], labels: Sequence[str], n_tr
 
 
 def copy_photos(folder: Path, photos: Path, people: Sequence[str]) -> int:
-    """Copy the photos of some people as they are; see `fetch`.
+    """Copy the photos of selected people unchanged; see `fetch`.
 
     Parameters
     ----------
     folder
-        Published when it is complete.
+        Published once it is complete.
     photos
-        Folder with a folder a person.
+        Folder with one subfolder per person.
     people
-        Names of the folders.
+        Names of the subfolders to copy.
 
     Returns
     -------
@@ -177,14 +180,14 @@ def copy_photos(folder: Path, photos: Path, people: Sequence[str]) -> int:
 
 
 def _publish(folder: Path, names: Sequence[str], write: Callable[[int, str], None]) -> int:
-    """Write the files that are missing under a temporary name, and publish the folder by one rename."""
+    """Write the missing files to a temporary folder, then publish it with one rename."""
     folder = Path(os.path.abspath(folder))
     partial = folder.with_name(f".{folder.name}.partial")
     for row, name in enumerate(names):
         path = partial / name
         if not path.exists():
             write(row, str(path))
-    for left in partial.rglob(".*.partial"):  # of a call that was killed
-        remove(left)
+    for leftover in partial.rglob(".*.partial"):  # from a call that was killed
+        remove(leftover)
     partial.rename(folder)
     return len(names)

@@ -1,4 +1,4 @@
-"""Lists: text files with a path a line, CSV files with a column of paths, and tables that belong to the items."""
+"""Lists of paths (text or CSV), and tables with columns to join to the items."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pyarrow.parquet as pq
 
 from kmeans_dask.errors import UserError
 from kmeans_dask.sources.kinds.folders import list_files
-from kmeans_dask.sources.kinds.locations import full_name, is_remote, open_stream, shown, text_of
+from kmeans_dask.sources.kinds.locations import full_path, is_remote, open_stream, read_text, redacted
 from kmeans_dask.sources.kinds.source_listing import ListRequest, SourceListing
 
 
-def list_list(file: bytes, wanted: ListRequest) -> SourceListing:
-    """List the image files that a text or CSV file names, in its order.
+def list_list(file: bytes, request: ListRequest) -> SourceListing:
+    """List the image files named in a text or CSV file, in its order.
 
     Parameters
     ----------
     file
-        Full path or URL. A name ending in ``.csv`` is a table with a line of column names; any other has a path in
-        each line, empty lines are skipped. Paths are relative to the folder of the list, or full, or URLs; backslashes
-        stand for slashes where no file has them in its name.
-    wanted
-        `column` of the paths, ``path`` if it is None; `columns` that are given back.
+        Full path or URL. A ``.csv`` file is a table with a header line; any other file has one path per line, and
+        empty lines are skipped. Paths are URLs, absolute, or relative to the folder of the list. Backslashes are read
+        as slashes unless a file of that exact name exists.
+    request
+        `column` holds the paths, by default ``path``; `columns` are returned as well.
 
     Returns
     -------
@@ -36,115 +36,119 @@ def list_list(file: bytes, wanted: ListRequest) -> SourceListing:
     Raises
     ------
     UserError
-        It cannot be read, names no file, or lacks the column.
+        The file cannot be read, names no files, or lacks the column.
     """
     columns: dict[str, list[Any]] = {}
     if file.lower().endswith(b".csv"):
         columns = read_columns(file)
-        key = wanted.column or "path"
+        key = request.column or "path"
         if key not in columns:
-            raise UserError(f"{shown(file)} has no column {key}, but {', '.join(columns)}; name one as input.column")
+            raise UserError(
+                f"{redacted(file)} has no column {key}, only {', '.join(columns)}; set input.column to one of them"
+            )
         names = columns[key]
     else:
         try:
-            names = [line.removesuffix("\r") for line in text_of(file).split("\n") if line.strip()]
+            names = [line.removesuffix("\r") for line in read_text(file).split("\n") if line.strip()]
         except OSError as error:
-            raise UserError(f"cannot read {shown(file)}: {error.strerror or type(error).__name__}") from None
+            raise UserError(f"cannot read {redacted(file)}: {error.strerror or type(error).__name__}") from None
     if not names:
-        raise UserError(f"{shown(file)} names no file; write a path in each line")
+        raise UserError(f"{redacted(file)} names no files; write one path per line")
     if bad := next((row for row, name in enumerate(names, 1) if not name or "\0" in name), None):
-        raise UserError(f"{shown(file)}: entry {bad} is no path, but {names[bad - 1]!r}; correct it, or take it out")
+        raise UserError(f"{redacted(file)}: entry {bad} is not a path: {names[bad - 1]!r}; correct or remove it")
     folder = os.path.dirname(file)
     if not is_remote(folder):
-        names = [_as_here(folder, name) if "\\" in name else name for name in names]
+        names = [_to_posix(folder, name) if "\\" in name else name for name in names]
     files = (
         [
-            full_name(name) if is_remote(name) else os.path.normpath(os.path.join(folder, os.fsencode(name)))
+            full_path(name) if is_remote(name) else os.path.normpath(os.path.join(folder, os.fsencode(name)))
             for name in names
         ]
         if not is_remote(folder)
         else [name.encode() if is_remote(name) else folder + b"/" + name.encode() for name in names]
     )
     paths = [os.fsencode(name.partition("://")[2].partition("?")[0] or name).lstrip(b"/") for name in names]
-    listed = list_files(files, paths, wanted)
+    listed = list_files(files, paths, request)
     return SourceListing(
-        listed.items, {name: columns[name] for name in wanted.columns if name in columns}, listed.beside
+        listed.items, {name: columns[name] for name in request.columns if name in columns}, listed.sidecar_values
     )
 
 
 def read_columns(file: bytes) -> dict[str, list[Any]]:
-    """Read a CSV or Parquet file as columns under their names; values of CSV are text, empty ones None.
+    """Read a CSV or Parquet file as a mapping from column name to values; CSV values are text, or None if empty.
 
-    Commas, semicolons or tabs stand between the values of a CSV file: what its first line has most of.
+    A CSV file is separated by commas, semicolons or tabs, whichever is most frequent in its first line.
 
     Raises
     ------
     UserError
-        It cannot be read.
+        The file cannot be read.
     """
     try:
         if file.lower().endswith((b".parquet", b".pq")):
             with open_stream(file) as stream:
                 table = pq.read_table(stream)
             return {name: table[name].to_pylist() for name in table.column_names}
-        text = text_of(file)
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)  # of spreadsheets in some languages a semicolon
+        text = read_text(file)
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets use semicolons in some locales
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         names = next(rows, [])
-        if twice := next((name for name in names if name and names.count(name) > 1), None):
-            raise ValueError(f"it has two columns {twice}")
+        if duplicate := next((name for name in names if name and names.count(name) > 1), None):
+            raise ValueError(f"it has two columns named {duplicate}")
         columns: dict[str, list[Any]] = {name: [] for name in names}
         for row in rows:
             if not row:
                 continue
             if len(row) != len(names):
-                raise ValueError(f"line {rows.line_num} has {len(row)} values, the first line {len(names)}")
+                raise ValueError(f"line {rows.line_num} has {len(row)} values, but the first line has {len(names)}")
             for name, value in zip(names, row, strict=True):
                 columns[name].append(value or None)
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         reason = error.strerror if isinstance(error, OSError) else None
-        raise UserError(f"cannot read the table {shown(file)}: {reason or shown(error)}") from None
+        raise UserError(f"cannot read the table {redacted(file)}: {reason or redacted(error)}") from None
     return columns
 
 
-def _as_here(folder: bytes, name: str) -> str:
-    """Return a path that was written on Windows as one of this machine."""
+def _to_posix(folder: bytes, name: str) -> str:
+    """Convert a path written on Windows, unless a file of that exact name exists."""
     return name if os.path.lexists(os.path.join(folder, os.fsencode(name))) else name.replace("\\", "/")
 
 
-def joined(file: bytes, paths: Sequence[str], names: Sequence[str]) -> dict[str, list[Any]]:
-    """Read columns of a table and bring them into the order of the items, by its column ``path``.
+def join_table(file: bytes, paths: Sequence[str], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Join columns of a table to the items by its column ``path``.
 
     Parameters
     ----------
     file
-        CSV or Parquet.
+        CSV or Parquet file.
     paths
-        Of the items.
+        Paths of the items.
     names
-        Of the columns.
+        Names of the columns.
 
     Returns
     -------
     dict
-        Name -> value of each item; None for items that the table does not have.
+        Column name -> values in the order of the items; None for items missing from the table.
 
     Raises
     ------
     UserError
-        The table cannot be read, lacks a column, has a path twice, or none of the paths.
+        The table cannot be read, lacks a column, has duplicate paths, or has none of the item paths.
     """
     table = read_columns(file)
     for name in ("path", *names):
         if name not in table:
-            raise UserError(f"input.table={shown(file)} has no column {name}; it has {', '.join(table)}")
-    places = {path: row for row, path in enumerate(table["path"])}
-    if len(places) < len(table["path"]):
-        raise UserError(f"input.table={shown(file)} has a path twice; give each path one row")
-    rows = [places.get(path) for path in paths]
+            raise UserError(
+                f"input.table={redacted(file)} has no column {name}, only {', '.join(table)}; add the column"
+            )
+    row_of = {path: row for row, path in enumerate(table["path"])}
+    if len(row_of) < len(table["path"]):
+        raise UserError(f"input.table={redacted(file)} has duplicate paths; keep one row per path")
+    rows = [row_of.get(path) for path in paths]
     if all(row is None for row in rows):
         raise UserError(
-            f"input.table={shown(file)} has no path of the items, such as {paths[0]!r}; "
-            "its column path must be as items.csv has it"
+            f"input.table={redacted(file)} contains no item paths such as {paths[0]!r}; "
+            "its column path must match that of items.csv"
         )
     return {name: [None if row is None else table[name][row] for row in rows] for name in names}

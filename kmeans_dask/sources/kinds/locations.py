@@ -1,4 +1,4 @@
-"""Files here and elsewhere: one way to open and name them. Elsewhere is what fsspec reaches: s3://, https:// ..."""
+"""Open and name local and remote files alike; remote means any URL that fsspec supports: s3://, https:// ..."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from kmeans_dask.errors import UserError, without_secrets
 
 
 def is_remote(location: str | bytes) -> bool:
-    """Say whether a location is a URL; everything else is a path of this machine."""
+    """Return whether a location is a URL; anything else is a local path."""
     text = os.fsdecode(location)
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text) is not None
 
 
-def full_name(location: str) -> bytes:
-    """Return a URL as it is, a path in full, ``~`` expanded; as the operating system spells it."""
+def full_path(location: str) -> bytes:
+    """Return a URL unchanged, or an absolute path with ``~`` expanded, in the OS encoding."""
     if is_remote(location):
         return location.removeprefix("file://").encode() if location.startswith("file://") else location.encode()
     return os.fsencode(os.path.abspath(os.path.expanduser(location)))
 
 
-def shown(text: object) -> str:
-    """Return a name or an error as text for people, without the secrets of its URLs."""
+def redacted(text: object) -> str:
+    """Return a name or an error as text to display, with the secrets removed from its URLs."""
     return without_secrets(os.fsdecode(text) if isinstance(text, bytes) else str(text))
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL, and the path in it.
+    """Return the fsspec file system of a URL, and the path within it.
 
     Raises
     ------
     UserError
-        There is no such scheme, or the package that reads it is not installed.
+        The scheme is unknown, or the package for it is not installed.
     """
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         scheme = url.partition("://")[0]
-        known = isinstance(error, ImportError)
-        fix = "pip install 'kmeans-dask[remote]'" if known else "use a path, s3://, gs:// or https://"
-        raise UserError(f"cannot read {scheme}://: {shown(error)}; {fix}") from None
+        is_known = isinstance(error, ImportError)
+        fix = "pip install 'kmeans-dask[remote]'" if is_known else "use a path, s3://, gs:// or https://"
+        raise UserError(f"cannot read {scheme}://: {redacted(error)}; {fix}") from None
     return fs, path
 
 
 def open_stream(file: bytes) -> BinaryIO:
-    """Open a file of a manifest for reading at any position; a remote one is read in blocks of 5 MiB."""
+    """Open a file of a manifest for random access; a remote file is read in blocks of 5 MiB."""
     if is_remote(file):
         fs, path = file_system(os.fsdecode(file))
         stream: BinaryIO = fs.open(path, "rb")
@@ -63,29 +63,29 @@ def open_stream(file: bytes) -> BinaryIO:
     return open(file, "rb")
 
 
-def not_there(file: str | bytes) -> UserError:
-    """Say that there is no such file; to fsspec a server that does not answer is the same."""
-    return UserError(f"{shown(file)}: there is no such file{', or no answer' if is_remote(file) else ''}")
+def not_found(file: str | bytes) -> UserError:
+    """Return the error for a missing file; fsspec reports an unreachable server in the same way."""
+    return UserError(f"{redacted(file)}: no such file{', or no response' if is_remote(file) else ''}")
 
 
-def look_at(file: bytes) -> tuple[int, int]:
-    """Return the size in bytes and the time of change in nanoseconds of a file.
+def size_and_mtime(file: bytes) -> tuple[int, int]:
+    """Return the size of a file in bytes and its modification time in nanoseconds since 1970; 0 if unknown.
 
     Raises
     ------
     OSError
-        It is missing or cannot be read.
+        The file is missing or cannot be read.
     """
     if is_remote(file):
         fs, path = file_system(os.fsdecode(file))
         info = fs.info(path)
-        return int(info.get("size") or 0), time_of(info)
+        return int(info.get("size") or 0), mtime_of(info)
     facts = os.stat(file)
     return facts.st_size, facts.st_mtime_ns
 
 
-def lost_place(file: bytes) -> str | None:
-    """Name the folder of a file that was there, if that is why the file cannot be read any more.
+def unavailable_folder(file: bytes) -> str | None:
+    """Check whether a file that used to exist is unreadable because its folder is unavailable.
 
     Parameters
     ----------
@@ -95,8 +95,8 @@ def lost_place(file: bytes) -> str | None:
     Returns
     -------
     str or None
-        The folder, and why it cannot be used: it is not there, or empty as one whose file system is not mounted, or a
-        store does not let anybody see it. None if it is as ever, and for https://, where files have no folder.
+        The folder, and why it is unavailable: missing, empty (as when its file system is not mounted), or inaccessible
+        in an object store. None if it is available, and for https://, where files have no folder.
     """
     if is_remote(file):
         url = os.fsdecode(file)
@@ -106,9 +106,11 @@ def lost_place(file: bytes) -> str | None:
         folder = fs._parent(path)
         fs.invalidate_cache()
         try:
-            fs.info(folder)  # by a listing of one object, where there are no folders
+            fs.info(folder)  # object stores have no folders; this lists one object
         except Exception as error:
-            return f"{shown(fs.unstrip_protocol(folder))} ({' '.join(shown(error).split()) or type(error).__name__})"
+            return (
+                f"{redacted(fs.unstrip_protocol(folder))} ({' '.join(redacted(error).split()) or type(error).__name__})"
+            )
         return None
     folder = os.path.dirname(file)
     try:
@@ -127,8 +129,8 @@ def _answers(fs: Any, path: str) -> bool:
     return False
 
 
-def time_of(info: Mapping[str, Any]) -> int:
-    """Return the time of change that a remote file system tells, in nanoseconds since 1970; 0 if it tells none."""
+def mtime_of(info: Mapping[str, Any]) -> int:
+    """Return the modification time from fsspec file info, in nanoseconds since 1970; 0 if unknown."""
     for key in ("LastModified", "mtime", "updated", "last_modified"):
         value = info.get(key)
         if isinstance(value, str):
@@ -143,8 +145,8 @@ def time_of(info: Mapping[str, Any]) -> int:
     return 0
 
 
-def text_of(file: bytes) -> str:
-    """Read a small text file, such as a list of paths, in UTF-8, or in UTF-16 where it says so as Windows writes it."""
+def read_text(file: bytes) -> str:
+    """Read a small text file, such as a list of paths: UTF-16 if a byte order mark says so (Windows), else UTF-8."""
     with open_stream(file) as stream:
         data = stream.read()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

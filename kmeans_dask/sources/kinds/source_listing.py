@@ -1,4 +1,4 @@
-"""What every kind of source gives: its items as a table, and what else it tells about them."""
+"""The common interface of all kinds of sources: what is requested, and the items and values that are listed."""
 
 from __future__ import annotations
 
@@ -10,68 +10,69 @@ import pyarrow as pa
 
 from kmeans_dask.sources.manifest import MANIFEST_SCHEMA
 
-_TOLD_LATER = ("label", "split", "black", "white")
+_ADDED_LATER = ("label", "split", "black", "white")
 
-FOUND_SCHEMA = pa.schema([field for field in MANIFEST_SCHEMA if field.name not in _TOLD_LATER])
+LISTING_SCHEMA = pa.schema([field for field in MANIFEST_SCHEMA if field.name not in _ADDED_LATER])
 
 
 class Sidecar(NamedTuple):
-    """Small files with the names of the images and another ending, which tell their labels."""
+    """Small files named like the images but with another suffix, which contain their labels."""
 
-    ending: bytes
+    suffix: bytes
     """For example ``.json``."""
     key: str | None = None
-    """Of the mapping in a JSON file; None: the text itself is what is told."""
+    """Key to read from a JSON mapping; None: the value is the whole text."""
 
     def value(self, text: str | bytes) -> Any:
-        """Return what a file tells; None if it tells nothing."""
+        """Return the value in a file, or None if it has none."""
         try:
             if self.key is not None:
                 return json.loads(text).get(self.key)
             return (text.decode() if isinstance(text, bytes) else text).strip()
-        except (ValueError, AttributeError, RecursionError):  # no JSON, no mapping, no text
+        except (ValueError, AttributeError, RecursionError):  # not JSON, not a mapping, or not text
             return None
 
 
 class ListRequest(NamedTuple):
-    """What is asked of a source."""
+    """What to list of a source."""
 
     include: Sequence[str] = ()
-    """Patterns of paths; none: the endings of images."""
+    """Patterns of paths to list; empty: names with the suffixes of images."""
     exclude: Sequence[str] = ()
+    """Patterns of paths to skip."""
     column: str | None = None
-    """Of a table, or array of a file that has several: where the images are; None: the one that is there."""
+    """Column, or array of a file with several, that contains the images; None: the default or only one."""
     columns: Sequence[str] = ()
-    """Names of columns that are asked for beside the images."""
-    beside: Sidecar | None = None
-    """The files beside the images that are asked for."""
+    """Names of further columns to return."""
+    sidecar: Sidecar | None = None
+    """Sidecar files to read."""
 
 
 class SourceListing(NamedTuple):
     """The items of a source, in its order."""
 
     items: pa.Table
-    """`FOUND_SCHEMA`; paths are relative to the source."""
+    """`LISTING_SCHEMA`; paths are relative to the source."""
     columns: Mapping[str, Sequence[Any]] = {}
-    """Value of each item, for the columns that were asked for and are there."""
-    beside: Sequence[Any] | None = None
-    """What the file beside each item tells; None for items that have none."""
+    """Values by item, for the requested columns that exist."""
+    sidecar_values: Sequence[Any] | None = None
+    """Value in the sidecar file of each item; None for items without one."""
 
 
-def found(n: int, **columns: Any) -> pa.Table:
-    """Make a table of n items; a single value holds for all of them, an absent one is null."""
+def items_table(n: int, **columns: Any) -> pa.Table:
+    """Build a table of n items; a single value applies to all of them, and an absent column is null."""
     arrays = []
-    for field in FOUND_SCHEMA:
+    for field in LISTING_SCHEMA:
         values = columns.get(field.name)
         if values is None or isinstance(values, (bytes, str, int)):
             arrays.append(pa.repeat(pa.scalar(values, field.type), n))
         else:
             arrays.append(_array(values, field.type))
-    return pa.table(arrays, schema=FOUND_SCHEMA)
+    return pa.table(arrays, schema=LISTING_SCHEMA)
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     try:
         return pa.array(values, kind)
-    except OverflowError:  # the time of a file after the year 2262, by a clock that was wrong: 64 bits end there
+    except OverflowError:  # a file dated after 2262 by a wrong clock, where 64-bit nanoseconds end
         return pa.array([min(max(value, -(2**63)), 2**63 - 1) for value in values], kind)

@@ -1,4 +1,4 @@
-"""Parquet files with a column of encoded images, also as Hugging Face writes them: struct<bytes, path>."""
+"""Parquet files with a column of encoded images, including the struct<bytes, path> of Hugging Face."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ import pyarrow.parquet as pq
 from kmeans_dask.errors import UserError
 from kmeans_dask.sources.images import ImageError
 from kmeans_dask.sources.kinds.arrays import choose
-from kmeans_dask.sources.kinds.locations import look_at, not_there, open_stream, shown
-from kmeans_dask.sources.kinds.source_listing import ListRequest, SourceListing, found
+from kmeans_dask.sources.kinds.locations import not_found, open_stream, redacted, size_and_mtime
+from kmeans_dask.sources.kinds.source_listing import ListRequest, SourceListing, items_table
 
 _BATCH_ROWS = 64
-"""Rows of a row group that are in memory at a time."""
+"""Rows of a row group held in memory at a time."""
 
 
-def list_table(file: bytes, wanted: ListRequest) -> SourceListing:
-    """List the rows of a Parquet file, without reading the images.
+def list_table(file: bytes, request: ListRequest) -> SourceListing:
+    """List the rows of a Parquet file without reading the images.
 
     Parameters
     ----------
     file
         Full path or URL.
-    wanted
-        `column` holds the images; else ``images``, ``image`` or the only column of bytes.
+    request
+        `column` contains the images; by default ``images``, ``image`` or the only binary column.
 
     Returns
     -------
     SourceListing
-        The path of an item is that in its struct, where all have one and no two the same; else its row number.
+        The path of an item is the one in its struct if all rows have distinct paths, else the row number.
 
     Raises
     ------
     UserError
-        It cannot be read, or has no such column.
+        The file cannot be read, or has no such column.
     """
     try:
         with open_stream(file) as stream, pq.ParquetFile(stream) as table:
             names = [field.name for field in table.schema_arrow if _holds_bytes(field.type)]
             if not names:
-                raise ValueError("it has no column of bytes or of struct<bytes, path>")
-            member = choose(file, names, wanted.column, "column")
+                raise ValueError("it has no column of type binary or struct<bytes, path>")
+            member = choose(file, names, request.column, "column")
             paths = _paths(table, member)
             sizes = _row_sizes(table, member)
-            columns = {name: _values(table, name) for name in wanted.columns if name in table.schema_arrow.names}
-        _, mtime_ns = look_at(file)
+            columns = {name: _values(table, name) for name in request.columns if name in table.schema_arrow.names}
+        _, mtime_ns = size_and_mtime(file)
     except UserError:
         raise
     except FileNotFoundError:
-        raise not_there(file) from None
+        raise not_found(file) from None
     except (pa.ArrowException, ValueError, OSError) as error:
-        raise UserError(f"{shown(file)} cannot be read as Parquet: {shown(error)}") from None
+        raise UserError(f"{redacted(file)} cannot be read as Parquet: {redacted(error)}") from None
     n = len(sizes)
     if n == 0:
-        raise UserError(f"{shown(file)} has no rows; give one with images")
-    items = found(
+        raise UserError(f"{redacted(file)} has no rows; use a file with images")
+    items = items_table(
         n,
         file=file,
         inside="parquet",
@@ -74,9 +74,9 @@ def list_table(file: bytes, wanted: ListRequest) -> SourceListing:
 
 
 def row_reader(stream: BinaryIO, member: str) -> Callable[[int], BytesIO]:
-    """Make the function that reads the image of a row as a file; rows in ascending order are read fastest.
+    """Return a function that reads the image of a row as a file object; fastest for rows in ascending order.
 
-    It raises `images.ImageError` for a row that has none.
+    It raises `images.ImageError` for a row without an image.
     """
     table = pq.ParquetFile(stream)
     groups = [table.metadata.row_group(i).num_rows for i in range(table.metadata.num_row_groups)]
@@ -86,10 +86,10 @@ def row_reader(stream: BinaryIO, member: str) -> Callable[[int], BytesIO]:
 
     def read(row: int) -> BytesIO:
         nonlocal batches, group, begin, rows
-        wanted = int(np.searchsorted(begins, row, "right")) - 1
-        if wanted != group or row < begin:
-            batches = table.iter_batches(_BATCH_ROWS, row_groups=[wanted], columns=[member], use_threads=False)
-            group, begin, rows = wanted, int(begins[wanted]), pa.array([])
+        target = int(np.searchsorted(begins, row, "right")) - 1
+        if target != group or row < begin:
+            batches = table.iter_batches(_BATCH_ROWS, row_groups=[target], columns=[member], use_threads=False)
+            group, begin, rows = target, int(begins[target]), pa.array([])
         while row >= begin + len(rows):
             begin += len(rows)
             rows = next(batches).column(0)
@@ -97,7 +97,7 @@ def row_reader(stream: BinaryIO, member: str) -> Callable[[int], BytesIO]:
         data = value["bytes"] if isinstance(value, dict) else value
         if data is None:
             has_path = value is not None and value.get("path")
-            raise ImageError("missing", f"the table has no image in this row{', only a path' if has_path else ''}")
+            raise ImageError("missing", f"no image in this row of the table{', only a path' if has_path else ''}")
         return BytesIO(data)
 
     return read
@@ -121,7 +121,7 @@ def _paths(table: pq.ParquetFile, member: str) -> list[str] | None:
 
 
 def _row_sizes(table: pq.ParquetFile, member: str) -> list[int]:
-    """Share of each row in what its row group takes in the file."""
+    """Estimate the bytes of each row as an equal fraction of its row group."""
     sizes: list[int] = []
     for i in range(table.metadata.num_row_groups):
         group = table.metadata.row_group(i)
@@ -132,7 +132,7 @@ def _row_sizes(table: pq.ParquetFile, member: str) -> list[int]:
 
 
 def _values(table: pq.ParquetFile, name: str) -> Sequence[Any]:
-    """Values of a column; those of a Hugging Face class label are named as its metadata say."""
+    """Return the values of a column; Hugging Face class labels become the names in the metadata."""
     values = table.read(columns=[name]).column(0).to_pylist()
     try:
         features = json.loads(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
