@@ -1,41 +1,40 @@
-"""Dithering: errors of single pixels that even out over an area. It raises the mean squared error."""
+# To add a dithering method, name it in `Dither` and in `config.sections.Quantize.dither`, compute its palette indices
+# in `dithered`, and state the memory it needs in `pipeline.plan.memory`.
+"""Dithering: errors of neighbouring pixels cancel out, so that areas keep their mean colour; raises the MSE."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from kmeans_dask.colours.table import nearest
+from kmeans_dask.colours.table import jit_fast, nearest
 
 Dither = Literal["none", "floyd-steinberg", "ordered"]
-
-_jit_fast = numba.njit(nogil=True, cache=True, fastmath=True)
 
 
 def dithered(
     pixels: NDArray[np.uint8], opaque: NDArray[np.bool_] | None, palette: NDArray[np.uint8], method: Dither
 ) -> NDArray[np.int32]:
-    """Choose a palette colour for every pixel so that areas keep their mean colour.
+    """Choose palette colours so that areas keep their mean colour.
 
     Parameters
     ----------
     pixels : (height, width, 1 or 3) uint8
         Grey or RGB.
     opaque : (height, width) bool, optional
-        Pixels that count; the others take no error and give none.
+        Mask of opaque pixels; the others neither receive nor pass on error. None: all are opaque.
     palette : (k, 3) uint8
     method
-        ``floyd-steinberg``: the error of a pixel goes to its neighbours that are still to come, rows alternately
-        from left and from right (Floyd and Steinberg 1976). ``ordered``: a fixed 8 x 8 pattern (Bayer 1973) as
-        strong as neighbouring palette colours are apart.
+        ``floyd-steinberg``: error diffusion to the unvisited neighbours, alternating the direction of rows
+        (Floyd and Steinberg 1976). ``ordered``: a fixed 8 x 8 threshold pattern (Bayer 1973), scaled to the mean
+        distance between neighbouring palette colours.
 
     Returns
     -------
     (height, width) int32
-        Index into the palette, nearest in RGB.
+        Palette index of each pixel: the colour nearest in RGB to the pixel plus its error or threshold.
     """
     height, width = pixels.shape[:2]
     rgb = np.ascontiguousarray(np.broadcast_to(pixels, (height, width, 3)), np.float32)
@@ -49,7 +48,7 @@ def dithered(
 
 
 def _pattern(height: int, width: int) -> NDArray[np.float32]:
-    """Bayer's 8 x 8 thresholds over a whole image, (height, width) float32 between -0.5 and 0.5."""
+    """Tile Bayer's 8 x 8 thresholds over an image: (height, width) float32 between -0.5 and 0.5."""
     bayer = np.zeros((1, 1))
     for _ in range(3):
         bayer = np.block([[4 * bayer, 4 * bayer + 2], [4 * bayer + 3, 4 * bayer + 1]])
@@ -58,7 +57,7 @@ def _pattern(height: int, width: int) -> NDArray[np.float32]:
 
 
 def _step(palette: NDArray[np.float32]) -> np.float32:
-    """Bytes a channel between a palette colour and its nearest neighbour, on average; 0 for a single one."""
+    """Mean distance per channel from a palette colour to its nearest neighbour; 0 for a single colour."""
     if len(palette) == 1:
         return np.float32(0)
     distances = [
@@ -68,9 +67,9 @@ def _step(palette: NDArray[np.float32]) -> np.float32:
     return np.sqrt(np.array(distances) / 3).mean(dtype=np.float32)
 
 
-@_jit_fast
+@jit_fast
 def _diffuse(rgb, opaque, palette, labels):  # type: ignore[no-untyped-def]
-    """Floyd-Steinberg in place: `rgb` is overwritten with what is looked for, `labels` is written."""
+    """Floyd-Steinberg in place: adds the diffused error to `rgb`, writes `labels`."""
     height, width = labels.shape
     for y in range(height):
         forward = y % 2 == 0
@@ -79,7 +78,7 @@ def _diffuse(rgb, opaque, palette, labels):  # type: ignore[no-untyped-def]
             x = i if forward else width - 1 - i
             if not opaque[y, x]:
                 continue
-            # cut to bytes: errors that no palette colour can make good would pile up
+            # clip to bytes: errors that no palette colour can compensate would accumulate
             red = min(max(rgb[y, x, 0], np.float32(0)), np.float32(255))
             green = min(max(rgb[y, x, 1], np.float32(0)), np.float32(255))
             blue = min(max(rgb[y, x, 2], np.float32(0)), np.float32(255))

@@ -1,4 +1,4 @@
-"""Palettes: K colours for the pixels of one image or of many."""
+"""Palettes: the K colours that represent the pixels of one or more images best."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from kmeans_dask.colours.dither import Dither
-from kmeans_dask.colours.remap import PALETTE_COLOURS, Picture, picture_of, remap
+from kmeans_dask.colours.remap import PALETTE_SIZE, PreparedImage, prepare_image, remap
 from kmeans_dask.colours.seeding import Init
 from kmeans_dask.colours.spaces import Space, from_space, to_space
 from kmeans_dask.colours.table import ColourTable, nearest
@@ -18,10 +18,10 @@ from kmeans_dask.colours.weighted_kmeans import Algorithm, fit_centres, grey_opt
 from kmeans_dask.errors import UserError
 
 Palettes = dict[int, NDArray[np.uint8]]
-"""K -> palette of all images."""
+"""K -> (k, 3) uint8 palette shared by all images."""
 
-MOST_COLOURS = 65_536
-"""Beyond it a fit takes minutes, and the result is near to the photo itself."""
+MAX_COLOURS = 65_536
+"""Above this a fit takes minutes, and the result hardly differs from the photo."""
 
 
 def quantize_image(
@@ -35,28 +35,28 @@ def quantize_image(
     dither: Dither = "none",
     seed: int = 0,
 ) -> Image.Image:
-    """Paint an image in at most K colours, found by K-Means on its pixels.
+    """Reduce an image to at most K colours, found by K-Means on its pixels.
 
     Parameters
     ----------
     image
-        Any mode of Pillow (the EXIF orientation is applied; of an animation the frame it stands at), or an array
-        (height, width, 3) or (height, width) uint8.
+        Pillow image of any mode, rotated according to its EXIF orientation; of an animation, the current frame is
+        used. Or an array (height, width, 3) or (height, width) uint8.
     k
         Number of colours, 1-65,536.
     init, sample, space, rare
-        How the palette is fitted; see `fit_palette`.
+        Settings of the palette fit; see `fit_palette`.
     dither
-        ``none``: every pixel gets the nearest colour. ``floyd-steinberg`` or ``ordered``.
+        ``none``: every pixel gets the nearest colour. ``floyd-steinberg`` or ``ordered``: see `dither.dithered`.
     seed
-        Seed of every random draw.
+        Seed of all random draws.
 
     Returns
     -------
     PIL.Image.Image
-        Mode P; above 256 colours RGB or RGBA. It has exactly `k` colours, or all colours of the image if there are
-        fewer: then it is the same image. Fully transparent pixels stay so: they are one entry beside the colours
-        (of 256 colours, one gives way to it).
+        Mode P, or RGB or RGBA above 256 colours. It has exactly `k` colours; an image with fewer colours is returned
+        unchanged. Fully transparent pixels stay transparent and get an additional palette entry; with 256 colours,
+        that entry replaces one of them.
 
     Raises
     ------
@@ -65,15 +65,15 @@ def quantize_image(
     ValueError
         The array has another dtype or shape.
     """
-    picture = picture_of(ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else image)
-    limit = room_for(picture, k)
-    palette = fit_palette(picture.table, limit, init=init, sample=sample, space=space, rare=rare, seed=seed)
-    return remap(picture, palette, space=space, dither=dither)[0]
+    prepared = prepare_image(ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else image)
+    limit = colour_limit(prepared, k)
+    palette = fit_palette(prepared.table, limit, init=init, sample=sample, space=space, rare=rare, seed=seed)
+    return remap(prepared, palette, space=space, dither=dither)[0]
 
 
-def room_for(picture: Picture, k: int) -> int:
-    """Return K, or 255 if K is 256 and the picture needs a transparent entry as well."""
-    return k - 1 if k == PALETTE_COLOURS and picture.opaque is not None else k
+def colour_limit(image: PreparedImage, k: int) -> int:
+    """Return K, or 255 if K is 256 and the image also needs a transparent palette entry."""
+    return k - 1 if k == PALETTE_SIZE and image.opaque is not None else k
 
 
 def fit_palette(
@@ -87,75 +87,76 @@ def fit_palette(
     rare: float = 0.0,
     seed: int | Sequence[int] = 0,
 ) -> NDArray[np.uint8]:
-    """Find the palette of a colour table: K-Means weighted by the counts, rounded to bytes.
+    """Fit a palette to a colour table: K-Means weighted by the counts, rounded to bytes.
 
     Parameters
     ----------
     table
-        Colours of one image, or of many merged.
+        Colour table of an image, or the merged table of several.
     k
         Number of colours, 1-65,536.
     init
-        ``k-means++`` (with local search), ``k-means||``, ``random``, or ``variance``, which draws nothing.
+        Initial centres: ``k-means++`` (with local search), ``k-means||``, ``random``, or ``variance``
+        (deterministic); see `seeding.initial_centres`.
     algorithm
-        ``kmeans``: passes over all colours, and for grey tables in RGB the global optimum, whatever `init`.
+        ``kmeans``: passes over all colours; for grey tables in RGB the global optimum, regardless of `init`.
         ``minibatch``: random batches of pixels.
     sample
-        Chance of a pixel to take part in the fit, (0-1].
+        Fraction of the pixels that the palette is fitted on, in (0, 1]; each pixel is kept with this probability.
     space
-        ``rgb``: squared distances of bytes. ``oklab``: of OKLab coordinates, nearer to what people see.
+        Colour space of the distances. ``rgb``: bytes. ``oklab``: OKLab, closer to perceived differences.
     rare
         Protection of rare colours, 0-1; see `protect_rare`.
     seed
-        Seed of every random draw; the same seed gives the same palette.
+        Seed of all random draws; the same seed gives the same palette.
 
     Returns
     -------
     (min(k, len(table)), 3) uint8
-        Distinct colours, each the nearest one of some colour of the table; sorted by luma
-        (0.299 R + 0.587 G + 0.114 B), then by red, green, blue. A table of at most `k` colours is its own palette.
+        Distinct colours, each of them the nearest palette colour of at least one colour in the table; sorted by
+        `sort_by_luma`. A table of at most `k` colours is returned as its own palette.
 
     Raises
     ------
     UserError
         `k`, `sample` or `rare` is out of range.
     """
-    if not 1 <= k <= MOST_COLOURS:
-        raise UserError(f"k={k}: a palette has 1-{MOST_COLOURS:,} colours; give a number in this range")
+    if not 1 <= k <= MAX_COLOURS:
+        raise UserError(f"k={k}: a palette must have 1-{MAX_COLOURS:,} colours")
     if not 0 < sample <= 1:
-        raise UserError(f"sample={sample}: a share of the pixels is above 0 and at most 1; 1 takes all")
+        raise UserError(f"sample={sample}: the fraction of pixels must be > 0 and <= 1; 1 uses all of them")
     if not 0 <= rare <= 1:
-        raise UserError(f"rare={rare}: protection of rare colours is between 0 (none) and 1")
+        raise UserError(f"rare={rare}: the protection of rare colours must be 0 (none) to 1")
     if len(table) <= k:
-        return in_order(table.colours)
+        return sort_by_luma(table.colours)
     rng = np.random.default_rng([*([seed] if isinstance(seed, int) else seed), k])
-    part = protect_rare(table if sample == 1 else thin(table, sample, rng), rare)
-    if algorithm == "kmeans" and space == "rgb" and len(part) > k and part.is_grey:
-        palette = grey_optimum(part, k)
+    sampled = protect_rare(table if sample == 1 else sample_pixels(table, sample, rng), rare)
+    if algorithm == "kmeans" and space == "rgb" and len(sampled) > k and sampled.is_grey:
+        palette = grey_optimum(sampled, k)
         return palette if sample == 1 else complete(palette, table, k, space)
-    if len(part) <= k:
-        palette = part.colours
+    if len(sampled) <= k:
+        palette = sampled.colours
     else:
-        palette = from_space(fit_centres(part, k, init=init, algorithm=algorithm, space=space, rng=rng), space)
+        palette = from_space(fit_centres(sampled, k, init=init, algorithm=algorithm, space=space, rng=rng), space)
     return complete(palette, table, k, space)
 
 
-def thin(table: ColourTable, sample: float, rng: np.random.Generator) -> ColourTable:
-    """Keep every pixel with the chance `sample`: a binomial draw for each colour.
+def sample_pixels(table: ColourTable, sample: float, rng: np.random.Generator) -> ColourTable:
+    """Keep each pixel with probability `sample`: one binomial draw per colour.
 
     Parameters
     ----------
     table
-        With pixels as counts.
+        Table whose counts are numbers of pixels.
     sample
-        In (0-1].
+        Probability in (0, 1].
     rng
-        Source of the draws.
+        Random generator.
 
     Returns
     -------
     ColourTable
-        The whole table if not one pixel was kept.
+        Table of the pixels kept; the whole table if none was kept.
     """
     counts = rng.binomial(table.counts.astype(np.int64, copy=False), sample)
     kept = counts > 0
@@ -163,21 +164,23 @@ def thin(table: ColourTable, sample: float, rng: np.random.Generator) -> ColourT
 
 
 def protect_rare(table: ColourTable, strength: float) -> ColourTable:
-    """Weight colours so that those of few pixels are heard in a fit.
+    """Raise the weight of rare colours in a fit.
 
-    The cube of colours has 32^3 cells. All colours of a cell with n pixels count n^(-strength) times as much: with 1
-    every region of colours counts alike, however few pixels it has; with 0 every pixel does.
+    The RGB cube is divided into 32^3 cells, and the weights of all colours in a cell of n pixels are multiplied by
+    n^(-strength). With strength 1 all occupied cells have equal weight, however few pixels they contain; with 0 all
+    pixels do.
 
     Parameters
     ----------
     table
+        Table whose counts are pixels or weights.
     strength
-        0-1.
+        Between 0 and 1.
 
     Returns
     -------
     ColourTable
-        Of the same colours; weights float64 unless `strength` is 0.
+        The same colours with float64 weights; the table itself if `strength` is 0.
     """
     if strength == 0:
         return table
@@ -188,11 +191,11 @@ def protect_rare(table: ColourTable, strength: float) -> ColourTable:
 
 
 def complete(palette: NDArray[np.uint8], table: ColourTable, k: int, space: Space) -> NDArray[np.uint8]:
-    """Sort a palette, and replace what no colour of the table is nearest to until there are K in use.
+    """Sort a palette, and replace unused colours until all K are in use.
 
-    Rounding to bytes can make two centres one (nothing is nearest to the second: ties go to the first), and a sample
-    can have fewer than K colours. The colours with the largest share of the error come in; every round lowers the
-    error, so there is a last one.
+    Rounding to bytes can merge two centres (ties go to the first, so the second is unused), and a sample can have
+    fewer than K colours. They are replaced by the table colours with the largest contribution to the error. Every
+    round lowers the error, so the loop ends.
 
     Parameters
     ----------
@@ -201,18 +204,18 @@ def complete(palette: NDArray[np.uint8], table: ColourTable, k: int, space: Spac
     table
         At least `k` colours.
     k
-        Colours of the result.
+        Number of colours to return.
     space
-        What distances are measured in.
+        Colour space of the distances.
 
     Returns
     -------
     (k, 3) uint8
-        As `in_order` sorts.
+        Sorted by `sort_by_luma`.
     """
     points = to_space(table.colours, space)
     while True:
-        palette = in_order(palette)
+        palette = sort_by_luma(palette)
         labels, squared = nearest(points, np.ascontiguousarray(to_space(palette, space).T))
         used = np.bincount(labels, minlength=len(palette)) > 0
         missing = k - int(used.sum())
@@ -222,12 +225,12 @@ def complete(palette: NDArray[np.uint8], table: ColourTable, k: int, space: Spac
         palette = np.concatenate([palette[used], table.colours[worst]])
 
 
-def in_order(palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def sort_by_luma(palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Sort (k, 3) uint8 colours by luma (0.299 R + 0.587 G + 0.114 B), then by red, green, blue."""
     red, green, blue = palette.astype(np.int32).T
     return palette[np.lexsort((blue, green, red, 299 * red + 587 * green + 114 * blue))]
 
 
-def path_number(path: str) -> int:
-    """Return a number below 2^64 that is the same for the same path: the seed of its draws."""
+def path_seed(path: str) -> int:
+    """Derive a 64-bit seed from the path of an item."""
     return int.from_bytes(hashlib.sha256(path.encode()).digest()[:8], "big")

@@ -1,8 +1,8 @@
-"""A picture as it is quantized: its pixels, what of them can be seen, its colours counted; painted and encoded.
+"""One image on its way through quantization: pixels and colour table, remapping to a palette, encoding.
 
-Pixels that are fully transparent are no colours: they take no part in a fit or an error, and become one transparent
-entry. Pixels that are partly transparent are laid over white and become opaque. Metadata is not kept, but for an ICC
-profile of RGB; one of another colour model would not fit the output.
+Fully transparent pixels have no colour: they are left out of fits and errors, and share one transparent palette entry.
+Partly transparent pixels are composited over white and become opaque. Metadata is dropped, except for RGB ICC profiles;
+a profile of another colour model would not fit the output.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ from kmeans_dask.sources.normalize import to_array
 
 Format = Literal["png", "webp", "gif"]
 
-PALETTE_COLOURS = 256
-"""Entries of a palette at most, the transparent one included; images of more colours are written as RGB."""
+PALETTE_SIZE = 256
+"""Maximum entries of an image's palette, including the transparent one; images of more colours are written as RGB."""
 
 PNG_LEVEL = 4
-"""zlib's level. 250 x 250 photos, one core: K=30 18.0 kB in 1.0 ms (level 1: 20.7 kB in 0.9 ms; 6, Pillow's
-default: 17.3 kB in 3.5 ms; 9: 17.2 kB in 7.7 ms). Above 4 zlib searches far for 4 % of the size, and would take
-longer than everything else together."""
+"""zlib compression level. 250 x 250 photos at K=30 on one core: 18.0 kB in 1.0 ms (level 1: 20.7 kB in 0.9 ms; level 6,
+Pillow's default: 17.3 kB in 3.5 ms; level 9: 17.2 kB in 7.7 ms). Above level 4, zlib's longer searches save 4 % of the
+size and take longer than all other steps together."""
 
 _PACKED_COLOURS = 16
-"""Up to so many entries a byte holds several pixels, and zlib finds little but runs: told to look for nothing else it
-makes smaller files in half the time. 250 x 250 photos, K=6: 4.7 kB in 0.40 ms (level 4: 5.4 kB in 0.68 ms; 6: 5.1 kB
-in 1.5 ms); diagrams too become smaller. At K=32 the files would be 15-40 % larger."""
+"""Up to this many palette entries, a byte packs several pixels and zlib finds hardly anything but runs: restricting it
+to runs gives smaller files in half the time. 250 x 250 photos at K=6: 4.7 kB in 0.40 ms (level 4: 5.4 kB in 0.68 ms;
+level 6: 5.1 kB in 1.5 ms). Diagrams shrink too. At K=32 files would be 15-40 % larger."""
 
-_AT_A_TIME = 2**16
-"""Pixels whose errors are measured together: those of a whole photo would take 50 bytes a pixel."""
+_ERROR_BLOCK = 2**16
+"""Pixels per block when errors are measured; a whole photo at once would need 50 bytes per pixel."""
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 
-class Picture(NamedTuple):
-    """An image that can be quantized."""
+class PreparedImage(NamedTuple):
+    """An image with its colour table, ready to be quantized."""
 
     pixels: NDArray[np.uint8]
-    """(height, width, 1 or 3): grey or RGB."""
+    """(height, width, 1 or 3) grey or RGB pixels."""
     opaque: NDArray[np.bool_] | None
-    """(height, width): pixels that are not fully transparent; None: all."""
+    """(height, width) mask of the pixels that are not fully transparent; None: all of them."""
     icc_profile: bytes | None
-    """Colour profile of RGB."""
+    """RGB colour profile."""
     table: ColourTable
     """Colours of the opaque pixels; empty if there are none."""
-    rows: NDArray[np.int32]
-    """(opaque pixels,): row of the table that each of them has."""
+    table_rows: NDArray[np.int32]
+    """(n_opaque,) table row of each opaque pixel."""
 
 
-def picture_of(image: Image.Image | NDArray[np.uint8]) -> Picture:
-    """Read the pixels of an image and count its colours.
+def prepare_image(image: Image.Image | NDArray[np.uint8]) -> PreparedImage:
+    """Extract the pixels of an image and count its colours.
 
     Parameters
     ----------
     image
-        Any mode of Pillow, upright; or an array (height, width, 1 or 3) or (height, width) uint8.
+        Pillow image of any mode, already upright; or an array (height, width, 1 or 3) or (height, width) uint8.
 
     Returns
     -------
-    Picture
+    PreparedImage
 
     Raises
     ------
@@ -77,11 +77,11 @@ def picture_of(image: Image.Image | NDArray[np.uint8]) -> Picture:
     if isinstance(image, Image.Image):
         pixels = read_pixels(image)
         if image.has_transparency_data:
-            seen = _alpha(image) > 0
-            opaque = None if seen.all() else seen
+            visible = _alpha(image) > 0
+            opaque = None if visible.all() else visible
         profile = image.info.get("icc_profile") or b""
-        icc_profile = profile if profile[16:20] == b"RGB " else None  # ICC.1:2022, 7.2.6: the data's colour space
-        del image  # 4 bytes a pixel, unless the caller still has it
+        icc_profile = profile if profile[16:20] == b"RGB " else None  # colour space of the data: ICC.1:2022, 7.2.6
+        del image  # frees 4 bytes per pixel if the caller has no other reference
     else:
         pixels = image[..., np.newaxis] if image.ndim == 2 else image
     if opaque is None:
@@ -90,72 +90,74 @@ def picture_of(image: Image.Image | NDArray[np.uint8]) -> Picture:
         table, index = index_colours(pixels[opaque][:, np.newaxis])
     else:
         table, index = ColourTable(np.empty((0, 3), np.uint8), np.empty(0, np.int64)), np.empty(0, np.int32)
-    return Picture(pixels, opaque, icc_profile, table, index)
+    return PreparedImage(pixels, opaque, icc_profile, table, index)
 
 
 def read_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels of an image as (height, width, 1) uint8 if its mode is grey, else (height, width, 3)."""
+    """Return the pixels of an image: (height, width, 1) uint8 if its mode is grey, else (height, width, 3)."""
     is_grey = image.mode in _GREY_MODES or image.mode.startswith("I;16")
     return to_array(image, mode="L" if is_grey else "RGB")
 
 
 def remap(
-    picture: Picture, palette: NDArray[np.uint8], *, space: Space = "rgb", dither: Dither = "none"
+    image: PreparedImage, palette: NDArray[np.uint8], *, space: Space = "rgb", dither: Dither = "none"
 ) -> tuple[Image.Image, dict[Space, float]]:
-    """Give every pixel a palette colour: without dithering, exactly the nearest one.
+    """Map every pixel to a palette colour: exactly the nearest one, unless dithering is on.
 
     Parameters
     ----------
-    picture
+    image
     palette : (k, 3) uint8
-        Empty only if no pixel is opaque.
+        May be empty if no pixel is opaque.
     space
-        What distances are measured in; dithering measures in RGB.
+        Colour space of the distances; dithering always uses RGB.
     dither
         See `dither.dithered`.
 
     Returns
     -------
     image : PIL.Image.Image
-        Mode P, with the transparent entry first if there is one; of more than 256 colours RGB, or RGBA if pixels
-        are transparent. A transparent entry that would be the 257th takes the place of the colour with the fewest
-        pixels.
+        Mode P, with the transparent entry first if there is one; above 256 colours RGB, or RGBA with transparency.
+        If the transparent entry would be the 257th, it replaces the colour with the fewest pixels.
     errors : dict
-        ``rgb``: mean squared RGB distance to the opaque pixels, the sum over the three channels. With space
-        ``oklab`` also that in OKLab.
+        ``rgb``: mean over the opaque pixels of the squared RGB distance, summed over the channels. With space
+        ``oklab``, also the same in OKLab.
     """
-    table, errors = picture.table, dict.fromkeys(("rgb", space), 0.0)
+    table, errors = image.table, dict.fromkeys(("rgb", space), 0.0)
     if dither == "none" or len(palette) == 0:
         labels, squared = nearest(to_space(table.colours, space), np.ascontiguousarray(to_space(palette, space).T))
-        flat = expand(labels, picture.rows)
+        flat = expand(labels, image.table_rows)
         errors = {
-            each: _mean(table, squared if each == space else _apart(table.colours, palette[labels], each))
-            for each in errors
+            measure: _mean(
+                table, squared if measure == space else _squared_errors(table.colours, palette[labels], measure)
+            )
+            for measure in errors
         }
     else:
-        flat = dithered(picture.pixels, picture.opaque, palette, dither).reshape(-1)
-        flat = flat if picture.opaque is None else flat[picture.opaque.reshape(-1)]
-        for start in range(0, len(flat), _AT_A_TIME):
-            labels = flat[start : start + _AT_A_TIME]
-            colours = table.colours[picture.rows[start : start + _AT_A_TIME]]
-            for each in errors:
-                errors[each] += float(_apart(colours, palette[labels], each).sum(dtype=np.float64)) / len(flat)
-    if picture.opaque is not None and len(palette) == PALETTE_COLOURS:
+        flat = dithered(image.pixels, image.opaque, palette, dither).reshape(-1)
+        flat = flat if image.opaque is None else flat[image.opaque.reshape(-1)]
+        for start in range(0, len(flat), _ERROR_BLOCK):
+            labels = flat[start : start + _ERROR_BLOCK]
+            colours = table.colours[image.table_rows[start : start + _ERROR_BLOCK]]
+            for measure in errors:
+                squared = _squared_errors(colours, palette[labels], measure)
+                errors[measure] += float(squared.sum(dtype=np.float64)) / len(flat)
+    if image.opaque is not None and len(palette) == PALETTE_SIZE:
         rarest = np.bincount(flat, minlength=len(palette)).argmin()
-        return remap(picture, np.delete(palette, rarest, axis=0), space=space, dither=dither)
-    return _image(picture, flat, palette), errors
+        return remap(image, np.delete(palette, rarest, axis=0), space=space, dither=dither)
+    return _to_pillow(image, flat, palette), errors
 
 
 def encode(image: Image.Image, kind: Format) -> bytes:
-    """Encode a painted image without loss.
+    """Encode a remapped image losslessly.
 
     Parameters
     ----------
     image
-        From `paint`.
+        From `remap`.
     kind
-        ``png``: with the smallest of 1, 2, 4 or 8 bits that holds the palette. ``webp``: lossless. ``gif``: at most
-        256 colours; it keeps no ICC profile.
+        ``png``: with the fewest bits per pixel (1, 2, 4 or 8) that hold the palette. ``webp``: lossless. ``gif``: at
+        most 256 colours, without the ICC profile.
 
     Returns
     -------
@@ -164,7 +166,7 @@ def encode(image: Image.Image, kind: Format) -> bytes:
     Raises
     ------
     OSError, ValueError, struct.error
-        The format does not hold an image of this size or mode.
+        The format does not support this image size or mode.
     """
     stream = io.BytesIO()
     if kind == "png":
@@ -172,7 +174,7 @@ def encode(image: Image.Image, kind: Format) -> bytes:
         strategy = zlib.Z_RLE if packed else zlib.Z_DEFAULT_STRATEGY
         image.save(stream, "PNG", compress_level=PNG_LEVEL, compress_type=strategy)
     elif kind == "webp":
-        profile = image.info.get("icc_profile", b"")  # Pillow loses it where it converts the mode
+        profile = image.info.get("icc_profile", b"")  # Pillow drops the profile when it converts the mode
         image.save(stream, "WEBP", lossless=True, quality=50, method=3, icc_profile=profile)
     else:
         image.save(stream, "GIF")
@@ -180,15 +182,15 @@ def encode(image: Image.Image, kind: Format) -> bytes:
 
 
 def _alpha(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode in ("La", "RGBa"):  # premultiplied; Pillow converts them only to their plain twins
+    if image.mode in ("La", "RGBa"):  # premultiplied; Pillow converts them only to LA and RGBA
         image = image.convert(image.mode.upper())
     plain = image if image.getbands()[-1] == "A" else image.convert("RGBA")
     return np.asarray(plain.getchannel("A"))
 
 
-def _apart(colours: NDArray[np.uint8], painted: NDArray[np.uint8], space: Space) -> NDArray[np.float32]:
-    """Squared distance of each colour, (m,), to what it is painted in."""
-    squared: NDArray[np.float32] = ((to_space(colours, space) - to_space(painted, space)) ** 2).sum(axis=0)
+def _squared_errors(colours: NDArray[np.uint8], remapped: NDArray[np.uint8], space: Space) -> NDArray[np.float32]:
+    """Squared distance, (m,), of each colour to the one that replaces it."""
+    squared: NDArray[np.float32] = ((to_space(colours, space) - to_space(remapped, space)) ** 2).sum(axis=0)
     return squared
 
 
@@ -196,25 +198,25 @@ def _mean(table: ColourTable, squared: NDArray[np.float32]) -> float:
     return mean_squared_error(table, squared) if len(table) else 0.0
 
 
-def _image(picture: Picture, flat: NDArray[np.integer], palette: NDArray[np.uint8]) -> Image.Image:
-    """Image of the palette indices of the opaque pixels."""
-    opaque, shape = picture.opaque, (picture.pixels.shape[0], picture.pixels.shape[1])
-    if len(palette) > PALETTE_COLOURS:
+def _to_pillow(image: PreparedImage, flat: NDArray[np.integer], palette: NDArray[np.uint8]) -> Image.Image:
+    """Build the output image from the palette indices of the opaque pixels."""
+    opaque, shape = image.opaque, (image.pixels.shape[0], image.pixels.shape[1])
+    if len(palette) > PALETTE_SIZE:
         if opaque is None:
-            image = Image.fromarray(palette[flat].reshape(*shape, 3))
+            output = Image.fromarray(palette[flat].reshape(*shape, 3))
         else:
             pixels = np.zeros((*shape, 4), np.uint8)
             pixels[opaque, :3], pixels[opaque, 3] = palette[flat], 255
-            image = Image.fromarray(pixels)
+            output = Image.fromarray(pixels)
     elif opaque is None:
-        image = Image.fromarray(flat.astype(np.uint8, copy=False).reshape(shape))
-        image.putpalette(palette.tobytes())
-    else:  # the transparent entry stands first: PNG then stores one byte of transparency
+        output = Image.fromarray(flat.astype(np.uint8, copy=False).reshape(shape))
+        output.putpalette(palette.tobytes())
+    else:  # the transparent entry comes first, so that PNG stores a single byte of transparency
         indices = np.zeros(shape, np.uint8)
         indices[opaque] = flat + 1
-        image = Image.fromarray(indices)
-        image.putpalette(b"\0\0\0" + palette.tobytes())
-        image.info["transparency"] = 0
-    if picture.icc_profile:
-        image.info["icc_profile"] = picture.icc_profile
-    return image
+        output = Image.fromarray(indices)
+        output.putpalette(b"\0\0\0" + palette.tobytes())
+        output.info["transparency"] = 0
+    if image.icc_profile:
+        output.info["icc_profile"] = image.icc_profile
+    return output

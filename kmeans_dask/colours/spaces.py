@@ -1,4 +1,4 @@
-"""The two spaces that colours are measured in: sRGB bytes, and OKLab, where distances are nearer to what people see."""
+"""Colour spaces for distances: sRGB bytes, and OKLab, whose distances are closer to perceived differences."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 Space = Literal["rgb", "oklab"]
 
 _SCALE = np.float32(255)
-"""OKLab is given 255 times as large as published: white is (255, 0, 0), as large as the bytes."""
+"""OKLab coordinates are scaled by 255 to the range of bytes: white is (255, 0, 0)."""
 
-# Björn Ottosson, A perceptual color space for image processing, 2020: linear sRGB -> cones -> Lab
+# Björn Ottosson, "A perceptual color space for image processing", 2020: linear sRGB -> cone responses -> Lab
 _TO_CONES = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -31,45 +31,45 @@ _FROM_LAB, _FROM_CONES = np.linalg.inv(_TO_LAB), np.linalg.inv(_TO_CONES)
 
 _LEVELS = np.arange(256) / 255
 _LINEAR = np.where(_LEVELS <= 0.04045, _LEVELS / 12.92, ((_LEVELS + 0.055) / 1.055) ** 2.4)
-"""Light of every byte (IEC 61966-2-1)."""
+"""Linear light of each sRGB byte (IEC 61966-2-1)."""
 
 
 def to_space(colours: NDArray[np.uint8], space: Space) -> NDArray[np.float32]:
-    """Give colours their coordinates in a space.
+    """Convert sRGB colours to coordinates of a colour space.
 
     Parameters
     ----------
     colours : (m, 3) uint8
         sRGB.
     space
-        ``rgb``: the bytes. ``oklab``: L, a, b, times 255.
+        ``rgb``: the bytes themselves. ``oklab``: L, a and b times 255.
 
     Returns
     -------
     (3, m) float32
-        One contiguous row a coordinate, as the kernels read them.
+        One contiguous row per coordinate, the layout the kernels expect.
     """
     if space == "rgb":
         return np.ascontiguousarray(colours.T, np.float32)
-    # einsum, not BLAS: it rounds alike whatever the number of colours
+    # einsum, not BLAS: its rounding does not depend on the number of colours
     cones = np.cbrt(np.einsum("ij,jm->im", _TO_CONES, _LINEAR[colours.T]))
     return np.einsum("ij,jm->im", _TO_LAB, cones).astype(np.float32) * _SCALE
 
 
 def from_space(centres: NDArray[np.float32], space: Space) -> NDArray[np.uint8]:
-    """Round centres to the nearest bytes.
+    """Convert centres to sRGB and round them to bytes.
 
     Parameters
     ----------
     centres : (k, 3) float32
-        In the coordinates of `to_space`.
+        Coordinates as returned by `to_space`, transposed.
     space
-        Of the centres.
+        Colour space of the centres.
 
     Returns
     -------
     (k, 3) uint8
-        sRGB; what lies outside of it is cut to its limits.
+        sRGB, clipped to its gamut.
     """
     if space == "rgb":
         return np.clip(np.rint(centres), 0, 255).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Colour tables: the distinct colours of any number of pixels with their counts, and the nearest of a palette.
+"""Colour tables: the distinct colours of a set of pixels and how often each occurs; nearest palette colours.
 
-For K-Means a colour table says the same as the pixels, exactly: every pixel of a colour goes to the same cluster.
-A photo of 62,500 pixels has about 20,000 colours; a whole folder has at most 2^24.
+K-Means on a colour table, weighted by the counts, is exactly K-Means on the pixels: equal pixels always share a
+cluster. A photo of 62,500 pixels has about 20,000 colours; a whole folder has at most 2^24.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from kmeans_dask.kmeans.kernels import assign_in_space
+from kmeans_dask.kmeans.kernels import assign_3d
 
-_jit = numba.njit(nogil=True, cache=True)
+jit = numba.njit(nogil=True, cache=True)
+jit_fast = numba.njit(nogil=True, cache=True, fastmath=True)
+"""As `jit`, but sums may be reordered, which lets LLVM use the vector units in reductions."""
 
-
-# unsigned throughout: numba checks a signed index for being negative, and mixed signs become float64
+# unsigned throughout: numba tests signed indices for being negative, and mixing signs promotes to float64
 _1, _8, _16, _HASH = np.uint32(1), np.uint32(8), np.uint32(16), np.uint32(2654435761)  # Knuth's multiplier
 _FREE, _32 = np.uint64(0), np.uint64(32)
 
 
 @dataclass(frozen=True)
 class ColourTable:
-    """Distinct colours and how many pixels have each.
+    """Distinct colours and the number of pixels of each.
 
     Attributes
     ----------
     colours : (m, 3) uint8
-        Red, green, blue; each row once, sorted by red, then green, then blue.
+        Distinct RGB colours, sorted by red, then green, then blue.
     counts : (m,) int64 or float64
-        Pixels of each colour, at least 1; or its weight in a fit, above 0.
+        Number of pixels of each colour, at least 1; or the weight of the colour in a fit, above 0.
     """
 
     colours: NDArray[np.uint8]
@@ -44,44 +45,49 @@ class ColourTable:
 
     @property
     def is_grey(self) -> bool:
-        """Whether red, green and blue are the same in every colour."""
+        """Whether every colour has equal red, green and blue."""
         red, green, blue = self.colours.T
         return np.array_equal(red, green) and np.array_equal(green, blue)
 
     @property
     def points(self) -> NDArray[np.float32]:
-        """The colours as (3, m) float32, one contiguous row a channel, as the kernels read them."""
+        """The colours as (3, m) float32 with one contiguous row per channel, the layout the kernels expect."""
         return np.ascontiguousarray(self.colours.T, np.float32)
 
 
 def colour_table(pixels: NDArray[np.uint8]) -> ColourTable:
-    """Count the distinct colours, exactly.
+    """Count the distinct colours of an image or a stack of images.
 
     Parameters
     ----------
     pixels : (height, width, 3) or (n, height, width, 3), or (height, width) or (height, width, 1) uint8
-        RGB, or grey.
+        RGB or grey.
 
     Returns
     -------
     ColourTable
+
+    Raises
+    ------
+    ValueError
+        The array is not uint8, is empty or has another shape.
     """
     return index_colours(pixels)[0]
 
 
 def index_colours(pixels: NDArray[np.uint8]) -> tuple[ColourTable, NDArray[np.int32]]:
-    """Count the distinct colours, and say for every pixel which of them it has.
+    """Count the distinct colours, and return the table row of every pixel.
 
     Parameters
     ----------
     pixels : (height, width, 3) or (n, height, width, 3), or (height, width) or (height, width, 1) uint8
-        RGB, or grey.
+        RGB or grey.
 
     Returns
     -------
     table : ColourTable
-    index : (pixels,) int32
-        Row of the table, pixels in the order of the array.
+    index : (n_pixels,) int32
+        Table row of each pixel, in C order.
 
     Raises
     ------
@@ -89,7 +95,7 @@ def index_colours(pixels: NDArray[np.uint8]) -> tuple[ColourTable, NDArray[np.in
         The array is not uint8, is empty or has another shape.
     """
     if pixels.dtype != np.uint8 or pixels.size == 0:
-        raise ValueError(f"pixels are {pixels.dtype} of shape {pixels.shape}; give uint8 and at least one pixel")
+        raise ValueError(f"pixels have dtype {pixels.dtype}, shape {pixels.shape}; give uint8 and at least one pixel")
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1):
         keys, counts, index = _index_grey(np.ascontiguousarray(pixels).reshape(-1))
     elif pixels.ndim >= 3 and pixels.shape[-1] == 3:
@@ -100,17 +106,17 @@ def index_colours(pixels: NDArray[np.uint8]) -> tuple[ColourTable, NDArray[np.in
 
 
 def merge(tables: Sequence[ColourTable]) -> ColourTable:
-    """Add up colour tables.
+    """Merge colour tables by adding the counts of equal colours.
 
     Parameters
     ----------
     tables
-        At least one.
+        One or more tables.
 
     Returns
     -------
     ColourTable
-        Its counts are the sums of the counts; at most 2^24 colours (184 MB) however many tables.
+        At most 2^24 colours (184 MB), however many tables are merged.
     """
     if len(tables) == 1:
         return tables[0]
@@ -127,80 +133,61 @@ def nearest(points: NDArray[np.float32], centres: NDArray[np.float32]) -> tuple[
     Parameters
     ----------
     points : (3, m) float32
-        Colours, one row a channel.
+        Colours, one row per channel.
     centres : (k, 3) float32
 
     Returns
     -------
     labels : (m,) int32
     squared : (m,) float32
-        Squared distance to that centre; exact where both are bytes (whole numbers below 2^24).
+        Squared distance to that centre; exact if all values are bytes, since integers below 2^24 fit float32.
     """
     labels = np.empty(points.shape[1], np.int32)
     squared = np.empty(points.shape[1], np.float32)
-    assign_in_space(points, centres, labels, squared)
+    assign_3d(points, centres, labels, squared)
     return labels, squared
 
 
-def map_pixels(pixels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Find the nearest palette colour of every pixel, exactly.
-
-    Parameters
-    ----------
-    pixels : (height, width, 3) or (height, width) uint8
-    palette : (k, 3) uint8
-        At most 256 colours.
-
-    Returns
-    -------
-    (height, width) uint8
-        Index into the palette, by squared RGB distance; ties go to the lowest index.
-    """
-    if not 1 <= len(palette) <= 256:
-        raise ValueError(f"palette has {len(palette)} colours; 1-256 are allowed")
-    table, index = index_colours(pixels)
-    labels, _ = nearest(table.points, palette.astype(np.float32))
-    return expand(labels, index).astype(np.uint8, copy=False).reshape(pixels.shape[:2])
-
-
 def expand(labels: NDArray[np.int32], index: NDArray[np.int32]) -> NDArray[np.uint8] | NDArray[np.int32]:
-    """Carry the labels of the colours of a table over to its pixels.
+    """Give every pixel the label of its colour.
 
     Parameters
     ----------
     labels : (m,) int32
-    index : (pixels,) int32
+        Label of each row of a colour table.
+    index : (n_pixels,) int32
+        Table row of each pixel, from `index_colours`.
 
     Returns
     -------
-    (pixels,) uint8, or int32 if a label is above 255
+    (n_pixels,) uint8, or int32 if any label exceeds 255
     """
     return _take(labels.astype(np.uint8) if labels.max(initial=0) < 256 else labels, index)
 
 
 def mean_squared_error(table: ColourTable, squared: NDArray[np.float32]) -> float:
-    """Average the squared RGB distance, the sum over three channels, over all pixels of a table.
+    """Average the squared distance to the palette over all pixels of a table.
 
     Parameters
     ----------
     table
     squared : (m,) float32
-        Squared distance of each colour to its palette colour, from `nearest`.
+        Squared distance of each colour to its palette colour, summed over the channels; from `nearest`.
     """
     return float(weighted_sum(squared, table.counts) / table.counts.sum())
 
 
 def psnr(mse: float) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared RGB distance; infinite for 0.
+    """Convert a mean squared RGB distance to a peak signal-to-noise ratio in dB; infinite for 0.
 
-    It is against the mean over the three channels, ``10 log10(255^2 / (mse / 3))``, as usual for images.
+    As usual for images, the error is averaged over the three channels: ``10 log10(255^2 / (mse / 3))``.
     """
     return float("inf") if mse == 0 else float(10 * np.log10(3 * 255.0**2 / mse))
 
 
-@_jit
+@jit
 def weighted_sum(values, weights):  # type: ignore[no-untyped-def]
-    """Sum values times weights in float64, in their order; BLAS would start threads for it."""
+    """Sum values times weights in float64, sequentially; BLAS would start threads for this."""
     total = 0.0
     for i in range(len(values)):
         total += np.float64(values[i]) * weights[i]
@@ -208,7 +195,7 @@ def weighted_sum(values, weights):  # type: ignore[no-untyped-def]
 
 
 def _pack(colours: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Pack (m, 3) uint8 into numbers 0xRRGGBB."""
+    """Pack (m, 3) uint8 colours into integers 0xRRGGBB."""
     red, green, blue = colours.astype(np.uint32).T
     return (red << np.uint32(16)) | (green << np.uint32(8)) | blue
 
@@ -220,9 +207,9 @@ def _unpack(keys: NDArray[np.uint32]) -> NDArray[np.uint8]:
     return colours
 
 
-@_jit
+@jit
 def _index_grey(pixels):  # type: ignore[no-untyped-def]
-    histogram = np.zeros((4, 256), np.int64)  # four, because neighbours are often equal and would wait
+    histogram = np.zeros((4, 256), np.int64)  # four: runs of equal pixels would stall on a single one
     for i in range(len(pixels)):
         histogram[i & 3, pixels[i]] += 1
     counts = histogram.sum(axis=0)
@@ -236,10 +223,10 @@ def _index_grey(pixels):  # type: ignore[no-untyped-def]
     return (levels * 0x010101).astype(np.uint32), counts[levels], index
 
 
-@_jit
+@jit
 def _index_rgb(pixels):  # type: ignore[no-untyped-def]
     bits = 6
-    while bits < 16 and 1 << bits < 2 * len(pixels):  # half a megabyte of slots, less for icons
+    while bits < 16 and 1 << bits < 2 * len(pixels):  # half a megabyte of slots at most to begin with, less for icons
         bits += 1
     keys, index = np.empty(1 << (bits - 1), np.uint32), np.empty(len(pixels), np.int32)
     slots, done, m = _slots(bits, keys[:0]), 0, 0
@@ -261,12 +248,12 @@ def _index_rgb(pixels):  # type: ignore[no-untyped-def]
     return keys[order], counts, index
 
 
-@_jit
+@jit
 def _number(pixels, done, slots, keys, m, index):  # type: ignore[no-untyped-def]
-    """Give colours numbers as they come, by a hash table with linear probing, until `keys` is full.
+    """Assign numbers to colours in order of appearance, by a linear-probing hash table, until `keys` is full.
 
-    A slot holds (colour + 1) << 32 | number, 0 if it is free; at most every second one is taken. Returns how many
-    pixels are done and the number of colours.
+    A slot holds (colour + 1) << 32 | number, or 0 if it is free; at most half of the slots are taken. Returns the
+    number of pixels processed and the number of colours.
     """
     mask, shift = np.uint32(len(slots) - 1), np.uint32(32 - np.int64(np.log2(len(slots))))
     number, full = np.uint32(m), np.uint32(len(keys))
@@ -288,9 +275,9 @@ def _number(pixels, done, slots, keys, m, index):  # type: ignore[no-untyped-def
     return len(pixels), np.int64(number)
 
 
-@_jit
+@jit
 def _slots(bits, keys):  # type: ignore[no-untyped-def]
-    """Make a hash table of 2^bits slots for `_number` that holds `keys`."""
+    """Build a hash table of 2^bits slots for `_number`, holding `keys`."""
     mask, shift = np.uint32((1 << bits) - 1), np.uint32(32 - bits)
     slots = np.zeros(1 << bits, np.uint64)
     for number in range(len(keys)):
@@ -301,9 +288,9 @@ def _slots(bits, keys):  # type: ignore[no-untyped-def]
     return slots
 
 
-@_jit
+@jit
 def _order(keys):  # type: ignore[no-untyped-def]
-    """Sort 24-bit keys, stable: two passes of 12 bits, ten times faster than a comparison sort."""
+    """Argsort 24-bit keys with a stable radix sort of two 12-bit passes, ten times faster than a comparison sort."""
     order = np.arange(len(keys)).astype(np.uint32)
     for shift in (np.uint32(0), np.uint32(12)):
         start = np.zeros(4097, np.int64)
@@ -319,7 +306,7 @@ def _order(keys):  # type: ignore[no-untyped-def]
     return order
 
 
-@_jit
+@jit
 def _merge(keys, counts):  # type: ignore[no-untyped-def]
     order = _order(keys)
     merged_keys, merged_counts = np.empty_like(keys), np.zeros_like(counts)
@@ -333,7 +320,7 @@ def _merge(keys, counts):  # type: ignore[no-untyped-def]
     return merged_keys[:m].copy(), merged_counts[:m].copy()
 
 
-@_jit
+@jit
 def _take(values, index):  # type: ignore[no-untyped-def]
     taken = np.empty(len(index), values.dtype)
     for i in range(len(index)):

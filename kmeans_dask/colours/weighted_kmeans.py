@@ -1,47 +1,45 @@
-"""K-Means on weighted colours: a few thousand points of three numbers, in numba.
+"""K-Means on weighted colours: a few thousand points in three dimensions, in numba.
 
-A colour table is fitted from coarse to fine: colours that agree in the upper five bits of every channel become one
-point, their exact mean, 2,000 of a photo; starts, swaps and most passes run on these. A few passes follow on the
-7,500 points of six bits, the last ones on the colours themselves. On 24 photos of BSDS500 (481 x 321) and the two of
-scikit-learn the error ends 0.05 % (K=30) to 0.6 % (K=256) above the best of three fits of scikit-learn; without the
-passes on six bits it would be 0.4 % at K=30, and starts on six bits would take 2-4 times as long to gain 0.1 %.
+A colour table is fitted from coarse to fine. Colours that agree in the upper five bits of every channel are binned to
+their exact mean, about 2,000 points for a photo; seeding, swaps and most passes run on these. A few passes follow on
+the 7,500 six-bit bins, and the last ones on the colours themselves. On 24 photos of BSDS500 (481 x 321) and the two of
+scikit-learn, the final error is 0.05 % (K=30) to 0.6 % (K=256) above the best of three scikit-learn fits. Without the
+six-bit passes it would be 0.4 % at K=30; seeding on six-bit bins would take 2-4 times as long to gain 0.1 %.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from kmeans_dask.colours.seeding import Init, Points, Weights, choose_start
+from kmeans_dask.colours.seeding import Init, Points, Weights, initial_centres
 from kmeans_dask.colours.spaces import Space, to_space
-from kmeans_dask.colours.table import ColourTable, nearest, weighted_sum
-from kmeans_dask.kmeans.kernels import assign_in_space
+from kmeans_dask.colours.table import ColourTable, jit, jit_fast, nearest, weighted_sum
+from kmeans_dask.kmeans.kernels import assign_3d
 
 Algorithm = Literal["kmeans", "minibatch"]
 
 _FEW = 4096
-"""Tables of up to so many colours are not binned: an exact pass over them is as cheap as a coarse one."""
+"""Tables of up to this many colours are not binned: an exact pass over them is as cheap as a coarse one."""
 _COARSE, _MIDDLE = 3, 2
-"""Lower bits of every channel that are left out: of the points of the starts, and of the passes after them."""
+"""Low bits of every channel dropped by binning: for seeding, and for the passes after it."""
 _COARSE_PASSES, _EXACT_PASSES = 100, 6
 _STRETCH = 1.7
-"""Centres go so much of the way to the means of their points; between 0 and 2 every pass lowers the error. Ten exact
-passes of 1.0 end at 1.0008 (K=30) and 1.0075 (K=256) of scikit-learn's error, five of 1.7 at 1.0006 and 1.0081."""
+"""Over-relaxation: how far centres move towards the means of their points, as a multiple of the distance. Between 0 and
+2 every pass lowers the error. Relative to scikit-learn's error, ten exact passes at 1.0 end at 1.0008 (K=30) and
+1.0075 (K=256), five at 1.7 at 1.0006 and 1.0081."""
 _STILL = 1e-3
-"""Passes end when the centres move less than this on average, in squared byte steps."""
+"""Tolerance: passes end when the mean squared shift of the centres is below this (bytes squared)."""
 _TRIES = 64
-"""Starts that go through the coarse passes: 4 up to K=21, 3 up to 32, 2 up to 64, then 1; the best goes on. Small K
-have few and deep local optima (one start at K=6: up to 15 % above the best), and are cheap."""
-_LOOKS = 2**25
-"""The same for one palette of many images, which has time for more: starts times bins times K, at most 16 starts."""
+"""Number of initializations, times K: 4 up to K=21, 3 up to 32, 2 up to 64, then 1. All of them run through the coarse
+passes, the best is kept. A small K has few and deep local optima (a single initialization at K=6 ends up to 15 % above
+the best), and is cheap."""
+_TRIAL_COST = 2**25
+"""The same for a shared palette, which has time for more: initializations x bins x K; at most 16 initializations."""
 _BATCH, _STEPS = 1024, 100
-"""Pixels of a mini-batch, as in scikit-learn, and number of mini-batches: at most 102,400 pixels are looked at."""
-
-_jit = numba.njit(nogil=True, cache=True)
-_jit_fast = numba.njit(nogil=True, cache=True, fastmath=True)
+"""Pixels per mini-batch, as in scikit-learn, and number of mini-batches: at most 102,400 pixels are used."""
 
 
 def fit_centres(
@@ -56,22 +54,22 @@ def fit_centres(
     k
         Number of centres.
     init
-        See `colour_starts.choose_start`.
+        Initial centres; see `seeding.initial_centres`.
     algorithm
-        ``kmeans``: Lloyd's passes. ``minibatch``: steps on random batches of pixels (Sculley 2010).
+        ``kmeans``: Lloyd's algorithm. ``minibatch``: steps on random batches of pixels (Sculley 2010).
     space
-        What distances are measured in.
+        Colour space of the distances.
     rng
-        Source of every draw.
+        Random generator.
 
     Returns
     -------
     (k, 3) float32
-        In the coordinates of the space, not rounded.
+        Coordinates in the colour space, not rounded.
     """
     points, weights = to_space(table.colours, space), table.counts.astype(np.float64)
     if algorithm == "minibatch":
-        return _minibatch(points, weights, choose_start(points, weights, k, init, rng), rng)
+        return _minibatch(points, weights, initial_centres(points, weights, k, init, rng), rng)
     levels = (_COARSE, _MIDDLE) if len(table) > _FEW else ()
     centres = _from_coarse_to_fine(table, points, weights, k, init, rng, levels, min(4, 1 + _TRIES // k))
     if levels:
@@ -82,7 +80,7 @@ def fit_centres(
 def coarse_centres(
     table: ColourTable, k: int, *, init: Init, space: Space, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Fit K centres to the bins of a table of any size, as a start for passes over its colours.
+    """Fit K centres to the bins of a table of any size, as initial centres for passes over its colours.
 
     Parameters
     ----------
@@ -94,7 +92,7 @@ def coarse_centres(
     (k, 3) float32
     """
     points, weights = to_space(table.colours, space), table.counts.astype(np.float64)
-    tries = min(16, max(1, _LOOKS // (min(len(table), 1 << 3 * (8 - _COARSE)) * k)))
+    tries = min(16, max(1, _TRIAL_COST // (min(len(table), 1 << 3 * (8 - _COARSE)) * k)))
     return _from_coarse_to_fine(table, points, weights, k, init, rng, (_COARSE, _MIDDLE), tries)
 
 
@@ -108,9 +106,9 @@ def _from_coarse_to_fine(
     levels: tuple[int, ...],
     tries: int,
 ) -> Points:
-    """Centres of the best of a few starts on the coarsest bins, after the passes over these and over finer ones.
+    """Fit from several initializations on the coarsest bins, and refine the best on the finer ones.
 
-    Levels with fewer than eight bins a centre are left out; if all are, the starts are made on the points themselves.
+    Levels with fewer than eight bins per centre are skipped; if all are, the points themselves are used.
     """
     centres = None
     for shift in levels:
@@ -118,43 +116,43 @@ def _from_coarse_to_fine(
         if coarse.shape[1] < 8 * k:
             continue
         if centres is None:
-            centres = _best_of_some(coarse, coarse_weights, k, init, rng, tries)
+            centres = _best_of(coarse, coarse_weights, k, init, rng, tries)
         else:
             _lloyd(coarse, coarse_weights, centres, _COARSE_PASSES, _STILL, _STRETCH)
-    return _best_of_some(points, weights, k, init, rng, tries) if centres is None else centres
+    return _best_of(points, weights, k, init, rng, tries) if centres is None else centres
 
 
-def _best_of_some(points: Points, weights: Weights, k: int, init: Init, rng: np.random.Generator, tries: int) -> Points:
-    """Centres of the best of a few starts after the coarse passes."""
+def _best_of(points: Points, weights: Weights, k: int, init: Init, rng: np.random.Generator, tries: int) -> Points:
+    """Run the coarse passes from several initial centres, and return the result with the least error."""
     least = np.inf
     for _ in range(1 if init == "variance" else tries):
-        tried = choose_start(points, weights, k, init, rng)
-        _lloyd(points, weights, tried, _COARSE_PASSES, _STILL, _STRETCH)
-        inertia = weighted_sum(nearest(points, tried)[1], weights)
+        candidate = initial_centres(points, weights, k, init, rng)
+        _lloyd(points, weights, candidate, _COARSE_PASSES, _STILL, _STRETCH)
+        inertia = weighted_sum(nearest(points, candidate)[1], weights)
         if inertia < least:
-            least, centres = inertia, tried
+            least, centres = inertia, candidate
     return centres
 
 
 def _minibatch(points: Points, weights: Weights, centres: Points, rng: np.random.Generator) -> Points:
-    """Each step moves every centre towards the mean of its pixels of the batch, by their share of all it saw."""
+    """In each step, move every centre to the running mean of all pixels it has been assigned so far."""
     cumulated = np.cumsum(weights)
-    exact, seen = centres.astype(np.float64), np.zeros(len(centres))
+    exact, counts = centres.astype(np.float64), np.zeros(len(centres))
     for _ in range(_STEPS):
         rows = np.searchsorted(cumulated, rng.random(_BATCH) * cumulated[-1], side="right")
         batch = np.ascontiguousarray(points[:, rows])
         labels, _ = nearest(batch, exact.astype(np.float32))
-        arrived = np.bincount(labels, minlength=len(exact))
-        seen += arrived
+        batch_counts = np.bincount(labels, minlength=len(exact))
+        counts += batch_counts
         for channel in range(3):
             total = np.bincount(labels, batch[channel], minlength=len(exact))
-            exact[:, channel] += (total - arrived * exact[:, channel]) / np.maximum(seen, 1)
+            exact[:, channel] += (total - batch_counts * exact[:, channel]) / np.maximum(counts, 1)
     return exact.astype(np.float32)
 
 
-@_jit
+@jit
 def _bin(colours, points, weights, shift):  # type: ignore[no-untyped-def]
-    """Mean and weight of the points whose colours agree in all but the last `shift` bits, in the table's order."""
+    """Return the mean and weight of points whose colours agree in all but the last `shift` bits, in table order."""
     number = np.full(1 << (3 * (8 - shift)), -1, np.int32)  # 1 MiB for six bits
     sums = np.zeros((min(len(colours), len(number)), 4))
     n = 0
@@ -176,18 +174,18 @@ def _bin(colours, points, weights, shift):  # type: ignore[no-untyped-def]
     return means, sums[:n, 3].copy()
 
 
-@_jit_fast
+@jit_fast
 def _lloyd(points, weights, centres, passes, still, stretch):  # type: ignore[no-untyped-def]
-    """Move the centres towards the means of their points, in place, until they rest at them.
+    """Move the centres, in place, towards the means of their points until they settle there.
 
-    Sums of bytes times counts are whole numbers below 2^53: in float64 they are exact. A centre that lost all its
-    points moves to the point with the largest share of the error. `stretch` is 1 for Lloyd's own passes.
+    Sums of bytes times counts are integers below 2^53, so they are exact in float64. A centre without points moves to
+    the point with the largest contribution to the error. `stretch` = 1 gives Lloyd's algorithm.
     """
     k, m = len(centres), points.shape[1]
     labels, squared = np.empty(m, np.int32), np.empty(m, np.float32)
     means = np.empty_like(centres)
     for remaining in range(passes - 1, -1, -1):
-        assign_in_space(points, centres, labels, squared)
+        assign_3d(points, centres, labels, squared)
         sums = np.zeros((k, 4))
         for i in range(m):
             total, weight = sums[labels[i]], weights[i]
@@ -207,41 +205,39 @@ def _lloyd(points, weights, centres, passes, still, stretch):  # type: ignore[no
             for channel in range(3):
                 means[j, channel] = sums[j, channel] / sums[j, 3]
                 moved += (means[j, channel] - centres[j, channel]) ** 2
-        rests = remaining == 0 or moved <= still * k
-        centres += (means - centres) * np.float32(1.0 if rests else stretch)
-        if rests:
+        settled = remaining == 0 or moved <= still * k
+        centres += (means - centres) * np.float32(1.0 if settled else stretch)
+        if settled:
             break
 
 
-_jit = numba.njit(nogil=True, cache=True)
-
-
 def grey_optimum(table: ColourTable, k: int) -> NDArray[np.uint8]:
-    """Find the K grey levels with the least squared error: the global optimum, by dynamic programming.
+    """Find the K grey levels with the least squared error, by dynamic programming.
 
-    Clusters of numbers are intervals, so the best K clusters of the levels up to j are the best K - 1 of the levels
-    below some i and one cluster from there. This i grows with j and with K, which leaves few to try (Wu 1991; Yao
-    1980). An interval is charged what its mean, rounded to a byte, costs: the optimum is the one among byte palettes.
+    Clusters in one dimension are intervals, so the best K clusters of the levels up to j consist of the best K - 1
+    clusters of the levels below some i and the interval from i to j. This i grows with j and with K, which leaves few
+    candidates (Wu 1991; Yao 1980). Intervals are charged the error of their mean rounded to a byte: the result is the
+    global optimum over byte palettes.
 
     Parameters
     ----------
     table
-        Grey, with at least `k` levels.
+        Grey table with at least `k` levels.
     k
-        Number of levels of the palette.
+        Number of levels in the palette.
 
     Returns
     -------
     (k, 3) uint8
-        Grey colours, ascending.
+        Grey colours in ascending order.
     """
     levels = table.colours[:, 0].astype(np.float64)
     return np.repeat(_grey_levels(levels, table.counts.astype(np.float64), k)[:, np.newaxis], 3, axis=1)
 
 
-@_jit
+@jit
 def _grey_levels(levels, counts, k):  # type: ignore[no-untyped-def]
-    """Optimal (k,) uint8 of n <= 256 sorted levels; 0.1 ms for 256 levels and K=30."""
+    """Return the optimal (k,) uint8 levels for n <= 256 sorted levels; takes 0.1 ms for 256 levels and K=30."""
     n = len(levels)
     cost, lowest, offsets = _interval_costs(levels, counts, k)
     starts = np.zeros((k, n), np.int64)  # first level of the last of c + 1 clusters of the levels 0..j
@@ -255,7 +251,7 @@ def _grey_levels(levels, counts, k):  # type: ignore[no-untyped-def]
             least, start = np.inf, 0
             for i in range(max(c, lowest[j], starts[c - 1, j]), min(j, high) + 1):
                 total = best[i - 1] + cost[offsets[j] + i]
-                less = total < least  # no branch: its outcome is hard to foresee
+                less = total < least  # branch-free: the comparison is hard to predict
                 least, start = total if less else least, i if less else start
             better[j], starts[c, j] = least, start
             if least < np.inf:
@@ -270,12 +266,12 @@ def _grey_levels(levels, counts, k):  # type: ignore[no-untyped-def]
     return palette
 
 
-@_jit_fast
+@jit_fast
 def _interval_costs(levels, counts, k):  # type: ignore[no-untyped-def]
-    """Squared error of the levels i..j around their rounded mean: whole numbers, at ``offsets[j] + i``.
+    """Squared error (an integer) of the levels i..j around their rounded mean, at ``offsets[j] + i``.
 
-    Only from the lowest i for each j that can be of use: one cluster alone may not cost more than K clusters of as
-    many levels each do together. At K=30 this leaves a tenth.
+    For each j, only from the lowest i that an optimum can use: no single cluster costs more than K clusters of equally
+    many levels cost together. At K=30 a tenth of the intervals remain.
     """
     n = len(levels)
     sums = np.zeros((3, n + 1))
@@ -301,17 +297,17 @@ def _interval_costs(levels, counts, k):  # type: ignore[no-untyped-def]
     return cost, lowest, offsets
 
 
-@_jit_fast
+@jit_fast
 def _interval_cost(sums, start, stop):  # type: ignore[no-untyped-def]
     return _cost(sums[0, stop] - sums[0, start], sums[1, stop] - sums[1, start], sums[2, stop] - sums[2, start])
 
 
-@_jit_fast
+@jit_fast
 def _cost(weight, total, square):  # type: ignore[no-untyped-def]
     mean = _rounded_mean(weight, total)
     return square - mean * (2 * total - mean * weight)
 
 
-@_jit_fast
+@jit_fast
 def _rounded_mean(weight, total):  # type: ignore[no-untyped-def]
     return np.floor(total / weight + 0.5)

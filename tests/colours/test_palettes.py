@@ -1,4 +1,4 @@
-"""Colour tables, palettes and painted images, against brute force, NumPy and scikit-learn."""
+"""Colour tables and palettes against brute force, NumPy and scikit-learn."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_sample_image
 
 from kmeans_dask.colours.palettes import fit_palette, quantize_image
-from kmeans_dask.colours.table import ColourTable, colour_table, index_colours, map_pixels, merge, nearest
+from kmeans_dask.colours.table import ColourTable, colour_table, expand, index_colours, merge, nearest
 from kmeans_dask.errors import UserError
+from tests.support.brute_force import nearest_indices
 
 RNG = np.random.default_rng(0)
 
@@ -45,18 +46,18 @@ def test_table_counts_every_colour(shape):
     assert np.array_equal(table.colours[index], pixels.reshape(-1, 3))
 
 
-def test_table_of_more_colours_than_the_first_hash_table_holds():
+def test_table_that_outgrows_its_hash_table():
     pixels = RNG.integers(0, 256, (300, 500, 3), dtype=np.uint8)
     table, index = index_colours(pixels)
     assert len(table) == len(np.unique(pixels.reshape(-1, 3), axis=0)) > 2**16
     assert np.array_equal(table.colours[index], pixels.reshape(-1, 3))
 
 
-def test_table_of_a_photo_is_the_same_for_a_view(photo):
+def test_table_of_a_view(photo):
     assert np.array_equal(colour_table(photo[:, ::-1]).counts, colour_table(photo).counts)
 
 
-def test_grey_table_equals_that_of_the_same_pixels_in_rgb():
+def test_grey_table_equals_rgb_table():
     grey = RNG.integers(3, 90, (30, 40), dtype=np.uint8)
     of_rgb, rgb_index = index_colours(np.repeat(grey[..., None], 3, axis=2))
     for pixels in (grey, grey[..., None]):
@@ -69,17 +70,17 @@ def test_grey_table_equals_that_of_the_same_pixels_in_rgb():
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 5, 4), (0, 3, 3), (2, 2, 2, 2)])
-def test_table_refuses_other_shapes(shape):
+def test_table_of_invalid_shape_raises(shape):
     with pytest.raises(ValueError, match="give"):
         colour_table(np.zeros(shape, np.uint8))
 
 
-def test_table_refuses_other_types():
+def test_table_of_invalid_dtype_raises():
     with pytest.raises(ValueError, match="float64"):
         colour_table(np.zeros((4, 3, 3)))
 
 
-def test_merge_equals_the_table_of_all_pixels():
+def test_merge_equals_table_of_all_pixels():
     images = [RNG.integers(0, 12, (n, 20, 3), dtype=np.uint8) for n in (1, 30, 50)]
     merged = merge([colour_table(image) for image in images])
     together = colour_table(np.concatenate(images))
@@ -94,33 +95,27 @@ def test_merge_equals_the_table_of_all_pixels():
 def test_mapping_is_exact(k):
     pixels = RNG.integers(0, 256, (60, 70, 3), dtype=np.uint8)
     palette = RNG.integers(0, 256, (k, 3), dtype=np.uint8)
-    squared = ((pixels[..., None, :].astype(np.int64) - palette.astype(np.int64)) ** 2).sum(axis=-1)
-    indices = map_pixels(pixels, palette)
+    table, index = index_colours(pixels)
+    indices = expand(nearest(table.points, palette.astype(np.float32))[0], index)
     assert indices.dtype == np.uint8
-    assert np.array_equal(indices, squared.argmin(axis=-1))  # the first of equally near ones, as argmin
+    assert np.array_equal(indices, nearest_indices(pixels, palette).ravel())
 
 
-def test_mapping_of_ties_takes_the_first():
-    palette = np.array([[0, 0, 0], [2, 0, 0], [0, 0, 0]], np.uint8)
-    assert map_pixels(np.array([[[1, 0, 0], [0, 0, 0]]], np.uint8), palette).tolist() == [[0, 0]]
+def test_ties_go_to_the_first_colour():
+    palette = np.array([[0, 0, 0], [2, 0, 0], [0, 0, 0]], np.float32)
+    assert nearest(np.array([[1, 0], [0, 0], [0, 0]], np.float32), palette)[0].tolist() == [0, 0]
 
 
-def test_squared_distances_are_exact_over_the_whole_cube():
+def test_largest_squared_distance_is_exact():
     corners = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
     _, squared = nearest(ColourTable(corners, np.array([1, 1])).points, np.zeros((1, 3), np.float32))
     assert squared.tolist() == [0, 3 * 255**2]
 
 
-@pytest.mark.parametrize("k", [0, 257])
-def test_mapping_refuses_palettes_of_another_size(k):
-    with pytest.raises(ValueError, match=f"{k} colours"):
-        map_pixels(np.zeros((2, 2, 3), np.uint8), np.zeros((k, 3), np.uint8))
-
-
 # palettes
 
 
-def test_two_obvious_groups_by_hand():
+def test_two_groups_by_hand():
     pixels = np.array([[[10, 0, 0], [12, 0, 0], [12, 0, 0], [200, 100, 50]]], np.uint8)
     assert fit_palette(colour_table(pixels), 2).tolist() == [[11, 0, 0], [200, 100, 50]]  # mean 11.33
 
@@ -128,17 +123,19 @@ def test_two_obvious_groups_by_hand():
 @pytest.mark.parametrize("init", ["k-means++", "k-means||", "random", "variance"])
 @pytest.mark.parametrize("algorithm", ["kmeans", "minibatch"])
 @pytest.mark.parametrize("sample", [1.0, 0.7])
-def test_every_choice_gives_k_colours_in_use_near_the_error_of_scikit_learn(photo, init, algorithm, sample):
+def test_every_setting_uses_k_colours_with_error_near_scikit_learn(photo, init, algorithm, sample):
     table = colour_table(photo)
     palette = fit_palette(table, 6, init=init, algorithm=algorithm, sample=sample, seed=1)
-    assert len(np.unique(map_pixels(photo, palette))) == len(palette) == 6
+    assert len(np.unique(nearest_indices(photo, palette))) == len(palette) == 6
     reference = KMeans(6, n_init=1, random_state=0).fit(photo.reshape(-1, 3).astype(np.float32))
-    bound = 1.02 if algorithm == "kmeans" else 1.08 if init == "k-means++" else 1.4  # one start, few pixels
+    bound = (
+        1.02 if algorithm == "kmeans" else 1.08 if init == "k-means++" else 1.4
+    )  # a single init, few pixels
     assert mean_squared_error(photo, palette) <= bound * reference.inertia_ / len(photo.reshape(-1, 3))
 
 
 @pytest.mark.parametrize(("k", "bound"), [(2, 1.001), (6, 1.005), (30, 1.005), (256, 1.02)])
-def test_error_is_that_of_the_best_of_three_of_scikit_learn(photo, k, bound):
+def test_error_matches_best_of_three_scikit_learn_fits(photo, k, bound):
     pixels = photo.reshape(-1, 3).astype(np.float32)
     best = KMeans(k, n_init=3, random_state=0).fit(pixels)
     theirs = mean_squared_error(photo, np.rint(best.cluster_centers_))
@@ -146,7 +143,7 @@ def test_error_is_that_of_the_best_of_three_of_scikit_learn(photo, k, bound):
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
-def test_grey_palettes_are_optimal_by_brute_force(k):
+def test_grey_palette_is_optimal(k):
     for _ in range(20):
         table = random_table(RNG.integers(k + 1, 12), grey=True)
         levels = table.colours[:, 0].astype(int)
@@ -164,13 +161,13 @@ def test_grey_palettes_are_optimal_by_brute_force(k):
         assert int(squared @ table.counts) == 3 * least
 
 
-def test_grey_palettes_do_not_depend_on_start_or_seed():
+def test_grey_palette_is_independent_of_init_and_seed():
     table = random_table(2000, grey=True)
     assert np.array_equal(fit_palette(table, 30, init="random", seed=1), fit_palette(table, 30, seed=2))
 
 
 @pytest.mark.parametrize("k", [4, 5, 256])
-def test_an_image_with_at_most_k_colours_is_unchanged(k):
+def test_image_of_few_colours_is_unchanged(k):
     pixels = RNG.choice(np.array([[250, 0, 0], [0, 0, 251], [9, 200, 9], [0, 0, 250]], np.uint8), (20, 30))
     image = quantize_image(pixels, k, sample=0.01)
     assert np.array_equal(np.asarray(image.convert("RGB")), pixels)
@@ -178,47 +175,47 @@ def test_an_image_with_at_most_k_colours_is_unchanged(k):
 
 
 @pytest.mark.parametrize("k", [2, 7, 100, 255, 256])
-def test_exactly_k_colours_even_if_centres_round_to_the_same_byte(k):
+def test_exactly_k_colours_if_centres_round_alike(k):
     steps = np.arange(300)
     pixels = np.stack([100 + steps % 7, 100 + steps // 7 % 7, 100 + steps // 49], axis=1).astype(np.uint8)
     palette = fit_palette(colour_table(pixels[None]), k)
     assert palette.shape == (k, 3)
-    assert len(np.unique(map_pixels(pixels[None], palette))) == k
+    assert len(np.unique(nearest_indices(pixels[None], palette))) == k
 
 
-def test_a_sample_with_too_few_colours_is_completed():
+def test_sample_of_too_few_colours_is_completed():
     pixels = RNG.integers(0, 256, (10, 10, 3), dtype=np.uint8)
     palette = fit_palette(colour_table(pixels), 50, sample=0.05)
-    assert len(np.unique(map_pixels(pixels, palette))) == len(palette) == 50
+    assert len(np.unique(nearest_indices(pixels, palette))) == len(palette) == 50
 
 
-def test_palettes_are_sorted_by_luma_then_rgb(photo):
+def test_palette_is_sorted_by_luma_then_rgb(photo):
     palette = fit_palette(colour_table(photo), 40).astype(int)
     luma = palette @ [299, 587, 114]
     assert np.array_equal(np.lexsort((*palette.T[::-1], luma)), np.arange(40))
 
 
 @pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
-def test_the_seed_decides(photo, init):
+def test_seed_determines_palette(photo, init):
     table = colour_table(photo)
-    first, again, other = (fit_palette(table, 20, init=init, seed=seed) for seed in (3, [3], 4))
-    assert np.array_equal(first, again)
+    first, same, other = (fit_palette(table, 20, init=init, seed=seed) for seed in (3, [3], 4))
+    assert np.array_equal(first, same)
     assert not np.array_equal(first, other)
 
 
-def test_weights_count_as_pixels(photo):
+def test_scaled_counts_give_the_same_palette(photo):
     table = colour_table(photo)
     doubled = ColourTable(table.colours, table.counts * 2)
     assert np.array_equal(fit_palette(table, 20), fit_palette(doubled, 20))
 
 
 @pytest.mark.parametrize("k", [0, -1, 65_537])
-def test_k_out_of_range_is_a_message(k):
-    with pytest.raises(UserError, match=f"k={k}: a palette has 1-65,536 colours"):
+def test_k_out_of_range_raises(k):
+    with pytest.raises(UserError, match=f"k={k}: a palette must have 1-65,536 colours"):
         quantize_image(np.zeros((2, 2, 3), np.uint8), k)
 
 
 @pytest.mark.parametrize("sample", [0.0, 1.5])
-def test_sample_out_of_range_is_a_message(sample):
+def test_sample_out_of_range_raises(sample):
     with pytest.raises(UserError, match=f"sample={sample}"):
         quantize_image(np.zeros((2, 2, 3), np.uint8), 2, sample=sample)

@@ -1,4 +1,4 @@
-"""The quantize stage over a folder of real files, on Dask's synchronous scheduler."""
+"""Quantizing a folder of real files, on Dask's synchronous scheduler."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from PIL import Image
 from pydantic import ValidationError
 
 from kmeans_dask.colours.palette_files import read_palette
-from kmeans_dask.colours.quantize import finish_quantized, missing_outputs, plan_batches, quantize_tasks
+from kmeans_dask.colours.quantize import (
+    QuantizeJob,
+    finish_quantized,
+    missing_outputs,
+    plan_batches,
+    quantize_tasks,
+)
 from kmeans_dask.colours.shared_palette import count_tasks, fit_shared
-from kmeans_dask.colours.table import map_pixels
 from kmeans_dask.config.sections import Quantize
 from kmeans_dask.errors import JobError
 from kmeans_dask.sources.manifest import read_manifest, write_manifest
-from kmeans_dask.storage.journal import QUANTIZED_SCHEMA, journal_of
+from kmeans_dask.storage.journal import QUANTIZED_SCHEMA, find_journal
+from tests.support.brute_force import nearest_indices
 from tests.support.manifests import manifest_of
 
 RNG = np.random.default_rng(0)
@@ -33,12 +39,12 @@ def noise(height=20, width=30):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Five images in two folders, and three files that are none."""
+    """Five images in two folders, and three files that cannot be quantized."""
     folder = tmp_path / "photos"
     for path in ("a/one.png", "a/two.png", "b/one.png", "b/three.webp", "four.png"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise()).save(folder / path, lossless=True)
-    (folder / "broken.jpg").write_bytes(b"no image")
+    (folder / "broken.jpg").write_bytes(b"not an image")
     (folder / "empty.png").write_bytes(b"")
     Image.new("L", (200, 200)).save(folder / "large.png")
     return folder
@@ -59,15 +65,15 @@ def tasks_of(run, seed=0, given=None, **settings):
     if given is None:
         settings.setdefault("k", [2, 6])
     settings = Quantize(**settings)
-    job = (run / "manifest.parquet", run, settings, seed, MAX_PIXELS)
-    missing = missing_outputs(*job, given)
+    job = QuantizeJob(run / "manifest.parquet", run, settings, seed, MAX_PIXELS)
+    missing = missing_outputs(job, given)
     palettes = given
     if missing and settings.palette == "shared":
         batches = plan_batches(read_manifest(run / "manifest.parquet"))
-        dask.compute(*count_tasks(*job, batches), scheduler="synchronous")
+        dask.compute(*count_tasks(job, batches), scheduler="synchronous")
         with dask.config.set(scheduler="synchronous"):
-            palettes = fit_shared(run, settings, seed)
-    return quantize_tasks(*job, missing, palettes)
+            palettes = fit_shared(job)
+    return quantize_tasks(job, missing, palettes)
 
 
 def quantize(run, seed=0, given=None, **settings):
@@ -79,7 +85,7 @@ def outputs(run):
     return {str(file.relative_to(run)): file.read_bytes() for file in sorted(run.glob("quantized/**/*.png"))}
 
 
-def test_every_image_in_every_k_and_every_bad_one_a_row(run, photos):
+def test_every_image_is_written_or_recorded_as_failed(run, photos):
     summaries, table = quantize(run)
     assert [(summary.done, summary.failed) for summary in summaries] == [(5, 3)]
     assert table.schema.equals(QUANTIZED_SCHEMA)
@@ -109,14 +115,14 @@ def test_every_image_in_every_k_and_every_bad_one_a_row(run, photos):
     assert not list(run.glob("**/*.partial"))
 
 
-def test_making_the_tasks_reads_no_image(run, photos):
+def test_planning_reads_no_image(run, photos):
     for file in photos.glob("**/*.*"):
         file.unlink()
     assert len(tasks_of(run)) == 1
 
 
-def test_tasks_do_not_grow_with_their_images(photos, tmp_path):
-    """What a task is given stays in the memory of the scheduler."""
+def test_task_size_is_independent_of_batch_size(photos, tmp_path):
+    """The scheduler keeps the arguments of every task in memory."""
     sizes = []
     for n in (1024, 10 * 1024):
         folder = tmp_path / str(n)
@@ -127,14 +133,14 @@ def test_tasks_do_not_grow_with_their_images(photos, tmp_path):
     assert sizes[1] == pytest.approx(sizes[0], abs=20)
 
 
-def test_a_finished_run_does_nothing_again(run):
+def test_finished_run_has_no_tasks(run):
     quantize(run)
     before = {path: path.stat().st_mtime_ns for path in run.glob("**/*")}
     assert tasks_of(run) == []
     assert {path: path.stat().st_mtime_ns for path in run.glob("**/*")} == before
 
 
-def test_changed_settings_or_items_are_done_anew(run, photos):
+def test_changed_settings_or_items_start_over(run, photos):
     quantize(run)
     assert len(tasks_of(run, seed=1)) == 1
     assert not (run / "quantized").exists()
@@ -144,7 +150,7 @@ def test_changed_settings_or_items_are_done_anew(run, photos):
 
 
 @pytest.mark.parametrize("palette", ["image", "shared"])
-def test_an_interrupted_run_goes_on_and_gives_the_same_files(run, photos, tmp_path, palette):
+def test_interrupted_run_resumes_with_the_same_files(run, photos, tmp_path, palette):
     paths = []
     for number in range(600):  # eight batches of 75
         paths.append(f"many/{number:03}.png")
@@ -162,9 +168,9 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(run, photos, tmp_pa
     tasks = tasks_of(other, **settings)
     assert len(tasks) == 8
     dask.compute(tasks[2:], scheduler="synchronous")
-    (cut,) = other.glob("quantized.journal/*/000000000525-*.jsonl")  # as if it had been killed in the tenth image
-    lines = cut.read_bytes().splitlines(keepends=True)
-    cut.write_bytes(b"".join(lines[:9]) + lines[9][:20])
+    (truncated,) = other.glob("quantized.journal/*/000000000525-*.jsonl")  # as if killed while writing the tenth image
+    lines = truncated.read_bytes().splitlines(keepends=True)
+    truncated.write_bytes(b"".join(lines[:9]) + lines[9][:20])
     with pytest.raises(JobError, match="216 of 600 outputs"):
         finish_quantized(other, [3])
     done = [other / f"quantized/3/many/{number:03}.png" for number in range(150, 534)]
@@ -176,7 +182,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(run, photos, tmp_pa
     assert table.drop_columns("seconds").equals(whole.drop_columns("seconds"))
 
 
-def test_another_k_is_added(run):
+def test_adding_k_keeps_existing_outputs(run):
     quantize(run, k=[6])
     before = {path: path.stat().st_mtime_ns for path in run.glob("quantized/**/*.png")}
     _, table = quantize(run, k=[2, 6])
@@ -185,22 +191,24 @@ def test_another_k_is_added(run):
     assert len(list(run.glob("quantized/2/**/*.png"))) == len(before) == 5
 
 
-def test_what_failed_is_tried_again_and_nothing_else(run, photos):
+def test_retry_redoes_only_failed_items(run, photos):
     quantize(run)
     before = {path: path.stat().st_mtime_ns for path in run.glob("quantized/**/*.png")}
     Image.fromarray(noise()).save(photos / "broken.jpg")
     assert tasks_of(run) == []
-    assert journal_of(run).forget_failed() == 6
+    assert find_journal(run).forget_failed() == 6
     summaries, table = quantize(run)
     assert [(summary.done, summary.failed) for summary in summaries] == [(1, 2)]
-    mended = [row for row in table.to_pylist() if row["path"] == "broken.jpg"]
-    assert [(row["status"], row["bytes_in"]) for row in mended] == [("ok", (photos / "broken.jpg").stat().st_size)] * 2
+    fixed = [row for row in table.to_pylist() if row["path"] == "broken.jpg"]
+    assert [(row["status"], row["bytes_in"]) for row in fixed] == [
+        ("ok", (photos / "broken.jpg").stat().st_size)
+    ] * 2
     after = {path: path.stat().st_mtime_ns for path in run.glob("quantized/**/*.png")}
     assert len(after) == len(before) + 2
     assert before.items() <= after.items()
 
 
-def test_palettes_do_not_depend_on_the_other_items(run, photos):
+def test_output_is_independent_of_other_items(run, photos):
     quantize(run, k=[6])
     expected = (run / "quantized/6/four.png").read_bytes()
     write_manifest(manifest_of(photos, ["four.png"]), run / "manifest.parquet")
@@ -218,7 +226,7 @@ def test_threads_write_the_same_files(run, photos):
     assert outputs(run) == several
 
 
-def test_a_missing_file_and_a_name_that_is_too_long_are_rows(run, photos):
+def test_missing_file_and_too_long_name_are_recorded(run, photos):
     long = "x" * 251 + ".png"
     Image.fromarray(noise()).save(photos / long)
     (photos / ("x" * 251 + ".PNG")).write_bytes((photos / long).read_bytes())
@@ -228,7 +236,7 @@ def test_a_missing_file_and_a_name_that_is_too_long_are_rows(run, photos):
     assert not list(run.glob("**/*.partial"))
 
 
-def test_an_image_of_few_colours_has_no_error(run, photos):
+def test_image_of_few_colours_has_no_error(run, photos):
     Image.new("RGB", (5, 5), "red").save(photos / "red.png")
     write_manifest(manifest_of(photos, ["red.png"]), run / "manifest.parquet")
     _, table = quantize(run, k=[6])
@@ -237,7 +245,7 @@ def test_an_image_of_few_colours_has_no_error(run, photos):
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
-def test_a_file_that_is_broken_in_the_middle_is_a_row(run, photos, kind):
+def test_truncated_file_is_recorded(run, photos, kind):
     Image.fromarray(noise(90, 100)).save(photos / f"half.{kind}")
     data = (photos / f"half.{kind}").read_bytes()
     (photos / f"half.{kind}").write_bytes(data[: len(data) // 2])
@@ -248,7 +256,7 @@ def test_a_file_that_is_broken_in_the_middle_is_a_row(run, photos, kind):
     assert not list(run.glob("quantized/**/half*"))
 
 
-def test_rgb_and_opaque_rgba_files_give_the_same_output(run, photos):
+def test_opaque_rgba_equals_rgb(run, photos):
     pixels = noise(30, 40)
     Image.fromarray(pixels).save(photos / "x.png")
     Image.fromarray(pixels).convert("RGBA").save(photos / "b" / "x.png")
@@ -259,31 +267,31 @@ def test_rgb_and_opaque_rgba_files_give_the_same_output(run, photos):
     assert (run / "x.png").read_bytes() == (run / "b-x.png").read_bytes()
 
 
-def test_inputs_are_not_touched(run, photos):
+def test_inputs_are_unchanged(run, photos):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in photos.glob("**/*.*")}
     quantize(run)
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in photos.glob("**/*.*")} == before
 
 
-def test_finish_without_a_run(tmp_path):
+def test_finish_without_journal_raises(tmp_path):
     write_manifest(manifest_of(tmp_path, ["a.png"]), tmp_path / "manifest.parquet")
     with pytest.raises(JobError, match="run the stage quantize"):
         finish_quantized(tmp_path, [2])
 
 
-def test_another_format(run):
+def test_webp_output(run):
     _, table = quantize(run, k=[6], format="webp")
     good = [row for row in table.to_pylist() if row["status"] == "ok"]
     assert {(run / row["output"]).read_bytes()[8:15] for row in good} == {b"WEBPVP8"}
     assert {row["output"].rpartition(".")[2] for row in good} == {"webp"}
 
 
-def test_an_image_that_the_format_cannot_hold_is_a_row(run, photos):
+def test_image_too_large_for_format_is_recorded(run, photos):
     Image.new("L", (16_500, 1)).save(photos / "wide.png")
     write_manifest(manifest_of(photos, ["wide.png", "four.png"]), run / "manifest.parquet")
     settings = Quantize(k=[2], format="webp")
-    job = (run / "manifest.parquet", run, settings, 0, 100_000)
-    dask.compute(*quantize_tasks(*job, missing_outputs(*job)), scheduler="synchronous")
+    job = QuantizeJob(run / "manifest.parquet", run, settings, 0, 100_000)
+    dask.compute(*quantize_tasks(job, missing_outputs(job)), scheduler="synchronous")
     assert finish_quantized(run, [2])["status"].to_pylist() == ["not written", "ok"]
 
 
@@ -295,7 +303,7 @@ def test_more_than_256_colours(run):
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) == 300
 
 
-def test_palettes_of_images_as_files(run):
+def test_palette_files(run):
     _, table = quantize(run, k=[6], palette_files=["gpl", "json", "png"])
     for row in table.to_pylist():
         if row["status"] == "ok":
@@ -306,19 +314,19 @@ def test_palettes_of_images_as_files(run):
                 assert np.array_equal(np.unique(palette, axis=0), expected)
 
 
-def test_a_given_palette_is_mapped_exactly(run, photos):
+def test_given_palette_is_mapped_exactly(run, photos):
     palette = RNG.integers(0, 256, (5, 3), dtype=np.uint8)
     _, table = quantize(run, given={5: palette}, palette="five.gpl")
     for row in table.to_pylist():
         if row["status"] == "ok":
             pixels = np.asarray(Image.open(photos / row["path"]).convert("RGB"))
-            painted = np.asarray(Image.open(run / row["output"]).convert("RGB"))
-            assert np.array_equal(painted, palette[map_pixels(pixels, palette)])
+            remapped = np.asarray(Image.open(run / row["output"]).convert("RGB"))
+            assert np.array_equal(remapped, palette[nearest_indices(pixels, palette)])
     assert tasks_of(run, given={5: palette}, palette="five.gpl") == []
     assert len(tasks_of(run, given={5: palette[::-1]}, palette="five.gpl")) == 1
 
 
-def test_oklab_reports_both_errors(run):
+def test_oklab_records_both_errors(run):
     _, table = quantize(run, k=[6], space="oklab")
     good = [row for row in table.to_pylist() if row["status"] == "ok"]
     assert all(0 < row["mse_oklab"] < row["mse"] for row in good)
@@ -328,18 +336,18 @@ def test_oklab_reports_both_errors(run):
     ("settings", "message"),
     [
         ({}, "give k"),
-        ({"palette": "p.gpl", "k": [6]}, "leave out k"),
-        ({"k": [300], "format": "gif"}, "gif holds 256"),
-        ({"k": [6], "dither": "ordered", "space": "oklab"}, "choose space rgb"),
+        ({"palette": "p.gpl", "k": [6]}, "remove k"),
+        ({"k": [300], "format": "gif"}, "gif supports at most 256"),
+        ({"k": [6], "dither": "ordered", "space": "oklab"}, "use space rgb"),
         ({"k": [70_000]}, "65536"),
     ],
 )
-def test_settings_that_do_not_go_together(settings, message):
+def test_incompatible_settings_raise(settings, message):
     with pytest.raises(ValidationError, match=message):
         Quantize(**settings)
 
 
-def test_batches_are_bounded_by_items_and_bytes():
+def test_batches_are_limited_by_items_and_bytes():
     def batches(sizes, threads=1):
         return plan_batches(pa.table({"bytes": pa.array(sizes, pa.int64())}), threads)
 
