@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 
-from kmeans_dask.cli import main
-
-ROOT = Path(__file__).parents[2]
+from tests.support.documents import ROOT
 
 
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    assert main.main(["run", str(ROOT / "configs" / "digits.yaml"), "fit.k=36", "cluster.kind=threads"]) == 0
+def test_notebook_runs(digits_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(digits_folder)
     names: dict[str, Any] = {}
 
     exec(compile((ROOT / "docs" / "notebook.py").read_text(encoding="utf-8"), "notebook.py", "exec"), names)
