@@ -1,1 +1,1 @@
-"""From a manifest to a zarr collection, opened as Dask arrays, and the features of its rows."""
+"""From a manifest to a zarr collection opened as Dask arrays, and the features of its items."""

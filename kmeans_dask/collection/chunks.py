@@ -1,4 +1,4 @@
-"""How the items of a collection are cut into chunks."""
+"""How a collection is split into chunks; a chunk is one zarr shard and one Dask block."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from kmeans_dask.config.sections import Ingest
 from kmeans_dask.kmeans.kernels import slice_rows
 
 _MIN_CHUNKS = 8
-"""Chunks that a collection has at least when it has as many slices: both cores, or four, get even shares."""
+"""Minimum number of chunks, if there are as many slices, so that two or four cores get equal work."""
 
 
 class ChunkPlan(NamedTuple):
-    """How the items are cut into chunks; it does not depend on the workers."""
+    """How items are split into chunks; it does not depend on the workers."""
 
     n_items: int
     chunk_rows: int
-    """Items a chunk; the last one may have fewer."""
+    """Items per chunk; the last one may have fewer."""
 
     @property
     def starts(self) -> range:
@@ -28,29 +28,29 @@ class ChunkPlan(NamedTuple):
 
     @property
     def stops(self) -> list[int]:
-        """Row after the last one of each chunk."""
+        """Row after the last row of each chunk."""
         return [min(start + self.chunk_rows, self.n_items) for start in self.starts]
 
 
 def chunk_rows(n_items: int, row_bytes: int, chunk_bytes: float, n_features: int) -> int:
-    """Choose the items a chunk.
+    """Choose the number of items per chunk.
 
     Parameters
     ----------
     n_items
-        Items of the collection.
+        Number of items in the collection.
     row_bytes
-        Bytes of one item's pixels.
+        Bytes per item.
     chunk_bytes
-        Upper limit of one chunk, unless a single slice of the kernels is larger.
+        Upper limit of a chunk, unless a single slice of the kernels is larger.
     n_features
-        Numbers an item.
+        Features per item, which determine the slice.
 
     Returns
     -------
     int
-        The largest power-of-two multiple of the kernels' slice within the limit that leaves 8 chunks or more,
-        so that small collections keep several workers busy; at least one slice.
+        The kernels' slice times the largest power of two that stays within the limit and leaves at least 8 chunks,
+        so that small collections keep several workers busy. At least one slice.
     """
     rows = slice_rows(n_features)
     while 2 * rows * row_bytes <= chunk_bytes and 2 * rows * _MIN_CHUNKS <= n_items:
@@ -59,6 +59,6 @@ def chunk_rows(n_items: int, row_bytes: int, chunk_bytes: float, n_features: int
 
 
 def plan_chunks(n_items: int, config: Ingest, chunk_bytes: float | None = None) -> ChunkPlan:
-    """Cut `n_items` items into chunks for a config, or into smaller ones of at most `chunk_bytes`."""
+    """Split `n_items` items into chunks as configured, or into smaller ones of at most `chunk_bytes`."""
     row_bytes = int(np.prod(row_shape(config)))
     return ChunkPlan(n_items, chunk_rows(n_items, row_bytes, chunk_bytes or config.chunk_mib * 2**20, row_bytes))

@@ -1,4 +1,4 @@
-"""A collection, opened: Dask arrays of its images, and the tables of its items."""
+"""An open collection: its images as Dask arrays, and the table of its items."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ from kmeans_dask.storage.publish import publish
 
 @dataclass(frozen=True, repr=False)
 class Collection:
-    """An opened collection. Row i of every array is item i.
+    """An open collection. Row i of every array is item i.
 
     Attributes
     ----------
     folder : Path
+        Folder of the zarr group.
     images : (n, height, width, channels) da.Array of uint8
-        One block a shard; an item that failed is black.
+        One block per shard; items that failed are black.
     labels : (n,) int32
         Index into `class_names`, -1 = none.
     class_names : tuple of str
-        As `input.classes` names them, else in natural order: 2 before 10.
+        Those of `input.classes`, otherwise all labels in natural order: 2 before 10.
     items : (n) pyarrow.Table
         `ITEMS_SCHEMA`.
     chunk_rows : int
-        Rows of a block.
+        Rows per block.
     fingerprint : str
-        Hash of the items and the settings that the pixels and labels are those of.
+        Hash of the items and settings that the pixels, labels and splits come from.
     """
 
     folder: Path
@@ -59,14 +60,14 @@ class Collection:
     fingerprint: str
 
     def __repr__(self) -> str:
-        """Say how large it is: the tables would fill a notebook."""
+        """Summarize the size; the tables would fill a notebook."""
         shape = " x ".join(map(str, self.images.shape[1:]))
         chunks = self.images.numblocks[0]
         return f"Collection of {self.n_items:,} items of {shape}, {len(self.class_names)} labels, {chunks} chunks"
 
     @property
     def n_items(self) -> int:
-        """Number of items, without those that have been removed."""
+        """Number of items, excluding removed ones."""
         return len(self.items) - self._count(REMOVED)
 
     @property
@@ -79,14 +80,14 @@ class Collection:
 
     @property
     def changes(self) -> dict[str, int]:
-        """What was done to the items beside resizing -> number of items, in the order of `normalize.POLICY`."""
+        """Conversion other than resizing -> number of items it was applied to, in the order of `normalize.POLICY`."""
         counted = {
             row["values"]: row["counts"] for row in pc.value_counts(pc.list_flatten(self.items["changes"])).to_pylist()
         }
         return {change: counted[change] for change in POLICY if change in counted}
 
     def rows(self, split: str) -> tuple[da.Array, NDArray[np.int64]]:
-        """Return the images of a split that could be decoded, one flattened image a row.
+        """Return the decoded images of a split, one flattened image per row.
 
         Parameters
         ----------
@@ -96,48 +97,52 @@ class Collection:
         Returns
         -------
         X : (m, height * width * channels) da.Array of uint8
-            One task a block, at most one block a shard; computed only when asked.
+            Lazy; one task per block, at most one block per shard.
         index : (m,) int64
-            Row of each in the collection, ascending.
+            Their rows in the collection, ascending.
         """
         if split not in ("train", "holdout"):
-            raise ValueError(f"split={split!r}: allowed are train and holdout")
+            raise ValueError(f"split={split!r}: must be train or holdout")
         wanted = pc.and_(pc.equal(self.items["split"], split), pc.equal(self.items["status"], "ok"))
         index = np.flatnonzero(wanted.to_numpy())
         return self.lazy_rows(index, _read_flat, int(np.prod(self.images.shape[1:])), np.uint8), index
 
     def lazy_rows(
-        self, index: NDArray[np.int64], read: Callable[[Path, int, int], NDArray[Any]], width: int, dtype: DTypeLike
+        self,
+        index: NDArray[np.int64],
+        read: Callable[[Path, int, int], NDArray[Any]],
+        n_features: int,
+        dtype: DTypeLike,
     ) -> da.Array:
-        """Make the array of some rows of whatever has a row for each item.
+        """Make a lazy array from some rows of anything that has one row per item.
 
         Parameters
         ----------
         index : (m,) int64
-            Row of each in the collection, ascending.
+            Rows in the collection, ascending.
         read
-            Called in a task with the collection's folder and the rows ``start, stop`` of a part of a chunk; returns
-            (stop - start, width) of `dtype`. Equal functions must be equal values: the array is named after it.
-        width, dtype
-            Of what `read` returns.
+            Called in a task with the collection's folder and a range of rows ``start, stop`` within a chunk; returns
+            (stop - start, n_features) of `dtype`. It must tokenize deterministically, because it names the array.
+        n_features, dtype
+            Number of columns and dtype of what `read` returns.
 
         Returns
         -------
-        (m, width) da.Array of dtype
-            Cut where the shards are cut; a block without wanted rows is left out.
+        (m, n_features) da.Array of dtype
+            Chunked along the shards; a shard without any of the rows has no chunk.
         """
         if not len(index):
-            return da.zeros((0, width), dtype=dtype, chunks=((0,), (width,)))
+            return da.zeros((0, n_features), dtype=dtype, chunks=((0,), (n_features,)))
         _, firsts = np.unique(index // self.chunk_rows, return_index=True)
         pieces = np.split(index, firsts[1:])
         name = f"rows-{tokenize(self.images.name, index, read)}"
         spans = {(i, 0): _span(piece) for i, piece in enumerate(pieces)}
-        chunks = (tuple(map(len, pieces)), (width,))
+        chunks = (tuple(map(len, pieces)), (n_features,))
         return _lazy(partial(_read_piece, read=read), name, self.folder, spans, chunks, dtype)
 
 
 def open_collection(folder: str | Path) -> Collection:
-    """Open a collection. Images are read when they are computed, each block inside its task.
+    """Open a collection. Images are read only when computed, each block inside its task.
 
     Parameters
     ----------
@@ -151,7 +156,7 @@ def open_collection(folder: str | Path) -> Collection:
     Raises
     ------
     UserError
-        The folder is no collection, or of another version of the format.
+        The folder is not a finished collection, or has another format version.
     """
     folder = location(folder).absolute()
     attrs = zarr_groups.read_attrs(folder)
@@ -159,7 +164,7 @@ def open_collection(folder: str | Path) -> Collection:
     try:
         items = pq.read_table(readable(folder / "items.parquet"))
     except FileNotFoundError:
-        raise UserError(f"{folder} has no items.parquet: it is not finished; run the stage ingest") from None
+        raise UserError(f"{folder} is not finished: it has no items.parquet; run the stage ingest") from None
     return Collection(
         folder=folder,
         images=_read_images(folder, layout, attrs["content"]),
@@ -172,7 +177,7 @@ def open_collection(folder: str | Path) -> Collection:
 
 
 def read_names_and_settings(folder: Path) -> tuple[tuple[str, ...], Ingest]:
-    """Read the class names of a collection and the settings that its images were brought to one size with.
+    """Read the class names of a collection and the settings with which its images were resized.
 
     Parameters
     ----------
@@ -181,12 +186,13 @@ def read_names_and_settings(folder: Path) -> tuple[tuple[str, ...], Ingest]:
 
     Returns
     -------
-    class_names, settings
+    class_names : tuple of str
+    settings : Ingest
 
     Raises
     ------
     UserError
-        The folder is no collection, or of another version of the format.
+        The folder is not a finished collection, or has another format version.
     """
     attrs = zarr_groups.read_attrs(folder)
     return tuple(attrs["class_names"]), Ingest.model_validate(attrs["ingest"])
@@ -198,7 +204,7 @@ def read_items(folder: Path, start: int, stop: int) -> pa.Table:
 
 
 def write_items_csv(items: pa.Table, path: Path) -> None:
-    """Write path, status and error of every item as a CSV file, published by a rename."""
+    """Publish the path, status and error of every item as a CSV file."""
     with publish(path) as partial:
         pyarrow.csv.write_csv(items.select(["path", "status", "error"]), partial)
 
@@ -221,7 +227,7 @@ def _lazy(
     chunks: tuple[tuple[int, ...], ...],
     dtype: DTypeLike = np.uint8,
 ) -> da.Array:
-    """Make an array whose blocks are read in the task that uses them: a blockwise layer is fused with what follows."""
+    """Make an array from a blockwise layer, which Dask fuses with what follows: a block is read where it is used."""
     numblocks = tuple(map(len, chunks))
     index = "ijkl"[: len(chunks)]
     where = BlockwiseDepDict(dict(spans), numblocks=numblocks)
@@ -234,7 +240,7 @@ def _read_span(span: tuple[int, int], folder: Path) -> NDArray[np.uint8]:
 
 
 def _span(piece: NDArray[np.int64]) -> tuple[int, int, NDArray[np.int64] | None]:
-    """First row and end of a piece, and the positions in it, which are only sent when there are gaps."""
+    """Return the first row and the end of a piece, and the positions in it if there are gaps, else None."""
     start, stop = int(piece[0]), int(piece[-1]) + 1
     return start, stop, None if stop - start == len(piece) else piece - start
 

@@ -1,4 +1,4 @@
-"""Rows of a manifest become pixels, and what decoding told of each; a bad image is black, with its reason."""
+"""Decode rows of a manifest to pixels and facts about each image; a bad image is black, with the reason."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from numpy.typing import NDArray
 from kmeans_dask.config.sections import Ingest
 from kmeans_dask.sources.images import ImageError, decode
 from kmeans_dask.sources.manifest import MANIFEST_SCHEMA
-from kmeans_dask.sources.reading import read_contents, refuse_outage, unreadable
+from kmeans_dask.sources.reading import find_unreadable, raise_if_source_lost, read_contents
 
 DECODE_SCHEMA = pa.schema(
     [
-        ("width", pa.int32()),  # of the file's image, in pixels; null when it could not be decoded
+        ("width", pa.int32()),  # of the image file, in pixels; null if it could not be decoded
         ("height", pa.int32()),
-        ("mode", pa.string()),  # Pillow's name, such as "P"
-        ("changes", pa.list_(pa.string())),  # keys of `normalize.POLICY`: what was done beside resizing
+        ("mode", pa.string()),  # Pillow's name of it, such as "P"
+        ("changes", pa.list_(pa.string())),  # conversions other than resizing: keys of `normalize.POLICY`
         ("status", pa.string()),  # "ok", the status of the ImageError, or "removed"
-        ("error", pa.string()),  # its reason; null = none
+        ("error", pa.string()),  # why it failed; null if it did not
     ]
 )
 
 ITEMS_SCHEMA = pa.schema([*MANIFEST_SCHEMA, *DECODE_SCHEMA])
-"""The manifest's columns, and what decoding told. Row i is row i of the images."""
+"""Columns of the manifest and of `DECODE_SCHEMA`. Row i is row i of the images."""
 
 
 def decode_rows(
     manifest: pa.Table, config: Ingest, max_pixels: int, *, careful: bool = False
 ) -> tuple[NDArray[np.uint8], pa.Table]:
-    """Read and decode some items.
+    """Read and decode the images of some items.
 
     Parameters
     ----------
     manifest : (n) pyarrow.Table
-        Rows of `sources.MANIFEST_SCHEMA`.
+        Their rows, `sources.MANIFEST_SCHEMA`.
     config
-        Size and mode.
+        Size, mode and how to resize.
     max_pixels
-        Pixels of one image above which it is not decoded.
+        Images with more pixels are not decoded.
     careful
-        Whether another process tries the items first, because one of them may end its process.
+        Whether to try each item in a child process first, because one of them may crash its process.
 
     Returns
     -------
     block : (n, height, width, channels) uint8
-        A bad image is black.
+        Bad images are black.
     items : (n) pyarrow.Table
-        `ITEMS_SCHEMA`; a bad image has its status and reason.
+        `ITEMS_SCHEMA`; bad images have their status and reason.
 
     Raises
     ------
     JobError
-        The source has gone.
+        The source is no longer available.
     """
     read = partial(
         decode,
@@ -68,26 +68,26 @@ def decode_rows(
         background=config.background,
     )
     block = np.zeros((len(manifest), *row_shape(config)), np.uint8)
-    told: list[tuple[Any, ...]] = [()] * len(manifest)
-    for row, content in read_contents(manifest, unreadable(manifest, read) if careful else None):
+    facts: list[tuple[Any, ...]] = [()] * len(manifest)
+    for row, content in read_contents(manifest, find_unreadable(manifest, read) if careful else None):
         try:
             decoded = read(content)
         except ImageError as error:
-            refuse_outage(manifest, row, error)
-            told[row] = (None, None, None, None, error.status, str(error))
+            raise_if_source_lost(manifest, row, error)
+            facts[row] = (None, None, None, None, error.status, str(error))
         else:
             block[row] = decoded.pixels
-            told[row] = (*decoded[1:], "ok", None)
-    return block, with_columns(manifest, told)
+            facts[row] = (*decoded[1:], "ok", None)
+    return block, add_decode_columns(manifest, facts)
 
 
 def row_shape(config: Ingest) -> tuple[int, int, int]:
-    """Height, width and channels of an item."""
+    """Return the height, width and channels of an item."""
     return (*config.size, 1 if config.mode == "L" else 3)
 
 
-def with_columns(manifest: pa.Table, told: Sequence[tuple[Any, ...]]) -> pa.Table:
-    """Add what decoding told, a tuple an item, to the manifest rows: `ITEMS_SCHEMA`."""
-    values = zip(*told, strict=True) if told else [()] * len(DECODE_SCHEMA)
+def add_decode_columns(manifest: pa.Table, facts: Sequence[tuple[Any, ...]]) -> pa.Table:
+    """Append the values of `DECODE_SCHEMA`, one tuple per item, to rows of the manifest: `ITEMS_SCHEMA`."""
+    values = zip(*facts, strict=True) if facts else [()] * len(DECODE_SCHEMA)
     columns = [pa.array(column, field.type) for column, field in zip(values, DECODE_SCHEMA, strict=True)]
     return pa.table([*manifest.columns, *columns], schema=ITEMS_SCHEMA)

@@ -1,4 +1,4 @@
-"""Precomputed rows of numbers, from a .npy, .zarr or .parquet file: which row belongs to which item."""
+"""Embeddings: precomputed features in a .npy, .zarr or .parquet file, and which of its rows belongs to which item."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from kmeans_dask.collection.extractors import check_finite
 from kmeans_dask.errors import UserError
-from kmeans_dask.storage.zarr_groups import read_rows, shape_of_array
+from kmeans_dask.storage.zarr_groups import array_shape, read_rows
 
 _PATH = "path"
-"""Column of a Parquet file that says which item a row belongs to."""
+"""Column of a Parquet file with the path of the item that a row belongs to."""
 
 
 @dataclass(frozen=True)
@@ -25,28 +25,42 @@ class Embeddings:
 
     Attributes
     ----------
-    path
-        Of the file.
-    width
-        Numbers a row.
+    path : Path
+        The file.
+    n_features : int
+        Features per row.
     positions : (n_items,) int64
-        Row of the file for each item, -1 = none, which only items have that could not be read.
+        Row of the file for each item; -1 = none, which is allowed only for items that could not be read.
     """
 
     path: Path
-    width: int
+    n_features: int
     positions: NDArray[np.int64]
 
 
 def file_stamp(name: str) -> list[int]:
-    """Return size in bytes and time in nanoseconds of the file that ``features.path`` names, or raise `UserError`."""
+    """Return what identifies the current content of a file of embeddings.
+
+    Parameters
+    ----------
+    name
+        ``features.path`` of the config.
+
+    Returns
+    -------
+    list of int
+        Size in bytes, and modification time in nanoseconds.
+
+    Raises
+    ------
+    UserError
+        There is no such file.
+    """
     path = _path_of(name)
     try:
         facts = path.stat()
     except OSError:
-        raise UserError(
-            f"features.path={name}: there is no such file ({path}); give a .npy, .zarr or .parquet file"
-        ) from None
+        raise UserError(f"features.path={name}: no such file ({path}); give a .npy, .zarr or .parquet file") from None
     return [facts.st_size, facts.st_mtime_ns]
 
 
@@ -55,15 +69,15 @@ def _path_of(name: str) -> Path:
 
 
 def match_embeddings(name: str, items: pa.Table) -> Embeddings:
-    """Open a file of embeddings and find the row of each item.
+    """Find the row of each item in a file of embeddings.
 
     Parameters
     ----------
     name
-        ``features.path`` of the config. A Parquet file holds the numbers in one column of lists or in columns of
-        numbers; if it has a column ``path``, rows are matched by it, in any order. Else row i is item i.
+        ``features.path`` of the config. A Parquet file has its features in one column of lists or in numeric columns;
+        if it has a column ``path``, rows are matched by it, in any order. Otherwise row i is item i.
     items
-        `collection.ITEMS_SCHEMA`.
+        `decoding.ITEMS_SCHEMA`.
 
     Returns
     -------
@@ -72,91 +86,91 @@ def match_embeddings(name: str, items: pa.Table) -> Embeddings:
     Raises
     ------
     UserError
-        There is no such file, it holds no rows of numbers, or its rows are not those of the items.
+        There is no such file, its rows are not numeric, or they do not match the items.
     """
     path = _path_of(name)
-    shape, paths = _look_at(path, name)
+    shape, paths = _inspect(path, name)
     if len(shape) != 2 or 0 in shape:
-        raise UserError(f"features.path={name} holds an array of shape {shape}; give one row of numbers an item")
+        raise UserError(f"features.path={name} has shape {shape}; give one row of features per item")
     if paths is not None:
         return Embeddings(path, shape[1], _match_paths(name, paths, items))
     if shape[0] != len(items):
         raise UserError(
-            f"features.path={name} has {shape[0]:,} rows, and there are {len(items):,} items; give a row for each item "
-            "in the order of items.csv, or a Parquet file with a column path"
+            f"features.path={name} has {shape[0]:,} rows for {len(items):,} items; give one row per item in the order "
+            "of items.csv, or a Parquet file with a column path"
         )
     return Embeddings(path, shape[1], np.arange(len(items)))
 
 
-def read_embeddings(path: Path, positions: NDArray[np.int64], width: int) -> NDArray[np.float32]:
+def read_embeddings(path: Path, positions: NDArray[np.int64], n_features: int) -> NDArray[np.float32]:
     """Read rows of a file of embeddings.
 
     Parameters
     ----------
     path
-        Of the file.
+        The file.
     positions : (m,) int64
         Rows of the file, -1 = none.
-    width
-        Numbers a row.
+    n_features
+        Expected number of features per row.
 
     Returns
     -------
-    (m, width) float32
-        Zeros for -1.
+    (m, n_features) float32
+        Zeros where the position is -1.
 
     Raises
     ------
     UserError
-        A row has a NaN or an infinity, or another number of numbers.
+        A row contains NaN or infinity, or has another number of features.
     """
-    rows = np.zeros((len(positions), width), np.float32)
-    there = positions >= 0
-    if there.any():
-        found = _read(path, positions[there])
-        if found.shape[1] != width:
-            raise UserError(f"{path} has rows of {found.shape[1]} numbers beside rows of {width}; give all the same")
-        rows[there] = check_finite(found.astype(np.float32), str(path))
+    rows = np.zeros((len(positions), n_features), np.float32)
+    known = positions >= 0
+    if known.any():
+        found = _read(path, positions[known])
+        if found.shape[1] != n_features:
+            raise UserError(f"{path} has rows of {found.shape[1]} and of {n_features} features; make them equally long")
+        rows[known] = check_finite(found.astype(np.float32), str(path))
     return rows
 
 
-def _look_at(path: Path, name: str) -> tuple[tuple[int, ...], pa.ChunkedArray | None]:
-    """Shape of the rows, and the column of paths if there is one."""
+def _inspect(path: Path, name: str) -> tuple[tuple[int, ...], pa.ChunkedArray | None]:
+    """Return the shape of the rows, and the column of paths if there is one."""
     file_stamp(name)
     if path.suffix == ".zarr":
-        return shape_of_array(path), None
+        return array_shape(path), None
     try:
         if path.suffix == ".npy":
             array = np.load(path, mmap_mode="r")
             if array.dtype.kind not in "biuf":
-                raise UserError(f"features.path={name} holds {array.dtype}; give an array of numbers")
+                raise UserError(f"features.path={name} has dtype {array.dtype}; give a numeric array")
             return array.shape, None
         if path.suffix == ".parquet":
             with pq.ParquetFile(path) as file:
                 n_rows, names = file.metadata.num_rows, file.schema_arrow.names
                 paths = file.read([_PATH])[_PATH] if _PATH in names else None
             return (n_rows, _read_parquet(path, np.arange(1)).shape[1] if n_rows else 0), paths
-    except (OSError, ValueError, EOFError) as error:  # pyarrow's errors are ValueErrors
+    except (OSError, ValueError, EOFError) as error:  # errors of pyarrow are ValueErrors
         raise UserError(f"features.path={name} cannot be read: {' '.join(str(error).split())}") from None
-    raise UserError(f"features.path={name}: allowed are .npy, .zarr and .parquet")
+    raise UserError(f"features.path={name}: must be a .npy, .zarr or .parquet file")
 
 
 def _match_paths(name: str, paths: pa.ChunkedArray, items: pa.Table) -> NDArray[np.int64]:
-    """Row of the file for each item, by the path of the item."""
+    """Return the row of the file for each item, matched by path; -1 = none."""
     paths = paths.cast(pa.string()).combine_chunks()
     readable = pc.equal(items["status"], "ok")
     wanted = items["path"].filter(readable)
-    for what, column in ((f"features.path={name}", paths), ("the collection", wanted)):
+    for owner, column in ((f"features.path={name}", paths), ("the collection", wanted)):
         repeated = pc.value_counts(column).filter(pc.greater(pc.value_counts(column).field("counts"), 1))
         if len(repeated):
             first = repeated[0]["values"].as_py()
-            raise UserError(f"{what} has {first!r} more than once, so its rows cannot be matched by path")
+            raise UserError(f"{owner} has the path {first!r} more than once, so rows cannot be matched by path")
     positions = pc.fill_null(pc.index_in(items["path"], paths), -1).to_numpy().astype(np.int64)
     missing = items["path"].filter(pc.and_(readable, pa.chunked_array([positions < 0])))
     if len(missing):
         raise UserError(
-            f"features.path={name} has no row for {len(missing):,} of {len(wanted):,} items, first "
-            f"{missing[0].as_py()!r}; its column path holds the paths that items.csv has"
+            f"features.path={name} has no row for {len(missing):,} of {len(wanted):,} items, for example "
+            f"{missing[0].as_py()!r}; its column path must contain the paths in items.csv"
         )
     return positions
 
@@ -164,20 +178,20 @@ def _match_paths(name: str, paths: pa.ChunkedArray, items: pa.Table) -> NDArray[
 def _read(path: Path, positions: NDArray[np.int64]) -> NDArray[np.generic]:
     if path.suffix == ".npy":
         return np.load(path, mmap_mode="r")[positions]
-    if path.suffix == ".zarr":  # in the order of the items
+    if path.suffix == ".zarr":  # row i is item i, so the positions are contiguous
         return read_rows(path, int(positions[0]), int(positions[-1]) + 1)[positions - positions[0]]
     return _read_parquet(path, positions)
 
 
 def _read_parquet(path: Path, positions: NDArray[np.int64]) -> NDArray[np.generic]:
-    """Read rows at any positions; of the file, only the row groups that they lie in."""
+    """Read rows at any positions, and only the row groups that contain them."""
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
         lists = [f.name for f in schema if pa.types.is_list(f.type) or pa.types.is_fixed_size_list(f.type)]
         numbers = [f.name for f in schema if pa.types.is_floating(f.type) or pa.types.is_integer(f.type)]
         columns = lists if len(lists) == 1 else numbers
         if not columns or len(lists) > 1:
-            raise UserError(f"{path} has columns {schema.names}; give one column of lists, or columns of numbers")
+            raise UserError(f"{path} has columns {schema.names}; give one column of lists, or numeric columns")
         sizes = np.array([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)], np.int64)
         group_of = np.searchsorted(np.cumsum(sizes), positions, side="right")
         groups, which = np.unique(group_of, return_inverse=True)
@@ -188,5 +202,5 @@ def _read_parquet(path: Path, positions: NDArray[np.int64]) -> NDArray[np.generi
         return np.stack([table[column].to_numpy() for column in columns], axis=1)
     lengths = pc.unique(pc.list_value_length(table[columns[0]])).to_pylist()
     if len(lengths) != 1 or lengths[0] is None:
-        raise UserError(f"{path}: the lists of column {columns[0]} have lengths {lengths[:4]}; give all the same")
+        raise UserError(f"{path}: the lists in column {columns[0]} have lengths {lengths[:4]}; make them equally long")
     return pc.list_flatten(table[columns[0]]).to_numpy().reshape(len(positions), -1)

@@ -1,4 +1,8 @@
-"""From the images of one block to the numbers that stand for them: a row an image."""
+"""Feature extraction from the images of one block: one row of features per image.
+
+To add a kind of features, write a function like `hog`, return it from `extractor_of`, list it in `extract`, and add its
+name to the kinds in ``config/sections.py``.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,17 @@ from numpy.typing import NDArray
 from kmeans_dask.errors import UserError
 
 Extractor = Callable[[NDArray[np.uint8]], NDArray[Any]]
-"""(rows, height, width, channels) uint8 -> (rows, n_features) of numbers."""
+"""(rows, height, width, channels) uint8 -> (rows, n_features) of any numeric dtype."""
 
 _CELLS = 7
-"""Cells of a HOG along each side, 9 directions in each, in blocks of 2 x 2: 1,296 numbers."""
+"""Cells of a HOG along each side; with 9 orientations each and blocks of 2 x 2 cells, that makes 1,296 features."""
 
 _LEVELS = 16
-"""Bins a channel of a colour histogram."""
+"""Bins per channel of a colour histogram."""
 
 
 def extractor_of(kind: str) -> Extractor:
-    """Find what makes rows of images.
+    """Return the function that extracts features.
 
     Parameters
     ----------
@@ -37,7 +41,7 @@ def extractor_of(kind: str) -> Extractor:
     Raises
     ------
     UserError
-        scikit-image is not installed, or there is no such function.
+        scikit-image is not installed, or the user's function cannot be imported.
     """
     if kind == "pixels":
         return pixels
@@ -49,7 +53,7 @@ def extractor_of(kind: str) -> Extractor:
 
 
 def extract(kind: str, images: NDArray[np.uint8]) -> NDArray[Any]:
-    """Make a row of numbers of every image.
+    """Extract one row of features from each image.
 
     Parameters
     ----------
@@ -59,34 +63,35 @@ def extract(kind: str, images: NDArray[np.uint8]) -> NDArray[Any]:
 
     Returns
     -------
-    (rows, n_features) uint8 for pixels, else float32
+    (rows, n_features)
+        uint8 for pixels, otherwise float32.
 
     Raises
     ------
     UserError
-        As for `extractor_of`; or the function failed, or returned something else.
+        As for `extractor_of`; or the user's function failed or returned something else.
     """
     function = extractor_of(kind)
     if kind in ("pixels", "hog", "colour-histogram"):
         return function(images)
     try:
         rows = np.asarray(function(images), np.float32)
-    except Exception as error:  # the function is the user's: whatever it raises is told in one line
+    except Exception as error:  # a user's function may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"features.kind={kind} failed on images of shape {images.shape}: {reason}") from error
     if rows.ndim != 2 or len(rows) != len(images) or rows.shape[1] == 0:
         raise UserError(
             f"features.kind={kind} returned shape {rows.shape} for images of shape {images.shape}; "
-            f"it must return one row of numbers an image: ({len(images)}, n_features)"
+            f"it must return one row of features per image: ({len(images)}, n_features)"
         )
     return check_finite(rows, f"features.kind={kind}")
 
 
-def check_finite(rows: NDArray[np.float32], what: str) -> NDArray[np.float32]:
-    """Return rows as they are, or raise `UserError` if one has a NaN or an infinity."""
+def check_finite(rows: NDArray[np.float32], origin: str) -> NDArray[np.float32]:
+    """Return rows unchanged, or raise a `UserError` that names their origin if one contains NaN or infinity."""
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
-        raise UserError(f"{what} gave {len(bad):,} rows with NaN or infinity of {len(rows):,}; give finite numbers")
+        raise UserError(f"{origin}: {len(bad):,} of {len(rows):,} rows contain NaN or infinity; give finite numbers")
     return rows
 
 
@@ -96,25 +101,33 @@ def pixels(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def hog(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Histogram of oriented gradients (Dalal and Triggs 2005), by scikit-image.
+    """Compute histograms of oriented gradients (Dalal and Triggs 2005), with scikit-image.
 
     Parameters
     ----------
     images : (rows, height, width, channels) uint8
-        At least 2 pixels for each cell; smaller images have fewer cells.
+        At least 2 x 2 pixels. A cell has at least 2 pixels a side, so small images have fewer cells.
 
     Returns
     -------
     (rows, n_features) float32
-        9 directions a cell, each block of 2 x 2 cells normalized (L2-Hys); of the channels the largest gradient.
+        9 orientations per cell, normalized in blocks of 2 x 2 cells (L2-Hys); each pixel counts with the channel that
+        has the largest gradient.
+
+    Raises
+    ------
+    UserError
+        The images are smaller than 2 x 2 pixels.
     """
-    from skimage.feature import hog as hog_of_image  # half a second
+    from skimage.feature import hog as hog_of_image  # the import takes 0.5 s
 
     height, width = images.shape[1:3]
     cell = max(2, height // _CELLS), max(2, width // _CELLS)
     block = min(2, height // cell[0]), min(2, width // cell[1])
     if 0 in block:
-        raise UserError(f"features.kind=hog needs images of 2 x 2 pixels at least, not {height} x {width}: ingest.size")
+        raise UserError(
+            f"features.kind=hog needs images of at least 2 x 2 pixels, not {height} x {width}; increase ingest.size"
+        )
     rows = [
         hog_of_image(image, orientations=9, pixels_per_cell=cell, cells_per_block=block, channel_axis=-1)
         for image in images
@@ -123,7 +136,7 @@ def hog(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def colour_histogram(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Count the levels of every channel, by scikit-image.
+    """Compute a histogram of each channel, with scikit-image.
 
     Parameters
     ----------
@@ -132,7 +145,7 @@ def colour_histogram(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     Returns
     -------
     (rows, channels * 16) float32
-        Share of the pixels in each of 16 ranges of 16 levels, one channel after the other.
+        Fraction of the pixels in each of 16 bins of 16 levels, one channel after the other.
     """
     from skimage.exposure import histogram
 
@@ -146,7 +159,7 @@ def _user_function(name: str) -> Extractor:
     module_name, _, function_name = name.partition(":")
     try:
         module = import_module(module_name)
-    except Exception as error:  # importing runs the user's module
+    except Exception as error:  # importing runs the user's code, which may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"features.kind={name}: cannot import {module_name} ({reason}); install it, or put its folder on PYTHONPATH"

@@ -1,8 +1,8 @@
-"""What is clustered instead of raw pixels: fitted on the train rows, kept in the run folder, applied to any image.
+"""Features: the rows that are clustered, fitted on the train items, kept in the run folder, computable for any image.
 
-Two steps make a row. *Extraction* turns an image into numbers; what is not simply the pixels may take long, so it is
-done once for all items and stored. The *transformation* (scale, mean, components, length) costs one small product a
-row, and is done whenever rows are read.
+A row is made in two steps. *Extraction* turns an image into features; unless these are simply the pixels, it may be
+slow, so it is done once for all items and the result is stored. The *transformation* (scale, mean, components, length)
+costs one small product per row, and is applied whenever rows are read.
 """
 
 from __future__ import annotations
@@ -27,121 +27,122 @@ from kmeans_dask.storage import zarr_groups
 from kmeans_dask.storage.object_store import location
 
 ROWS, TRANSFORMATION = "rows.zarr", "transformation.zarr"
-"""In the folder ``features`` of a run: extracted numbers of all items; what was fitted, written last."""
+"""Names in the folder ``features`` of a run: the extracted features of all items; the transformation, written last."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the rows of a run are.
+    """The features of a run.
 
     Attributes
     ----------
     settings
-        The config's section; its defaults are raw pixels.
+        Section of the config; its defaults are raw pixels.
     transformation
-        Fitted on the train rows.
+        Transformation fitted on the train rows.
     stored : Path, or None for pixels
-        zarr array of the extracted numbers, (n_items, n) float32, row i is item i.
-    width : int
-        Extracted numbers an item, before the transformation.
+        zarr array of the extracted features, (n_items, n_features_in) float32; row i is item i.
+    n_features_in : int
+        Extracted features per item, before the transformation.
     fingerprint : str
-        Hash of the settings, the collection and the file of embeddings; empty for raw pixels.
+        Hash of the settings, the collection, the file of embeddings and the seed; empty for raw pixels.
     """
 
     settings: sections.Features
     transformation: Transformation
     stored: Path | None
-    width: int
+    n_features_in: int
     fingerprint: str
 
     def check_new_images(self) -> None:
-        """Raise `UserError` if rows of other images cannot be made: they come from a file, or the code is missing."""
+        """Raise `UserError` if features of new images cannot be computed: they come from a file, or code is missing."""
         if self.settings.kind == "file":
             raise UserError(
-                f"this run clustered the rows of {self.settings.path}, which cannot be made of new images; "
+                f"this run clustered the rows of {self.settings.path}, which has none for new images; "
                 "add their rows to the file, and the images to the input"
             )
         extractor_of(self.settings.kind)
 
     def transform_block(self, images: NDArray[np.uint8]) -> Block:
-        """Make rows of images that need not be in the collection.
+        """Compute the rows of any images, in the collection or not.
 
         Parameters
         ----------
         images : (rows, height, width, channels) uint8
-            Of the size and the mode of the collection.
+            Images with the size and mode of the collection.
 
         Returns
         -------
         (rows, n_features)
-            uint8 for raw pixels, else float32.
+            uint8 for raw pixels, otherwise float32.
 
         Raises
         ------
         UserError
-            The rows come from a file, which has none for other images; or a user's function failed.
+            The features come from a file, or the user's function failed or returned another number of features.
         """
         self.check_new_images()
         rows = extract(self.settings.kind, images)
-        if rows.shape[1] != self.width:
+        if rows.shape[1] != self.n_features_in:
             raise UserError(
-                f"features.kind={self.settings.kind} made {rows.shape[1]:,} numbers an image, and {self.width:,} when "
-                "the run was fitted; use the same function, and images of the same size"
+                f"features.kind={self.settings.kind} returned {rows.shape[1]:,} features per image, but "
+                f"{self.n_features_in:,} when the run was fitted; use the same function, and images of the same size"
             )
         return self.transformation.apply(rows)
 
     def read_chunk(self, folder: Path, start: int, stop: int) -> Block:
-        """Read the rows of the items ``start:stop`` of the collection in `folder`, as `transform_block` makes them."""
+        """Read the transformed rows of the items ``start:stop`` of the collection in `folder`."""
         return self.transformation.apply(self._read(folder, start, stop))
 
     def rows(self, collection: Collection, split: str) -> tuple[da.Array, NDArray[np.int64]]:
-        """Return the rows of the items of a split that could be decoded.
+        """Return the rows of the decoded items of a split.
 
         Parameters
         ----------
         collection
-            That the features were fitted on.
+            The collection on which the features were fitted.
         split
             ``train`` or ``holdout``.
 
         Returns
         -------
         X : (m, n_features) da.Array of float32, or of uint8 for raw pixels
-            Computed only when asked; reading, extraction and transformation are one task a chunk.
+            Lazy; reading and transformation are one task per chunk.
         index : (m,) int64
-            Row of each in the collection, ascending.
+            Their rows in the collection, ascending.
         """
-        X, index = self.extracted(collection, split)
-        if not self.transformation.changes:
+        X, index = self.extracted_rows(collection, split)
+        if self.transformation.is_identity:
             return X, index
-        width = self.width if self.transformation.components is None else len(self.transformation.components)
+        components = self.transformation.components
+        n_features = self.n_features_in if components is None else len(components)
         rows = X.map_blocks(
             _transform,
             transformation=broadcast(self.transformation),
             dtype=np.float32,
-            chunks=(X.chunks[0], (width,)),
+            chunks=(X.chunks[0], (n_features,)),
             meta=np.empty((0, 0), np.float32),
         )
         return rows, index
 
     def to_pixels(self, centres: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """Turn (k, n_features) centres into (k, height * width * channels) pixels, 0-255; None if that cannot be."""
+        """Turn (k, n_features) centres into (k, height * width * channels) pixels, 0-255; None if impossible."""
         return self.transformation.invert(centres) if self.settings.kind == "pixels" else None
 
     @property
     def scale(self) -> str:
-        """What distances and inertia are measured on, in words."""
+        """The scale of distances and inertia, in words."""
         if self.settings.raw:
             return "on the scale of the pixels, 0-255"
         chosen = self.settings.model_dump(exclude_defaults=True)
         return f"on the scale of the features ({', '.join(f'{key}: {value}' for key, value in chosen.items())})"
 
-    def extracted(self, collection: Collection, split: str) -> tuple[da.Array, NDArray[np.int64]]:
-        """Return what `rows` returns, before the transformation: (m, width) of uint8 or float32."""
+    def extracted_rows(self, collection: Collection, split: str) -> tuple[da.Array, NDArray[np.int64]]:
+        """Return the same as `rows` but before the transformation: (m, n_features_in) of uint8 or float32."""
         X, index = collection.rows(split)
         if self.stored is None:
             return X, index
-        return collection.lazy_rows(index, partial(_read_stored, self.stored), self.width, np.float32), index
+        return collection.lazy_rows(index, partial(_read_stored, self.stored), self.n_features_in, np.float32), index
 
     def _read(self, folder: Path, start: int, stop: int) -> Block:
         if self.stored is None:
@@ -150,27 +151,27 @@ class Features:
 
 
 def raw_features(image_shape: tuple[int, ...]) -> Features:
-    """Return those that leave the pixels of images of (height, width, channels) as they are."""
+    """Return the features that are the raw pixels of images of shape (height, width, channels)."""
     return Features(sections.Features(), Transformation(), None, int(np.prod(image_shape)), "")
 
 
 def open_features(run: str | Path) -> Features:
-    """Open what the stage fit has fitted of the features.
+    """Open the features that the stage fit has fitted.
 
     Parameters
     ----------
     run
-        Run folder. Where no features were fitted, its rows are raw pixels.
+        Run folder. If no features were fitted, its rows are raw pixels.
 
     Returns
     -------
     Features
-        Opening them executes nothing; a user's function is imported when rows are made.
+        Opening them executes nothing; a user's function is imported only when rows are computed.
 
     Raises
     ------
     UserError
-        The folder is no run folder, its features are not finished, or of another version of the format.
+        The folder is not a run folder, or its features are unfinished or have another format version.
     """
     run = location(run).absolute()
     folder = run / "features"
@@ -181,9 +182,9 @@ def open_features(run: str | Path) -> Features:
     settings = sections.Features.model_validate(attrs["settings"])
     return Features(
         settings,
-        Transformation.of(arrays, unit=settings.normalize == "l2"),
+        Transformation.from_arrays(arrays, unit=settings.normalize == "l2"),
         None if settings.kind == "pixels" else folder / ROWS,
-        attrs["width"],
+        attrs["n_features_in"],
         attrs["fingerprint"],
     )
 
@@ -198,18 +199,18 @@ def _read_stored(stored: Path, folder: Path, start: int, stop: int) -> NDArray[n
 
 @dataclass(frozen=True)
 class Transformation:
-    """What was measured on the fitted rows, to be done to any row: ``((row / divisor) - mean) · componentsᵀ``.
+    """A transformation fitted on the train rows and applied to any row: ``((row / divisor) - mean) · componentsᵀ``.
 
     Attributes
     ----------
-    divisor : (1,) or (n,) float32, or None
-        What every number is divided by.
-    mean : (n,) float32, or None
-        Of the divided rows.
-    components : (n_components, n) float32, or None
-        Orthonormal rows.
+    divisor : (1,) or (n_features_in,) float32, or None
+        Divisor of all features, or of each.
+    mean : (n_features_in,) float32, or None
+        Mean of the divided rows.
+    components : (n_components, n_features_in) float32, or None
+        Principal components, orthonormal.
     unit : bool
-        Whether every row is divided by its length at the end; rows of zeros stay.
+        Whether each row is finally scaled to Euclidean length 1; rows of zeros stay as they are.
     """
 
     divisor: NDArray[np.float32] | None = None
@@ -218,25 +219,25 @@ class Transformation:
     unit: bool = False
 
     @property
-    def changes(self) -> bool:
-        """Whether it does anything."""
-        return self.unit or bool(self.arrays())
+    def is_identity(self) -> bool:
+        """Whether it leaves rows as they are."""
+        return not self.unit and not self.arrays()
 
     @property
-    def measured(self) -> bool:
-        """Whether it depends on the rows that it was fitted to: centres among them mean nothing among others."""
+    def is_data_dependent(self) -> bool:
+        """Whether it depends on the train rows; centres are then meaningless after a fit to other rows."""
         return (
             self.mean is not None or self.components is not None or (self.divisor is not None and self.divisor.size > 1)
         )
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """Return what was measured, by name."""
+        """Return the fitted arrays by name."""
         named = {"divisor": self.divisor, "mean": self.mean, "components": self.components}
         return {name: array for name, array in named.items() if array is not None}
 
     @classmethod
-    def of(cls, arrays: Mapping[str, NDArray[Any]], *, unit: bool) -> Transformation:
-        """Make one of the arrays that `arrays` has returned."""
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], *, unit: bool) -> Transformation:
+        """Restore a transformation from the arrays that `arrays` returned."""
         return cls(arrays.get("divisor"), arrays.get("mean"), arrays.get("components"), unit)
 
     def apply(self, rows: Block) -> Block:
@@ -244,14 +245,14 @@ class Transformation:
 
         Parameters
         ----------
-        rows : (m, n) uint8 or float32
+        rows : (m, n_features_in) uint8 or float32
 
         Returns
         -------
         (m, n_features)
-            float32; the rows themselves if there is nothing to do.
+            float32; the rows themselves if the transformation is the identity.
         """
-        if not self.changes:
+        if self.is_identity:
             return rows
         floats = rows.astype(np.float32)
         if self.divisor is not None:
@@ -263,7 +264,7 @@ class Transformation:
         return unit_block(floats) if self.unit else floats
 
     def invert(self, rows: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """Find the numbers that a row stands for; of what the components leave out, the mean.
+        """Map rows back to extracted features; directions outside the components get their mean.
 
         Parameters
         ----------
@@ -271,15 +272,15 @@ class Transformation:
 
         Returns
         -------
-        (m, n) float32, or None if the lengths of the rows have gone
+        (m, n_features_in) float32, or None if the lengths of the rows are lost
         """
         if self.unit:
             return None
-        numbers = rows.astype(np.float32)
+        features = rows.astype(np.float32)
         if self.components is not None:
-            numbers = numbers @ self.components
+            features = features @ self.components
         if self.mean is not None:
-            numbers += self.mean
+            features += self.mean
         if self.divisor is not None:
-            numbers *= self.divisor
-        return numbers
+            features *= self.divisor
+        return features

@@ -1,7 +1,8 @@
-"""Items become a collection: one task a chunk decodes them, one rename (or a marker) publishes the whole.
+"""Ingest the items of a manifest into a collection: one task per chunk decodes them, then one rename publishes it.
 
-While it is made, the collection has a temporary name. A task writes its shard, then, as its marker, its part
-of the table of items; an interrupted ingest goes on with the chunks that have no marker.
+Until then, the collection has a temporary name. A task writes its shard first, and then, as its marker, its part of the
+items table; an interrupted ingest resumes with the chunks that have no marker. Since an object store has no rename, the
+objects are copied to their final names there, the marker of the group last.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dask.delayed import Delayed
 from kmeans_dask.collection.chunks import ChunkPlan, plan_chunks
 from kmeans_dask.collection.collection import Collection, open_collection
 from kmeans_dask.collection.decoding import decode_rows, row_shape
-from kmeans_dask.collection.update import Base, base_of, is_changed, join_items, mark_changed, update_rows
+from kmeans_dask.collection.update import Base, find_base, is_changed, join_items, mark_changed, update_rows
 from kmeans_dask.config.sections import Ingest, Input
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.reduction import task_key
@@ -36,19 +37,19 @@ from kmeans_dask.storage.publish import publish, remove
 
 
 class ChunkSummary(NamedTuple):
-    """What an ingest task returns."""
+    """Result of an ingest task."""
 
     start: int
     """First row of the chunk."""
     items: int
     failed: int
     bytes: int
-    """Of the image files."""
+    """Total size of the image files."""
     seconds: float
 
 
 def plan_of(folder: Path) -> ChunkPlan:
-    """Return how the items of the collection that `ingest_tasks` began, or found finished, are cut into chunks."""
+    """Return the chunks of the collection that `ingest_tasks` has created, or found finished."""
     partial = _partial_of(folder)
     return _plan_of(partial if _fingerprint_of(partial) else folder)
 
@@ -56,27 +57,27 @@ def plan_of(folder: Path) -> ChunkPlan:
 def ingest_tasks(
     manifest_path: Path, folder: Path, config: Ingest, source: Input, chunk_bytes: float | None = None
 ) -> list[Delayed]:
-    """Make the tasks that are still needed to ingest a manifest, one a chunk.
+    """Make the remaining tasks that ingest a manifest, one per chunk.
 
-    What an earlier call began is continued if it has the same manifest and settings, else it is removed.
+    Chunks of an earlier call are kept if it had the same manifest and settings, otherwise removed.
 
     Parameters
     ----------
     manifest_path
-        File of the items, written by `sources.write_manifest`, readable by all workers.
+        Manifest written by `sources.write_manifest`, readable by all workers.
     folder
-        Of the collection, which `finish_collection` will publish; writable by all workers.
+        Final path of the collection, writable by all workers.
     config
-        Size, mode and chunks.
+        Size, mode and chunk size.
     source
-        Its `max_pixels` is the limit of one image.
+        Images with more than its `max_pixels` are not decoded.
     chunk_bytes
-        Of a chunk at most, in a collection that is begun; None: as the config says.
+        Upper limit of a chunk, if the collection has to be created; None: that of the config.
 
     Returns
     -------
     list of Delayed
-        Each returns a `ChunkSummary`. Empty when every chunk is there.
+        Each returns a `ChunkSummary`. Empty if every chunk is written.
     """
     fingerprint = _fingerprint(manifest_path, config, source)
     folder = folder.absolute()
@@ -84,13 +85,13 @@ def ingest_tasks(
     if _is_made_from(fingerprint, folder) or _is_joined(fingerprint, partial):
         return []
     manifest = read_manifest(manifest_path)
-    base = base_of(manifest, folder, _settings(config, source))
+    base = find_base(manifest, folder, _settings(config, source))
     if not _is_made_from(fingerprint, partial):
         _create(partial, manifest, config, source, fingerprint, base, chunk_bytes)
     task = dask.delayed(ingest_chunk, pure=False, traverse=False)
     plan = _plan_of(partial)
     old = base.folder if base else None
-    todo = set(base.touched(manifest) if base else plan.starts) - set(_starts_written(partial))
+    todo = set(base.changed_chunks(manifest) if base else plan.starts) - set(_starts_written(partial))
     job = (config, source.max_pixels, old)
     return [
         task(manifest_path.absolute(), partial, start, stop, *job, dask_key_name=task_key("ingest_chunk", start, stop))
@@ -102,12 +103,12 @@ def ingest_tasks(
 def ingest_chunk(
     manifest_path: Path, folder: Path, start: int, stop: int, config: Ingest, max_pixels: int, base: Path | None = None
 ) -> ChunkSummary:
-    """Decode the items ``start:stop`` one after the other, write their shard, then their part of the items.
+    """Decode the items ``start:stop`` one by one, write their shard, then their part of the items table.
 
-    A bad image is a black row and its reason in the table. Of a chunk that a finished collection, `base`, has in part
-    or in an older state, only the items that are new or changed are decoded.
+    A bad image becomes a black row, with the reason in the table. If there is a finished collection, `base`, to update,
+    only new and changed items are decoded.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     manifest = read_manifest(manifest_path, start, stop)
     part = _part_of(folder, start)
     with attempt(part.with_suffix(".begun")) as careful:
@@ -121,11 +122,11 @@ def ingest_chunk(
             pq.write_table(mark_changed(items, changed), unfinished)
     failed = len(items) - pc.count(items["error"], mode="only_null").as_py()
     n_bytes = int(pc.sum(manifest["bytes"]).as_py())
-    return ChunkSummary(start, len(manifest), failed, n_bytes, time.perf_counter() - begun)
+    return ChunkSummary(start, len(manifest), failed, n_bytes, time.perf_counter() - started)
 
 
 def finish_collection(manifest_path: Path, folder: Path, config: Ingest, source: Input) -> Collection:
-    """Join the parts of the items table and publish the collection; nothing is done if that has happened.
+    """Join the parts of the items table and publish the collection, unless that has been done.
 
     Parameters
     ----------
@@ -139,7 +140,7 @@ def finish_collection(manifest_path: Path, folder: Path, config: Ingest, source:
     Raises
     ------
     JobError
-        A chunk has not been written.
+        Some chunks have not been written.
     """
     fingerprint = _fingerprint(manifest_path, config, source)
     folder = folder.absolute()
@@ -148,18 +149,19 @@ def finish_collection(manifest_path: Path, folder: Path, config: Ingest, source:
         if not _is_made_from(fingerprint, partial):
             raise JobError(f"{folder} has not been ingested from {manifest_path}; run the stage ingest")
         if not _is_joined(fingerprint, partial):
-            _join_parts(manifest_path, folder, base_of(read_manifest(manifest_path), folder, _settings(config, source)))
+            base = find_base(read_manifest(manifest_path), folder, _settings(config, source))
+            _join_parts(manifest_path, folder, base)
         _put_in_place(partial, folder)
     return open_collection(folder)
 
 
 def _join_parts(manifest_path: Path, folder: Path, base: Base | None) -> None:
-    """Write the items table of an unpublished collection, its last file."""
+    """Write the items table of an unpublished collection, which is its last file."""
     partial, manifest = _partial_of(folder), read_manifest(manifest_path)
-    starts = base.touched(manifest) if base else _plan_of(partial).starts
+    starts = base.changed_chunks(manifest) if base else _plan_of(partial).starts
     missing = len(set(starts) - _starts_written(partial))
     if missing:
-        raise JobError(f"{missing} of {len(starts)} chunks of {folder} are not written; run ingest again")
+        raise JobError(f"{missing} of {len(starts)} chunks of {folder} are missing; rerun ingest")
     parts = {start: pq.read_table(readable(_part_of(partial, start))) for start in starts}
     if base and not is_changed(manifest, base, parts.values()):
         zarr_groups.set_attrs(partial, {"content": base.content})
@@ -168,7 +170,7 @@ def _join_parts(manifest_path: Path, folder: Path, base: Base | None) -> None:
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
-    """Replace what is there; killed in between, the next call does the rest."""
+    """Replace the old collection; if this is killed half-way, the next call finishes the job."""
     if not is_local(folder):
         remove(partial / "items")
         move(partial, folder)
@@ -191,7 +193,7 @@ def _create(
     base: Base | None,
     chunk_bytes: float | None,
 ) -> None:
-    """Make the empty collection, or what an update leaves as it is; labels and attrs are known beforehand."""
+    """Create the collection with its labels and attrs, and, in an update, with the unchanged shards."""
     labels = pc.if_else(pc.equal(manifest["split"], REMOVED), None, manifest["label"])
     class_names = list(source.classes) or sorted(pc.unique(labels.drop_null()).to_pylist(), key=_natural)
     index = pc.fill_null(pc.index_in(labels, pa.array(class_names, pa.string())), -1)
@@ -204,32 +206,32 @@ def _create(
         "ingest": config.model_dump(mode="json"),
         "settings": _settings(config, source),
         "fingerprint": fingerprint,
-        # of the same items, some of which can be read now
-        "content": fingerprint_of(fingerprint, base.content) if base and base.again else fingerprint,
+        # a retry has the same items and settings, but some items may now be readable
+        "content": fingerprint_of(fingerprint, base.content) if base and base.retry_failed else fingerprint,
     }
     make_folder(folder.parent)
-    blocks = base.blocks_kept(manifest) if base else None
+    blocks = base.unchanged_chunks(manifest) if base else None
     zarr_groups.create_collection(folder, layout, index.to_numpy().astype(np.int32), attrs, blocks)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key: digits compare as numbers, the rest as text; "2" before "10"."""
+    """Return a sort key that compares digits as numbers and the rest as text: "2" before "10"."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part), part) if i % 2 else (0, part) for i, part in enumerate(parts)]
 
 
 def _settings(config: Ingest, source: Input) -> str:
-    """Fingerprint of what decides about every image: an update continues from a collection of the same settings."""
+    """Fingerprint of the settings that affect every image; an update needs a collection with the same ones."""
     return fingerprint_of(config.model_dump(), source.max_pixels, source.classes, POLICY, zarr_groups.FORMAT_VERSION)
 
 
 def _fingerprint(manifest_path: Path, config: Ingest, source: Input) -> str:
-    """Fingerprint of everything that decides about the collection: the items, the settings, the layout."""
+    """Fingerprint of everything that the collection depends on: the items, the settings and the layout."""
     return fingerprint_of(file_digest(manifest_path), _settings(config, source))
 
 
 def _is_joined(fingerprint: str, partial: Path) -> bool:
-    """Whether a collection lacks nothing but its name."""
+    """Whether a collection is complete but for its final name."""
     return (partial / "items.parquet").exists() and _is_made_from(fingerprint, partial)
 
 
@@ -240,7 +242,7 @@ def _is_made_from(fingerprint: str, folder: Path) -> bool:
 def _fingerprint_of(folder: Path) -> str | None:
     try:
         return str(zarr_groups.read_attrs(folder)["fingerprint"])
-    except UserError:  # nothing there, or its creation or removal was interrupted
+    except UserError:  # absent, incomplete, or written by another version
         return None
 
 
@@ -254,7 +256,7 @@ def _partial_of(folder: Path) -> Path:
 
 
 def _starts_written(folder: Path) -> set[int]:
-    """First rows of the chunks that have their part of the items table, by one look at all."""
+    """Return the first rows of all chunks that have their part of the items table; one listing."""
     return {int(path.stem.removeprefix("part-")) for path in (folder / "items").glob("part-*.parquet")}
 
 

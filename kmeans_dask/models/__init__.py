@@ -1,1 +1,1 @@
-"""A fitted model on disk, in use, and exported."""
+"""Fitted models: stored, compared, applied to new images, and exported."""

@@ -1,6 +1,6 @@
-"""A model as a file that other programs read: NumPy's .npz, scikit-learn's estimator as .skops, .onnx.
+"""Export a model for other programs (NumPy .npz, a scikit-learn estimator as .skops, .onnx), or images into folders.
 
-All three are data: a pickle, joblib's too, would run code when it is opened.
+All three formats are pure data; a pickle, and so a joblib file, would run code when it is opened.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ def write_npz(path: Path, model: Model, class_names: Sequence[str], ingest: Inge
     Parameters
     ----------
     path
-        File; what stands there is replaced.
+        Destination; an existing file is replaced.
     model
-        Its arrays: ``centres`` (k, n_features) float32, ``history``, ``label_map`` (k,) int32, ``counts`` (k,) int64.
+        Written as ``centres`` (k, n_features) float32, ``history`` (n,) float64, ``label_map`` (k,) int32, ``counts``
+        (k,) int64, ``algorithm`` and ``inertia``.
     class_names
-        Written as ``class_names``; the label map counts in them.
+        Written as ``class_names``; the label map holds indices into them.
     ingest, features
-        How an image becomes a row; written as JSON under these names.
+        Settings that turn an image into a row; written as JSON under these names.
     """
     assert model.label_map is not None
     assert model.counts is not None
@@ -65,9 +66,10 @@ def write_skops(path: Path, model: Model) -> None:
     Parameters
     ----------
     path
-        File; what stands there is replaced.
+        Destination; an existing file is replaced.
     model
-        The estimator predicts (n, n_features) float32 rows as they were fitted: pixels, 0-255, or features.
+        Model to export. The estimator predicts (n, n_features) float32 rows like the fitted ones: pixels, 0-255, or
+        features.
 
     Raises
     ------
@@ -88,10 +90,11 @@ def write_onnx(path: Path, model: Model) -> None:
     Parameters
     ----------
     path
-        File; what stands there is replaced.
+        Destination; an existing file is replaced.
     model
-        Input ``X``: (n, n_features) float32 rows as they were fitted: pixels, 0-255, or features. Outputs: ``label``,
-        the cluster, (n,) int64, and ``scores``, the distances to all centres, (n, k) float32.
+        Model to export. The input of the graph is ``X``, (n, n_features) float32 rows like the fitted ones: pixels,
+        0-255, or features. Its outputs are ``label``, the cluster, (n,) int64, and ``scores``, the distances to all
+        centres, (n, k) float32.
 
     Raises
     ------
@@ -108,14 +111,14 @@ def write_onnx(path: Path, model: Model) -> None:
 
 
 def to_sklearn(model: Model) -> sklearn.cluster.KMeans:
-    """Return a fitted scikit-learn estimator with the centres of a model, float32; it has no `labels_`."""
+    """Return a fitted scikit-learn estimator with the float32 centres of a model; it has no `labels_`."""
     estimator = sklearn.cluster.KMeans(model.k, init=model.centres, n_init=1, max_iter=1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # two centres may be alike
+        warnings.simplefilter("ignore", ConvergenceWarning)  # two centres may be equal
         estimator.fit(model.centres)
     estimator.cluster_centers_ = model.centres.copy()
     estimator.inertia_, estimator.n_iter_ = model.inertia, model.iterations
-    del estimator.labels_  # those of the centres
+    del estimator.labels_  # they label the centres, not the fitted rows
     return estimator
 
 
@@ -124,22 +127,22 @@ def _not_installed(package: str) -> UserError:
 
 
 _MAX_NAME = 100
-"""Bytes of a folder or file name, of the 255 that file systems allow: a number and a suffix have room."""
+"""Upper limit of a folder or file name in bytes; file systems allow 255, so a number and a suffix still fit."""
 
 
 def folder_names(labels: Sequence[str]) -> list[str]:
-    """Name a folder for each label.
+    """Choose a folder name for each label.
 
     Parameters
     ----------
     labels
-        Distinct, of any letters.
+        Distinct labels, with any characters.
 
     Returns
     -------
     list of str
-        A single name each, none hidden, none with letters that a file system refuses; those that would be the same,
-        also where upper and lower case are, are numbered: ``a``, ``A~2``.
+        One name per label, neither hidden nor with characters that a file system refuses. Names that would be equal,
+        even if only on a case-insensitive file system, are numbered: ``a``, ``A~2``.
     """
     taken: set[str] = set()
     names = []
@@ -149,34 +152,35 @@ def folder_names(labels: Sequence[str]) -> list[str]:
     return names
 
 
-def place(
+def write_images(
     names: Sequence[tuple[str, str]], contents: Iterable[tuple[int, Content]], target: Path, *, link: bool
 ) -> dict[str, int]:
-    """Put every image into its folder, under its name; where several have the same one, under its path: ``a_1.png``.
+    """Write each image into its folder under its file name, or under its whole path, ``a_1.png``, if names collide.
 
     Parameters
     ----------
     names
-        Path of each image, for people, and the name of its folder.
+        Path of each image, and the name of its folder.
     contents
-        Number in `names`, and what `sources.read_contents` gives, always in the same order. Files are copied as they
-        are, members of archives and rows of tables with their bytes, rows of arrays become PNG files.
+        Indices into `names` with the contents from `sources.read_contents`, always in the same order. Files, members of
+        archives and images in tables are copied byte by byte; rows of arrays become PNG files.
     target
-        Folder of the folders.
+        Parent of the folders.
     link
-        Whether symbolic links are made, in place of copies; all contents are files then.
+        Whether to make symbolic links instead of copies; all contents must then be files.
 
     Returns
     -------
     dict
-        ``written``, ``there`` (they were before) and ``failed`` (the file has gone, or cannot be read) -> items.
+        Number of images that were ``written``, are ``unchanged`` from an earlier export, or ``failed`` because they no
+        longer exist or cannot be read.
 
     Raises
     ------
     UserError
-        A folder is a link that leads out of the target.
+        A folder is a link to a place outside the target.
     """
-    counts = {"written": 0, "there": 0, "failed": 0}
+    counts = {"written": 0, "unchanged": 0, "failed": 0}
     taken: dict[str, set[str]] = defaultdict(set)
     uses = Counter((folder, _safe(PurePosixPath(path).name).casefold()) for path, folder in names)
     for row, content in contents:
@@ -186,20 +190,20 @@ def place(
             folder.mkdir(parents=True, exist_ok=True)
             if folder.resolve().parent != target.resolve():
                 raise UserError(
-                    f"{folder} is a link that leads out of {target}; remove it, or export to another folder"
+                    f"{folder} is a link to a place outside {target}; remove it, or export to another folder"
                 )
         short = _safe(PurePosixPath(path).name)
         wanted = short if uses[name, short.casefold()] == 1 else _safe(path)
         try:
-            done = _place(content, folder, wanted, taken[name], link)
-            counts["written" if done else "there"] += 1
+            written = _write_image(content, folder, wanted, taken[name], link)
+            counts["written" if written else "unchanged"] += 1
         except (OSError, ImageError):
             counts["failed"] += 1
     return counts
 
 
-def _place(content: Content, folder: Path, name: str, taken: set[str], link: bool) -> bool:
-    """Copy, write or link one image under the first free name; False if it is there."""
+def _write_image(content: Content, folder: Path, name: str, taken: set[str], link: bool) -> bool:
+    """Copy, write or link one image under the first free name; return False if it already exists."""
     plain = content.content if isinstance(content, Ranged) else content
     source = Path(os.fsdecode(plain)) if isinstance(plain, bytes) else _bytes_of(content)
     if isinstance(source, Path) and not source.is_file():
@@ -208,11 +212,11 @@ def _place(content: Content, folder: Path, name: str, taken: set[str], link: boo
         target = folder / candidate
         if candidate.casefold() in taken:
             continue
-        there = os.path.lexists(target)
-        if not there or _is(target, source, link):
+        exists = os.path.lexists(target)
+        if not exists or _is_same(target, source, link):
             taken.add(candidate.casefold())
             break
-    if there:
+    if exists:
         return False
     with publish(target) as partial:
         if isinstance(source, bytes):
@@ -220,12 +224,12 @@ def _place(content: Content, folder: Path, name: str, taken: set[str], link: boo
         elif link:
             partial.symlink_to(source)
         else:
-            shutil.copy2(source, partial)  # with its time, by which the next export knows it
+            shutil.copy2(source, partial)  # keeps its time, so that the next export recognizes it
     return True
 
 
 def _bytes_of(content: Content) -> bytes:
-    """Return an image that is no file as that of one."""
+    """Return the bytes of an image file for content that is not a file."""
     plain = content.content if isinstance(content, Ranged) else content
     if isinstance(plain, ImageError):
         raise plain
@@ -237,7 +241,7 @@ def _bytes_of(content: Content) -> bytes:
     return plain.getvalue()
 
 
-def _is(target: Path, source: Path | bytes, link: bool) -> bool:
+def _is_same(target: Path, source: Path | bytes, link: bool) -> bool:
     if target.is_symlink():
         return link and Path(os.readlink(target)) == source
     if link or not target.is_file():
@@ -246,7 +250,7 @@ def _is(target: Path, source: Path | bytes, link: bool) -> bool:
 
 
 def _numbered(name: str) -> Iterator[str]:
-    """Yield ``a.png``, ``a~2.png``, ``a~3.png`` and so on."""
+    """Yield ``a.png``, ``a~2.png``, ``a~3.png``, ..."""
     yield name
     stem, suffix = os.path.splitext(name)
     for number in count(2):
@@ -254,10 +258,10 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def _safe(name: str) -> str:
-    """Make a single name of any text: no separator, no hidden or reserved one, not too long."""
+    """Turn any text into one file name: no separators, not hidden, not reserved, not too long."""
     name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name.encode("utf-8", "replace").decode())
     name = re.sub(r"^[.\s~]+", "_", name).rstrip(". ")
-    if re.match(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)", name):  # Windows would take them for devices
+    if re.match(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)", name):  # devices on Windows
         name = f"_{name}"
     stem, suffix = os.path.splitext(name)
     suffix = suffix.encode()[:20].decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""A fitted model as data on disk: arrays and numbers; opening it executes nothing."""
+"""A fitted model, stored as arrays and JSON; opening one executes nothing."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from kmeans_dask.storage import zarr_groups
 
 @dataclass(frozen=True)
 class Model:
-    """One fitted model.
+    """A fitted model.
 
     Attributes
     ----------
     algorithm
         ``kmeans`` or ``minibatch``.
     centres : (k, n_features) float32
-        On the scale of the pixels, 0-255.
+        Cluster centres, on the scale of the fitted rows: pixels, 0-255, or features.
     history : (n,) float64
-        Inertia at the beginning of every pass, or of every batch scaled to all rows.
+        Inertia at the start of each pass, or of each batch, scaled to all rows.
     inertia : float
-        At the centres, over the fitted rows.
+        Inertia of the fitted rows at the centres.
     iterations : int
-        Passes over the data.
+        Number of passes over the data.
     seconds : float
         Wall time of the fit.
     label_map : (k,) int32, or None before evaluation
         Class index of each cluster, -1 = none.
     counts : (k,) int64, or None before evaluation
-        Fitted items of each cluster.
+        Number of fitted items in each cluster.
     settings
-        What the model depends on, its algorithm and K apart.
+        Everything the model depends on, except its algorithm and K.
     rival : (k, n_features) float32, or None
-        Centres of the same fit with another seed, where K is to be chosen.
+        Centres of the same fit with another seed, which show how stable K is; only where K is to be chosen.
     """
 
     algorithm: str
@@ -60,8 +60,8 @@ class Model:
         return len(self.centres)
 
     @classmethod
-    def of(cls, estimator: Any, algorithm: str, seconds: float) -> Model:
-        """Take over a fitted `KMeans` or `MiniBatchKMeans`."""
+    def from_estimator(cls, estimator: Any, algorithm: str, seconds: float) -> Model:
+        """Create a model from a fitted `KMeans` or `MiniBatchKMeans`."""
         return cls(
             algorithm,
             np.asarray(estimator.cluster_centers_, np.float32),
@@ -78,9 +78,9 @@ def write_model(path: Path, model: Model) -> None:
     Parameters
     ----------
     path
-        Folder; what stands there is replaced.
+        Folder of the group; anything there is replaced.
     model
-        Its settings are written, so that a later run knows whether it is the one it wants.
+        Its settings are stored with it, so that a later run can tell whether the model is up to date.
     """
     arrays: dict[str, NDArray[Any]] = {"centres": model.centres, "history": model.history}
     if model.label_map is not None and model.counts is not None:
@@ -115,7 +115,7 @@ def read_model(path: Path) -> Model:
     Raises
     ------
     UserError
-        There is no model, or its format is unknown.
+        There is no finished model, or it has another format version.
     """
     arrays, attrs = zarr_groups.read_model(path)
     return Model(
@@ -132,19 +132,19 @@ def read_model(path: Path) -> Model:
     )
 
 
-def stack_of(models: Sequence[Model], features: Features) -> Stack:
-    """Stack the centres of models for `kernels.assign`, which is given rows of these features."""
-    return stacked([model.centres for model in models], features)
+def stack_models(models: Sequence[Model], features: Features) -> Stack:
+    """Stack the centres of models for `kernels.assign` to rows of these features."""
+    return stack_centres([model.centres for model in models], features)
 
 
-def stacked(centres: list[Floats], features: Features) -> Stack:
-    """Stack centres of several models so that one pass serves all of them."""
+def stack_centres(centres: list[Floats], features: Features) -> Stack:
+    """Stack the centres of several models, so that one pass serves all of them."""
     if features.settings.raw:
         return Stack.of(centres)
-    origin = np.concatenate(centres).mean(axis=0)  # float rows may lie far from zero, where float32 has few digits
+    origin = np.concatenate(centres).mean(axis=0)  # rows may be far from zero, where float32 is coarse
     return Stack.of([part - origin for part in centres], origin)
 
 
 def column_prefix(model: Model) -> str:
-    """Return how the columns of a model begin, for example ``kmeans_k10``."""
+    """Return the prefix of a model's columns, for example ``kmeans_k10``."""
     return f"{model.algorithm}_k{model.k}"

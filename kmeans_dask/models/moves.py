@@ -1,4 +1,4 @@
-"""How clusters have moved between two models of the same rows."""
+"""How clusters moved between two models of the same rows."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from kmeans_dask.storage.publish import publish
 
 @dataclass(frozen=True)
 class Moves:
-    """What became of the clusters of a model.
+    """How the clusters of a model moved.
 
     Attributes
     ----------
     model : Model
-        The newer one.
+        The newer model.
     distances : (k,) float64
-        Euclidean distance between the old and the new centre, on the scale of the pixels.
+        Euclidean distance between the old and the new centre, on the scale of the fitted rows.
     table : (k, k) int64
-        Rows that were in a cluster (axis 0) and are in a cluster (axis 1).
+        Number of rows by old cluster (axis 0) and new cluster (axis 1).
     """
 
     model: Model
@@ -38,20 +38,20 @@ class Moves:
 
     @property
     def changed(self) -> int:
-        """Rows that are in another cluster than before."""
+        """Number of rows that changed cluster."""
         return int(self.table.sum() - np.trace(self.table))
 
 
 def measure_moves(X: da.Array, old: Floats, model: Model) -> Moves:
-    """Assign all rows to both models, in one pass, and compare.
+    """Assign all rows to the old and the new centres in one pass, and compare.
 
     Parameters
     ----------
     X : (n, n_features) da.Array
     old : (k, n_features)
-        Centres.
+        Old centres.
     model
-        With as many centres; cluster i is what has become of the old one.
+        New model with the same K, in which cluster i continues the old cluster i.
 
     Returns
     -------
@@ -66,15 +66,15 @@ def measure_moves(X: da.Array, old: Floats, model: Model) -> Moves:
 
 
 def write_moves(moves: Sequence[Moves], path: Path) -> None:
-    """Write a CSV file, published by a rename: a row a model and cluster.
+    """Publish a CSV file with one row per model and cluster.
 
     Parameters
     ----------
     moves
-        One a model.
+        Moves of each model.
     path
-        File; columns algorithm, k, cluster, distance, before and after (fitted items), left and came (those that are in
-        another cluster than they were).
+        Destination. Columns: algorithm, k, cluster, distance, before and after (number of fitted items), left and came
+        (number of items that left or joined the cluster).
     """
     tables = [
         pa.table(

@@ -1,6 +1,6 @@
-"""New images in a finished model: one task a chunk decodes them, finds their clusters and writes its rows of the table.
+"""Predict the clusters of new images: one task per chunk decodes and assigns them, and writes its rows of the table.
 
-Nothing but counts comes back to the driver. What was interrupted goes on with the chunks that have no rows yet.
+Only counts return to the driver. An interrupted prediction resumes with the chunks that have no rows yet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kmeans_dask.collection.decoding import decode_rows
 from kmeans_dask.collection.features import Features
 from kmeans_dask.config.sections import Ingest
 from kmeans_dask.kmeans.kernels import assign
-from kmeans_dask.models.model import Model, column_prefix, stack_of
+from kmeans_dask.models.model import Model, column_prefix, stack_models
 from kmeans_dask.reduction import broadcast, task_key
 from kmeans_dask.sources.manifest import read_manifest, write_manifest
 from kmeans_dask.sources.sandbox import attempt
@@ -34,39 +34,39 @@ from kmeans_dask.storage.publish import create, publish, remove
 
 PREDICTED_SCHEMA = pa.schema(
     [
-        ("path", pa.string()),  # of the image, relative to its source
-        ("cluster", pa.int32()),  # null when the image could not be read
-        ("label", pa.string()),  # of the cluster; null = none
-        ("distance", pa.float32()),  # to the centre, Euclidean, on the scale of the features
-        ("farther", pa.bool_()),  # than every fitted item of that cluster
+        ("path", pa.string()),  # path of the image, relative to its source
+        ("cluster", pa.int32()),  # null if the image could not be read
+        ("label", pa.string()),  # label of the cluster; null if it has none
+        ("distance", pa.float32()),  # Euclidean distance to the centre, on the scale of the features
+        ("farther", pa.bool_()),  # whether it is farther than every fitted item of the cluster
         ("status", pa.string()),  # "ok", or the status of the ImageError
-        ("error", pa.string()),  # its reason; null = none
+        ("error", pa.string()),  # why it failed; null if it did not
     ]
 )
-"""One row an image, in the order of the manifest."""
+"""One row per image, in manifest order."""
 
 _SOURCE = b"kmeans-dask source"
-"""Key in the metadata of a table."""
+"""Metadata key of the source in a table."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """What every task needs to know of a finished run.
+    """What tasks need from a finished run.
 
     Attributes
     ----------
     model : Model
-        With its label map.
+        Model with a label map.
     class_names : sequence of str
-        Names of the classes that the label map speaks of.
+        Class names that the label map refers to.
     farthest : (k,) float32
-        Largest distance of a fitted item of each cluster; minus infinity where there is none.
+        Largest distance of a fitted item in each cluster; minus infinity if it has none.
     ingest : Ingest
         Size and mode of the collection that the model was fitted to.
     max_pixels : int
-        Pixels of one image above which it is not decoded.
+        Images with more pixels are not decoded.
     features : Features
-        That the model was fitted on.
+        Features that the model was fitted to.
     """
 
     model: Model
@@ -76,14 +76,25 @@ class Predictor:
     max_pixels: int
     features: Features
 
-    def table(self, manifest: pa.Table, *, careful: bool = False) -> pa.Table:
-        """Decode the images of some manifest rows and say where they belong: `PREDICTED_SCHEMA`.
+    def predict(self, manifest: pa.Table, *, careful: bool = False) -> pa.Table:
+        """Decode images and find their clusters.
 
-        `careful` is that of `decoding.decode_rows`.
+        Parameters
+        ----------
+        manifest : (n) pyarrow.Table
+            The images, `sources.MANIFEST_SCHEMA`.
+        careful
+            As for `decoding.decode_rows`.
+
+        Returns
+        -------
+        (n) pyarrow.Table
+            `PREDICTED_SCHEMA`.
         """
         assert self.model.label_map is not None
         block, items = decode_rows(manifest, self.ingest, self.max_pixels, careful=careful)
-        (clusters,), (squared,) = assign(self.features.transform_block(block), stack_of([self.model], self.features))
+        rows = self.features.transform_block(block)
+        (clusters,), (squared,) = assign(rows, stack_models([self.model], self.features))
         distances = np.sqrt(squared).astype(np.float32)
         failed = items["status"].to_numpy() != "ok"
         names = pa.array([self.class_names[c] if c >= 0 else None for c in self.model.label_map], pa.string())
@@ -95,17 +106,17 @@ class Predictor:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides about the table but the images."""
-        told = [self.class_names, self.ingest.model_dump(), self.max_pixels, np.asarray(self.model.label_map).tolist()]
-        told.append(self.features.fingerprint)
-        digest = hashlib.sha256(repr(told).encode())
+        """Hash of everything that the table depends on, except the images."""
+        parts = [self.class_names, self.ingest.model_dump(), self.max_pixels, np.asarray(self.model.label_map).tolist()]
+        parts.append(self.features.fingerprint)
+        digest = hashlib.sha256(repr(parts).encode())
         digest.update(self.model.centres.tobytes())
         digest.update(self.farthest.tobytes())
         return digest.hexdigest()
 
 
 class PredictSummary(NamedTuple):
-    """What a predict task returns."""
+    """Result of a predict task: numbers of images."""
 
     items: int
     failed: int
@@ -113,18 +124,19 @@ class PredictSummary(NamedTuple):
 
 
 def farthest_fitted(clusters: Path, model: Model) -> NDArray[np.float32]:
-    """Read from the cluster table of a run how far its fitted items lie from their centres.
+    """Read the largest distance of a fitted item in each cluster from the cluster table of a run.
 
     Parameters
     ----------
     clusters
-        ``clusters.parquet``, which has columns of this model.
+        ``clusters.parquet`` of the run.
     model
+        Model with columns in that table.
 
     Returns
     -------
     (k,) float32
-        Largest distance of each cluster; minus infinity for a cluster without items.
+        Minus infinity for a cluster without fitted items.
     """
     prefix = column_prefix(model)
     farthest = np.full(model.k, -np.inf, np.float32)
@@ -138,24 +150,24 @@ def farthest_fitted(clusters: Path, model: Model) -> NDArray[np.float32]:
 
 
 def predict_tasks(items: pa.Table, parts: Path, predictor: Predictor) -> list[Delayed]:
-    """Make the tasks that are still needed to label new images, one a chunk.
+    """Make the remaining tasks that label new images, one per chunk.
 
     Parameters
     ----------
     items
         The images, `sources.MANIFEST_SCHEMA`.
     parts
-        Folder for the tasks' rows, which all workers can write to. What an earlier call with the same images and model
-        left there is kept, anything else is removed.
+        Folder for the rows of the tasks, writable by all workers. Rows of an earlier call with the same images and
+        model are kept, anything else there is removed.
     predictor
-        The finished model.
+        The model and everything it needs.
 
     Returns
     -------
     list of Delayed
         Each returns a `PredictSummary`.
     """
-    parts = parts.absolute()  # workers of a running cluster have other current folders
+    parts = parts.absolute()  # workers may have another working directory
     manifest = parts / "manifest.parquet"
     marker = parts / predictor.fingerprint
     if not (marker.exists() and read_manifest(manifest).equals(items)):
@@ -175,14 +187,14 @@ def predict_tasks(items: pa.Table, parts: Path, predictor: Predictor) -> list[De
 def predict_chunk(manifest: Path, start: int, stop: int, predictor: Predictor, part: Path) -> PredictSummary:
     """Label the images of the manifest rows ``start:stop`` and publish their rows of the table."""
     with attempt(part.with_suffix(".begun")) as careful:
-        table = predictor.table(read_manifest(manifest, start, stop), careful=careful)
+        table = predictor.predict(read_manifest(manifest, start, stop), careful=careful)
         with publish(part) as partial:
             pq.write_table(table, partial)
     return _summary_of(table)
 
 
-def source_of_table(path: Path) -> str | None:
-    """Return what `join_predicted` was told of the source of a table; None if there is no table."""
+def read_source(path: Path) -> str | None:
+    """Return the source that `join_predicted` stored in a table, or None if there is no table."""
     try:
         return (pq.read_schema(readable(path)).metadata or {}).get(_SOURCE, b"").decode()
     except FileNotFoundError:
@@ -190,27 +202,27 @@ def source_of_table(path: Path) -> str | None:
 
 
 def join_predicted(parts: Path, output: Path, source: str = "") -> PredictSummary:
-    """Join the rows of all chunks to one table, and remove the parts.
+    """Join the rows of all chunks into one table, and remove the parts.
 
     Parameters
     ----------
     parts
-        Folder that the tasks wrote to.
+        Folder with the rows of the tasks.
     output
-        Parquet file, or CSV file if its name ends in ``.csv``; what stands there is replaced.
+        Parquet file, or CSV file if its name ends in ``.csv``; an existing file is replaced.
     source
-        Of the images; stands in the metadata of a Parquet file.
+        Name of the source of the images, for the metadata of a Parquet file.
 
     Returns
     -------
     PredictSummary
-        Of all images.
+        Totals over all images.
     """
     writer_of = pyarrow.csv.CSVWriter if output.suffix.lower() == ".csv" else pq.ParquetWriter
     total = PredictSummary(0, 0, 0)
     schema = PREDICTED_SCHEMA.with_metadata({_SOURCE: source})
     with publish(output) as partial, writer_of(partial, schema) as writer:
-        for part in sorted(parts.glob("part-*.parquet")):  # one at a time: the table may be larger than memory
+        for part in sorted(parts.glob("part-*.parquet")):  # one by one, as the table may exceed memory
             table = pq.read_table(readable(part)).replace_schema_metadata(schema.metadata)
             writer.write_table(table)
             total = PredictSummary(*(a + b for a, b in zip(total, _summary_of(table), strict=True)))

@@ -87,8 +87,8 @@ class Checkpoint:
             if isinstance(value, np.ndarray)
         }
         plain = [{name: v for name, v in state.items() if not isinstance(v, np.ndarray)} for state in states]
-        header = json.dumps({"key": self._key, "seconds": self.seconds, "states": plain})
+        arrays[_HEADER] = np.array(json.dumps({"key": self._key, "seconds": self.seconds, "states": plain}))
         with publish(self._path) as partial, partial.open("wb") as file:
-            np.savez(file, **{_HEADER: np.array(header)}, **arrays)
+            np.savez(file, **arrays)
         finished = time.monotonic()
         self._next_write = finished + _PAUSE_FACTOR * (finished - started)

@@ -1,3 +1,5 @@
+"""Collections: chunks, ingest and its resumption, and reading."""
+
 from __future__ import annotations
 
 import csv
@@ -22,7 +24,7 @@ from kmeans_dask.sources.manifest import read_manifest, write_manifest
 from kmeans_dask.storage import zarr_groups
 
 SIDE = 64
-"""64 x 64 RGB: a slice of the kernels, and so a chunk, is 64 rows of 12 kB."""
+"""At 64 x 64 RGB, a slice of the kernels, and thus a chunk, is 64 rows of 12 kB."""
 
 SMALL = Ingest(size=(SIDE, SIDE), mode="RGB", chunk_mib=0.001)
 
@@ -32,7 +34,7 @@ def colour_of(i: int) -> tuple[int, int, int]:
 
 
 def write_images(folder: Path, n: int, n_labels: int = 3, first: int = 0) -> None:
-    """Write plain BMP files (the fastest to make) whose colour is their number."""
+    """Write single-coloured BMP files (the fastest to make) that encode their number."""
     for i in range(first, first + n):
         file = folder / f"class {i % n_labels}" / f"{i:04d}.bmp"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +42,7 @@ def write_images(folder: Path, n: int, n_labels: int = 3, first: int = 0) -> Non
 
 
 class Job:
-    """A folder of images on the way to a collection."""
+    """A folder of images to be ingested into a collection."""
 
     def __init__(self, folder: Path, config: Ingest = SMALL, **options: object) -> None:
         self.folder, self.config = folder, config
@@ -64,7 +66,7 @@ class Job:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """150 images: three chunks, the last one short."""
+    """150 images, which make three chunks with a short last one."""
     write_images(tmp_path / "images", 150)
     return Job(tmp_path)
 
@@ -84,14 +86,14 @@ def test_chunks_are_whole_slices_within_the_limit() -> None:
                 assert -(-n_items // rows) >= 8
 
 
-def test_chunks_of_the_known_collections() -> None:
+def test_chunk_rows_of_known_collections() -> None:
     assert chunk_rows(70_000, 784, 8 * 2**20, 784) == 8192
     assert chunk_rows(10**7, 784, 8 * 2**20, 784) == 8192
     assert chunk_rows(4324, 12288, 8 * 2**20, 12288) == 512
     assert chunk_rows(1797, 64, 8 * 2**20, 64) == 1024
 
 
-def test_the_plan_covers_all_items() -> None:
+def test_plan_covers_all_items() -> None:
     plan = plan_chunks(150, SMALL)
     assert plan.chunk_rows == 64
     assert list(plan.starts) == [0, 64, 128]
@@ -100,7 +102,7 @@ def test_the_plan_covers_all_items() -> None:
 # -- ingest
 
 
-def test_row_i_of_everything_is_item_i(job: Job) -> None:
+def test_row_i_is_item_i(job: Job) -> None:
     collection = job.run()
     manifest = read_manifest(job.manifest)
     assert collection.items.schema == ITEMS_SCHEMA
@@ -117,12 +119,12 @@ def test_row_i_of_everything_is_item_i(job: Job) -> None:
     }  # fmt: skip
 
 
-def test_what_was_done_to_the_items_is_counted(tmp_path: Path) -> None:
+def test_conversions_are_counted(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for name, mode in (("a", "RGBA"), ("b", "P"), ("c", "L"), ("d", "RGBA"), ("e", "RGB")):
         Image.new(mode, (4, 2)).save(folder / f"{name}.png")
-    (folder / "f.png").write_bytes(b"no image")
+    (folder / "f.png").write_bytes(b"not an image")
     config = Ingest(size=(4, 4), resize="pad", filter="lanczos", background="#102030")
     collection = Job(tmp_path, config).run()
     assert collection.items["changes"].to_pylist() == [
@@ -135,7 +137,7 @@ def test_what_was_done_to_the_items_is_counted(tmp_path: Path) -> None:
     assert not images[4, 1:3].any()
 
 
-def test_tasks_are_few_small_and_report(job: Job) -> None:
+def test_one_task_per_chunk_with_summary(job: Job) -> None:
     job.list()
     tasks = job.tasks()
     assert len(tasks) == 3
@@ -150,24 +152,24 @@ def test_tasks_are_few_small_and_report(job: Job) -> None:
     assert sum(summary.bytes for summary in summaries) == 150 * size
 
 
-def test_one_folder_is_left(job: Job) -> None:
+def test_temporary_folders_are_removed(job: Job) -> None:
     job.run()
     assert os.listdir(job.target.parent) == ["collection.zarr"]
     assert sorted(os.listdir(job.target)) == ["images", "items.parquet", "labels", "zarr.json"]
 
 
-def test_worker_processes_give_the_same(job: Job) -> None:
-    one = job.run("sync").images.compute()
-    again = Job(job.folder / "again")
-    again.source = job.source
-    again.folder.mkdir()
-    np.testing.assert_array_equal(again.run("processes").images.compute(), one)
+def test_worker_processes_give_same_images(job: Job) -> None:
+    expected = job.run("sync").images.compute()
+    other = Job(job.folder / "other")
+    other.source = job.source
+    other.folder.mkdir()
+    np.testing.assert_array_equal(other.run("processes").images.compute(), expected)
 
 
-def test_bad_images_are_black_rows_with_a_reason(job: Job) -> None:
+def test_bad_images_are_black_with_a_reason(job: Job) -> None:
     files = sorted((job.folder / "images" / "class 1").iterdir())
     files[0].write_bytes(b"")
-    files[1].write_text("no image")
+    files[1].write_text("not an image")
     files[2].write_bytes(files[3].read_bytes()[:50])
     Image.new("L", (100, 100)).save(files[4])
     job.source = job.source.model_copy(update={"max_pixels": 9999})
@@ -186,7 +188,7 @@ def test_bad_images_are_black_rows_with_a_reason(job: Job) -> None:
     assert (images[~failed][:, 0, 0, 2] == 7).all()
 
 
-def test_everything_may_fail(tmp_path: Path) -> None:
+def test_all_images_may_fail(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 70)
     for file in (tmp_path / "images").rglob("*.bmp"):
         file.write_bytes(b"BM")
@@ -198,7 +200,7 @@ def test_everything_may_fail(tmp_path: Path) -> None:
     assert len(index) == 0
 
 
-def test_class_names_are_in_natural_order(tmp_path: Path) -> None:
+def test_class_names_in_natural_order(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 12, n_labels=12)
     Image.new("L", (2, 2)).save(tmp_path / "images" / "loose.png")
     collection = Job(tmp_path).run()
@@ -214,10 +216,10 @@ def test_no_labels(tmp_path: Path) -> None:
     assert collection.labels.tolist() == [-1] * 3
 
 
-# -- going on
+# -- resuming
 
 
-def test_an_interrupted_ingest_goes_on_with_the_missing_chunks(job: Job) -> None:
+def test_interrupted_ingest_resumes_with_missing_chunks(job: Job) -> None:
     job.list()
     tasks = job.tasks()
     dask.compute(tasks[1], scheduler="sync")
@@ -231,7 +233,7 @@ def test_an_interrupted_ingest_goes_on_with_the_missing_chunks(job: Job) -> None
     assert job.tasks() == []
 
 
-def test_a_shard_without_its_marker_is_made_again(job: Job) -> None:
+def test_shard_without_marker_is_rewritten(job: Job) -> None:
     job.list()
     tasks = job.tasks()
     partial = job.target.with_name("collection.zarr.partial")
@@ -241,16 +243,16 @@ def test_a_shard_without_its_marker_is_made_again(job: Job) -> None:
     assert (job.finish().images[:, 0, 0, 2].compute() == 7).all()
 
 
-@pytest.mark.parametrize("what", ["images", "size", "mode", "max_pixels"])
-def test_what_was_made_otherwise_is_not_continued(job: Job, what: str) -> None:
+@pytest.mark.parametrize("change", ["images", "size", "mode", "max_pixels"])
+def test_other_images_or_settings_start_over(job: Job, change: str) -> None:
     job.list()
     dask.compute(*job.tasks()[:2], scheduler="sync")
-    if what == "images":
+    if change == "images":
         write_images(job.folder / "images", 1, first=150)
         job.list()
-    elif what == "size":
+    elif change == "size":
         job.config = SMALL.model_copy(update={"size": (SIDE, SIDE + 1)})
-    elif what == "mode":
+    elif change == "mode":
         job.config = SMALL.model_copy(update={"mode": "L"})
     else:
         job.source = job.source.model_copy(update={"max_pixels": 1})
@@ -260,7 +262,7 @@ def test_what_was_made_otherwise_is_not_continued(job: Job, what: str) -> None:
     assert sum(summary.items for summary in summaries) == len(job.finish().items)
 
 
-def test_a_finished_collection_stays_until_the_new_one_is_complete(job: Job) -> None:
+def test_old_collection_stays_until_new_one_is_complete(job: Job) -> None:
     job.run()
     write_images(job.folder / "images", 1, first=150)
     job.list()
@@ -271,7 +273,7 @@ def test_a_finished_collection_stays_until_the_new_one_is_complete(job: Job) -> 
     assert len(open_collection(job.target).items) == 151
 
 
-def test_an_interruption_before_the_attrs_were_written(job: Job) -> None:
+def test_interruption_before_attrs_were_written(job: Job) -> None:
     job.list()
     job.tasks()
     partial = job.target.with_name("collection.zarr.partial")
@@ -305,11 +307,11 @@ def test_rows_are_flattened_images(job: Job) -> None:
     np.testing.assert_array_equal(X.compute(), collection.images.compute().reshape(150, -1))
     np.testing.assert_array_equal(index, np.arange(150))
     np.testing.assert_array_equal(X[60:70].compute(), X.compute()[60:70])
-    with pytest.raises(ValueError, match="train and holdout"):
+    with pytest.raises(ValueError, match="train or holdout"):
         collection.rows("test")
 
 
-def test_rows_of_a_split_without_its_failures(job: Job) -> None:
+def test_rows_of_a_split_exclude_failed_items(job: Job) -> None:
     files = sorted((job.folder / "images").rglob("*.bmp"))
     for i in (0, 3, 70):
         files[i].write_bytes(b"")
@@ -331,7 +333,7 @@ def test_rows_of_a_split_without_its_failures(job: Job) -> None:
     assert total == 147
 
 
-def test_a_block_in_which_everything_failed_is_left_out(job: Job) -> None:
+def test_block_without_readable_items_is_left_out(job: Job) -> None:
     for file in sorted((job.folder / "images").rglob("*.bmp"))[60:130]:
         file.write_bytes(b"")
     X, index = job.run().rows("train")
@@ -340,7 +342,7 @@ def test_a_block_in_which_everything_failed_is_left_out(job: Job) -> None:
     assert (X.compute()[:, 2] == 7).all()
 
 
-def test_two_collections_in_one_graph_are_kept_apart(tmp_path: Path) -> None:
+def test_two_collections_in_one_graph(tmp_path: Path) -> None:
     collections = []
     for name, first in (("a", 0), ("b", 10)):
         write_images(tmp_path / name / "images", 5, first=first)
@@ -350,8 +352,8 @@ def test_two_collections_in_one_graph_are_kept_apart(tmp_path: Path) -> None:
     assert sorted(b[:, 0].tolist()) == [10, 11, 12, 13, 14]
 
 
-def test_what_is_no_collection(job: Job) -> None:
-    with pytest.raises(UserError, match="no collection"):
+def test_invalid_collection_raises(job: Job) -> None:
+    with pytest.raises(UserError, match="not a finished collection"):
         open_collection(job.folder)
     job.run()
     (job.target / "items.parquet").unlink()
@@ -370,7 +372,7 @@ def test_items_csv(job: Job) -> None:
     assert rows[-1] == ['class 2/a "b", c\nd.png', "unreadable", "empty file (0 bytes)"]
 
 
-def test_nothing_warns(job: Job) -> None:
+def test_no_warnings(job: Job) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         job.run().rows("train")[0].sum().compute()

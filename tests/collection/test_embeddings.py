@@ -1,4 +1,4 @@
-"""Embeddings: rows of files find their items, and what does not fit is said in one line."""
+"""Embeddings: rows of a file are matched to items, and a file that does not fit is refused in one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def items() -> pa.Table:
 
 
 def write(path: Path, rows: np.ndarray = ROWS, paths: list[str] | None = None, lists: bool = True) -> str:
-    """Write rows as the file's suffix says."""
+    """Write rows in the format given by the suffix."""
     if path.suffix == ".npy":
         np.save(path, rows)
     elif path.suffix == ".zarr":
@@ -37,10 +37,10 @@ def write(path: Path, rows: np.ndarray = ROWS, paths: list[str] | None = None, l
 
 
 @pytest.mark.parametrize("name", ["e.npy", "e.zarr", "e.parquet"])
-def test_rows_in_the_order_of_the_items(tmp_path: Path, items: pa.Table, name: str):
+def test_rows_in_item_order(tmp_path: Path, items: pa.Table, name: str):
     matched = match_embeddings(write(tmp_path / name), items)
 
-    assert (matched.width, matched.positions.tolist()) == (3, list(range(7)))
+    assert (matched.n_features, matched.positions.tolist()) == (3, list(range(7)))
     np.testing.assert_array_equal(read_embeddings(matched.path, matched.positions[2:5], 3), ROWS[2:5])
 
 
@@ -54,60 +54,60 @@ def test_rows_matched_by_path(tmp_path: Path, items: pa.Table, lists: bool):
     np.testing.assert_array_equal(read_embeddings(matched.path, matched.positions, 3), ROWS)
 
 
-def test_an_unreadable_item_needs_no_row(tmp_path: Path, items: pa.Table):
+def test_unreadable_item_needs_no_row(tmp_path: Path, items: pa.Table):
     matched = match_embeddings(write(tmp_path / "e.parquet", ROWS[:6], PATHS[:6]), items)
 
     assert matched.positions[6] == -1
     assert read_embeddings(matched.path, matched.positions, 3)[6].tolist() == [0, 0, 0]
 
 
-def test_more_rows_than_items_match_by_path(tmp_path: Path, items: pa.Table):
+def test_extra_rows_are_ignored_when_matched_by_path(tmp_path: Path, items: pa.Table):
     name = write(tmp_path / "e.parquet", np.concatenate([ROWS, ROWS + 1]), PATHS + [f"b{i}" for i in range(7)])
 
     assert match_embeddings(name, items).positions.tolist() == list(range(7))
 
 
-def test_files_that_do_not_fit(tmp_path: Path, items: pa.Table):
-    (tmp_path / "text.npy").write_text("no array")
+def test_unsuitable_file_raises(tmp_path: Path, items: pa.Table):
+    (tmp_path / "text.npy").write_text("not an array")
     (tmp_path / "folder.zarr").mkdir()
     (tmp_path / "e.csv").write_text("1,2")
     pq.write_table(pa.table({"path": PATHS}), tmp_path / "no-numbers.parquet")
     pq.write_table(pa.table({"v": [[1.0, 2.0]] * 6 + [[1.0]]}), tmp_path / "ragged.parquet")
     np.save(tmp_path / "names.npy", np.array(PATHS))
     wrong = {
-        "absent.npy": "there is no such file",
+        "absent.npy": "no such file",
         "text.npy": "cannot be read",
-        "folder.zarr": "is no zarr array",
-        "e.csv": "allowed are .npy, .zarr and .parquet",
-        "no-numbers.parquet": "give one column of lists, or columns of numbers",
-        "names.npy": "give an array of numbers",
-        write(tmp_path / "short.npy", ROWS[:6]): "has 6 rows, and there are 7 items; give a row for each item",
-        write(tmp_path / "flat.npy", ROWS[0]): r"shape \(3,\); give one row of numbers an item",
+        "folder.zarr": "is not a zarr array",
+        "e.csv": "must be a .npy, .zarr or .parquet file",
+        "no-numbers.parquet": "give one column of lists, or numeric columns",
+        "names.npy": "give a numeric array",
+        write(tmp_path / "short.npy", ROWS[:6]): "has 6 rows for 7 items; give one row per item",
+        write(tmp_path / "flat.npy", ROWS[0]): r"shape \(3,\); give one row of features per item",
         write(tmp_path / "empty.parquet", ROWS[:0]): r"shape \(0, 0\)",
-        write(tmp_path / "few.parquet", ROWS[:4], PATHS[:4]): "no row for 2 of 6 items, first 'a/6.png'",
-        write(tmp_path / "twice.parquet", ROWS, [PATHS[0], *PATHS[:6]]): "has 'a/3.png' more than once",
+        write(tmp_path / "few.parquet", ROWS[:4], PATHS[:4]): "no row for 2 of 6 items, for example 'a/6.png'",
+        write(tmp_path / "twice.parquet", ROWS, [PATHS[0], *PATHS[:6]]): "has the path 'a/3.png' more than once",
     }
     for name, message in wrong.items():
-        with pytest.raises(UserError, match=message) as told:
+        with pytest.raises(UserError, match=message) as raised:
             match_embeddings(str(tmp_path / name), items)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(raised.value)
 
 
-def test_items_with_one_path_cannot_be_matched_by_it(tmp_path: Path):
+def test_duplicate_item_paths_raise(tmp_path: Path):
     items = pa.table({"path": ["a", "a"], "status": ["ok", "ok"]})
 
-    with pytest.raises(UserError, match="the collection has 'a' more than once"):
+    with pytest.raises(UserError, match="the collection has the path 'a' more than once"):
         match_embeddings(write(tmp_path / "e.parquet", ROWS[:2], ["a", "b"]), items)
 
 
-def test_rows_are_checked_when_they_are_read(tmp_path: Path, items: pa.Table):
+def test_invalid_rows_raise_when_read(tmp_path: Path, items: pa.Table):
     rows = ROWS.copy()
     rows[3, 1] = np.nan
     matched = match_embeddings(write(tmp_path / "e.npy", rows), items)
 
     read_embeddings(matched.path, matched.positions[:3], 3)
-    with pytest.raises(UserError, match=r"1 rows with NaN or infinity"):
+    with pytest.raises(UserError, match=r"1 of 7 rows contain NaN or infinity"):
         read_embeddings(matched.path, matched.positions, 3)
     pq.write_table(pa.table({"v": [[1.0, 2.0]] * 6 + [[1.0]]}), tmp_path / "ragged.parquet")
-    with pytest.raises(UserError, match=r"the lists of column v have lengths \[2, 1\]; give all the same"):
+    with pytest.raises(UserError, match=r"the lists in column v have lengths \[2, 1\]; make them equally long"):
         read_embeddings(tmp_path / "ragged.parquet", np.arange(7), 2)

@@ -1,4 +1,4 @@
-"""Features: what stands for an image, measured on the train rows and applied to any image alike."""
+"""Features: extraction, the transformation fitted on the train rows, and both applied to any image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHAPE = (24, 24, 3)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with a collection of 600 drawn images, one of them broken, in two chunks."""
+    """A run folder with a collection of 600 drawn images in two chunks; one image is broken."""
     folder = tmp_path_factory.mktemp("features")
     draw_images(folder / "images", count=600)
     (folder / "images" / "bar" / "001.png").write_bytes(b"broken")
@@ -49,10 +49,10 @@ def collection(run: Path) -> Collection:
 
 
 def fit(collection: Collection, folder: Path, **keys: object) -> Features:
-    """Do what the stage does, with threads."""
+    """Extract and fit features as the stage does, without a cluster."""
     settings = sections.Features.model_validate(keys)
-    done = dask.compute(*extraction_tasks(settings, collection, folder), scheduler="sync")
-    assert [part.error for part in done] == [None] * len(done)
+    results = dask.compute(*extraction_tasks(settings, collection, folder), scheduler="sync")
+    assert [result.error for result in results] == [None] * len(results)
     return fit_features(settings, collection, folder, 0)
 
 
@@ -64,7 +64,7 @@ def pixels(collection: Collection, split: str) -> np.ndarray:
     return collection.rows(split)[0].compute(scheduler="sync").astype(np.float64)
 
 
-def test_without_settings_pixels_go_through_untouched(collection: Collection, tmp_path: Path):
+def test_default_is_raw_pixels_without_a_copy(collection: Collection, tmp_path: Path):
     features = fit(collection, tmp_path)
     images = collection.images[:9].compute(scheduler="sync")
 
@@ -77,14 +77,14 @@ def test_without_settings_pixels_go_through_untouched(collection: Collection, tm
     assert len(index) == len(X)
 
 
-def test_a_number_divides(collection: Collection, tmp_path: Path):
+def test_numeric_scale_divides(collection: Collection, tmp_path: Path):
     features = fit(collection, tmp_path, scale=255)
 
     np.testing.assert_allclose(rows_of(features, collection, "holdout"), pixels(collection, "holdout") / 255, rtol=1e-6)
 
 
 @pytest.mark.parametrize("centre", [False, True])
-def test_standard_is_the_standard_scaler_of_the_train_rows(collection: Collection, tmp_path: Path, centre: bool):
+def test_standard_scale_matches_scikit_learn(collection: Collection, tmp_path: Path, centre: bool):
     features = fit(collection, tmp_path, scale="standard", centre=centre)
     scaler = StandardScaler(with_mean=centre).fit(pixels(collection, "train"))
 
@@ -93,7 +93,7 @@ def test_standard_is_the_standard_scaler_of_the_train_rows(collection: Collectio
         np.testing.assert_allclose(rows_of(features, collection, split), expected, atol=2e-5)
 
 
-def test_components_span_the_subspace_of_scikit_learn(collection: Collection, tmp_path: Path):
+def test_pca_matches_scikit_learn(collection: Collection, tmp_path: Path):
     features = fit(collection, tmp_path, scale=255, pca=5)
     train = pixels(collection, "train") / 255
     exact = PCA(5, svd_solver="full").fit(train)
@@ -109,9 +109,7 @@ def test_components_span_the_subspace_of_scikit_learn(collection: Collection, tm
     np.testing.assert_allclose(np.abs(mine), np.abs(theirs), atol=2e-3)
 
 
-def test_components_of_a_sample_are_near_those_of_all(
-    collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_pca_of_a_sample_is_close(collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fit_features_module, "_PCA_BYTES", 200 * 4 * int(np.prod(SHAPE)))  # 200 of 449 rows
     sampled = fit(collection, tmp_path, pca=2).transformation.components
     exact = PCA(2, svd_solver="full").fit(pixels(collection, "train")).components_
@@ -120,12 +118,12 @@ def test_components_of_a_sample_are_near_those_of_all(
     assert np.linalg.svd(sampled @ exact.T)[1].min() > 0.9
 
 
-def test_more_components_than_numbers(collection: Collection, tmp_path: Path):
-    with pytest.raises(UserError, match=r"features.pca=4000: there are only 449 rows of 1,728 numbers; choose fewer"):
+def test_too_many_components_raise(collection: Collection, tmp_path: Path):
+    with pytest.raises(UserError, match=r"features.pca=4000: there are only 449 rows of 1,728 features; choose fewer"):
         fit(collection, tmp_path, pca=4000)
 
 
-def test_rows_of_length_one(collection: Collection, tmp_path: Path):
+def test_l2_normalized_rows(collection: Collection, tmp_path: Path):
     features = fit(collection, tmp_path, centre=True, normalize="l2")
     train, held = pixels(collection, "train"), pixels(collection, "holdout")
     expected = held - train.mean(axis=0)
@@ -136,7 +134,7 @@ def test_rows_of_length_one(collection: Collection, tmp_path: Path):
     assert features.to_pixels(rows) is None
 
 
-def test_centres_lead_back_to_pixels(collection: Collection, tmp_path: Path):
+def test_centres_map_back_to_pixels(collection: Collection, tmp_path: Path):
     train = pixels(collection, "train")
     standard = fit(collection, tmp_path, scale="standard", centre=True)
     back = standard.to_pixels(rows_of(standard, collection, "train"))
@@ -148,7 +146,7 @@ def test_centres_lead_back_to_pixels(collection: Collection, tmp_path: Path):
     np.testing.assert_allclose(back, exact.inverse_transform(exact.transform(train)), atol=0.1)
 
 
-def test_hog_is_that_of_skimage(collection: Collection, tmp_path: Path):
+def test_hog_matches_skimage(collection: Collection, tmp_path: Path):
     features = fit(collection, tmp_path, kind="hog")
     images = collection.images.compute(scheduler="sync")[collection.rows("holdout")[1]]
 
@@ -171,8 +169,8 @@ def test_hog_of_any_size(shape: tuple[int, ...]):
     assert np.isfinite(rows).all()
 
 
-def test_one_pixel_has_no_gradient():
-    with pytest.raises(UserError, match="needs images of 2 x 2 pixels at least, not 1 x 5"):
+def test_hog_of_single_pixel_row_raises():
+    with pytest.raises(UserError, match="needs images of at least 2 x 2 pixels, not 1 x 5"):
         extract("hog", np.zeros((1, 1, 5, 1), np.uint8))
 
 
@@ -191,7 +189,7 @@ def test_colour_histogram_counts_levels():
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A user's module with functions that are right and wrong."""
+    """A user's module with valid and invalid functions."""
     (tmp_path / "users_own.py").write_text(
         "import numpy as np\n"
         "def means(images): return images.mean(axis=(1, 2))\n"
@@ -207,7 +205,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "users_own"
 
 
-def test_a_users_function(collection: Collection, tmp_path: Path, module: str):
+def test_user_function(collection: Collection, tmp_path: Path, module: str):
     features = fit(collection, tmp_path, kind=f"{module}:means", centre=True)
     images = collection.images[:5].compute(scheduler="sync").astype(float)
     mean = pixels(collection, "train").reshape(-1, 576, 3).mean(axis=(0, 1))
@@ -222,33 +220,33 @@ def test_a_users_function(collection: Collection, tmp_path: Path, module: str):
     [
         ("users_own:short", r"returned shape \(1, 3\) for images of shape \(2, 2, 2, 3\); it must return one row"),
         ("users_own:flat", r"returned shape \(2,\) for images"),
-        ("users_own:nothing", "2 rows with NaN or infinity"),
+        ("users_own:nothing", "2 of 2 rows contain NaN or infinity"),
         ("users_own:fails", r"failed on images of shape \(2, 2, 2, 3\): RuntimeError: no model"),
         ("users_own:absent", "users_own has no function absent"),
         ("users_own:number", "users_own has no function number"),
         ("users_not:there", r"cannot import users_not \(ModuleNotFoundError.*put its folder on PYTHONPATH"),
     ],
 )
-def test_a_users_mistake_is_one_line(module: str, name: str, message: str):
-    with pytest.raises(UserError, match=message) as told:
+def test_invalid_user_function_raises(module: str, name: str, message: str):
+    with pytest.raises(UserError, match=message) as raised:
         extract(name, np.zeros((2, 2, 2, 3), np.uint8))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_function_whose_rows_differ_in_length(collection: Collection, tmp_path: Path, module: str):
+def test_user_function_with_varying_length_is_reported(collection: Collection, tmp_path: Path, module: str):
     settings = sections.Features(kind=f"{module}:grows")
 
-    done = dask.compute(*extraction_tasks(settings, collection, tmp_path), scheduler="sync")
+    results = dask.compute(*extraction_tasks(settings, collection, tmp_path), scheduler="sync")
 
-    assert "one image has 1 features, others have 512; give all the same" in str(done[0].error)
-    with pytest.raises(JobError, match="features of 2 of 2 chunks are not written"):
+    assert "one image has 1 features, others have 512; make them equally many" in str(results[0].error)
+    with pytest.raises(JobError, match="features of 2 of 2 chunks are missing"):
         fit_features(settings, collection, tmp_path, 0)
 
 
 @pytest.mark.parametrize(
     "keys", [{"scale": "standard", "pca": 4}, {"kind": "hog", "normalize": "l2"}, {"kind": "colour-histogram"}], ids=str
 )
-def test_what_was_fitted_is_opened_again(run: Path, collection: Collection, keys: dict[str, object]):
+def test_open_features_roundtrip(run: Path, collection: Collection, keys: dict[str, object]):
     features = fit(collection, run, **keys)
 
     opened = open_features(run)
@@ -262,7 +260,7 @@ def test_what_was_fitted_is_opened_again(run: Path, collection: Collection, keys
     np.testing.assert_allclose(rows[300:310], opened.read_chunk(collection.folder, 300, 310), atol=1e-4)
 
 
-def test_raw_pixels_forget_earlier_features(run: Path, collection: Collection):
+def test_raw_pixels_remove_earlier_features(run: Path, collection: Collection):
     fit(collection, run, kind="colour-histogram")
 
     fit(collection, run)
@@ -271,21 +269,21 @@ def test_raw_pixels_forget_earlier_features(run: Path, collection: Collection):
     assert not (run / "features").exists()
 
 
-def test_images_of_another_size_are_refused(run: Path, collection: Collection):
+def test_images_of_another_size_raise(run: Path, collection: Collection):
     fit(collection, run, scale=255)
 
-    with pytest.raises(UserError, match=r"made 3 numbers an image, and 1,728 when the run was fitted"):
+    with pytest.raises(UserError, match=r"returned 3 features per image, but 1,728 when the run was fitted"):
         open_features(run).transform_block(np.zeros((2, 1, 1, 3), np.uint8))
 
 
-def test_stored_numbers_are_not_made_again(collection: Collection, tmp_path: Path):
+def test_stored_features_are_reused(collection: Collection, tmp_path: Path):
     fit(collection, tmp_path, kind="colour-histogram")
 
     assert extraction_tasks(sections.Features(kind="colour-histogram", pca=3), collection, tmp_path) == []
     assert len(extraction_tasks(sections.Features(kind="hog"), collection, tmp_path)) == 2
 
 
-def test_an_interrupted_extraction_goes_on(collection: Collection, tmp_path: Path):
+def test_interrupted_extraction_resumes(collection: Collection, tmp_path: Path):
     settings = sections.Features(kind="colour-histogram")
     tasks = extraction_tasks(settings, collection, tmp_path)
     dask.compute(tasks[0], scheduler="sync")
@@ -294,12 +292,14 @@ def test_an_interrupted_extraction_goes_on(collection: Collection, tmp_path: Pat
 
 
 @pytest.mark.parametrize("rows", [64, 449])
-def test_chunks_do_not_matter(collection: Collection, rows: int):
-    """But for the last digits of a mean."""
+def test_transformation_does_not_depend_on_chunks(collection: Collection, rows: int):
+    """Except for the last digits of a mean."""
     settings = sections.Features(scale="standard", pca=6)
     X = collection.rows("train")[0]
 
-    one, two = (fit_features_module.measure(settings, data, 0).arrays() for data in (X, X.rechunk({0: rows})))
+    one, two = (
+        fit_features_module.fit_transformation(settings, data, 0).arrays() for data in (X, X.rechunk({0: rows}))
+    )
 
     for name in ("divisor", "mean", "components"):
         np.testing.assert_allclose(one[name], two[name], atol=1e-5)

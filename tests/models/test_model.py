@@ -1,4 +1,4 @@
-"""Models on disk: what is written is read again, and reading runs nothing."""
+"""Models on disk: they are read as written, and reading executes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODEL = Model(
 )
 
 
-def test_a_model_comes_back_bit_by_bit(tmp_path: Path) -> None:
+def test_model_roundtrip(tmp_path: Path) -> None:
     write_model(tmp_path / "k=7.zarr", MODEL)
     model = read_model(tmp_path / "k=7.zarr")
     for name in ("centres", "history", "label_map", "counts"):
@@ -34,7 +34,7 @@ def test_a_model_comes_back_bit_by_bit(tmp_path: Path) -> None:
         assert getattr(model, name) == getattr(MODEL, name)
 
 
-def test_before_evaluation_there_is_no_label_map(tmp_path: Path) -> None:
+def test_model_without_label_map_roundtrip(tmp_path: Path) -> None:
     bare = Model("minibatch", MODEL.centres, MODEL.history, 1.0, 2, 0.5)
     write_model(tmp_path / "m.zarr", bare)
     model = read_model(tmp_path / "m.zarr")
@@ -43,7 +43,7 @@ def test_before_evaluation_there_is_no_label_map(tmp_path: Path) -> None:
     assert model.settings == {}
 
 
-def test_a_model_replaces_the_one_that_was_there(tmp_path: Path) -> None:
+def test_model_replaces_old_one(tmp_path: Path) -> None:
     write_model(tmp_path / "m.zarr", MODEL)
     write_model(tmp_path / "m.zarr", Model("minibatch", MODEL.centres[:2], MODEL.history, 1.0, 2, 0.5))
     model = read_model(tmp_path / "m.zarr")
@@ -51,7 +51,7 @@ def test_a_model_replaces_the_one_that_was_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["m.zarr"]
 
 
-def test_a_model_is_data_that_runs_nothing(tmp_path: Path) -> None:
+def test_model_is_data_without_pickles(tmp_path: Path) -> None:
     write_model(tmp_path / "m.zarr", MODEL)
     files = [path for path in (tmp_path / "m.zarr").rglob("*") if path.is_file()]
     documents = [path for path in files if path.name == "zarr.json"]
@@ -64,26 +64,26 @@ def test_a_model_is_data_that_runs_nothing(tmp_path: Path) -> None:
     assert not [path for path in files if path not in documents and path.read_bytes().startswith(pickled)]
 
 
-def test_what_cannot_be_written_as_data_is_refused(tmp_path: Path) -> None:
+def test_non_json_settings_raise(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="is not JSON serializable"):
         write_model(tmp_path / "m.zarr", Model("kmeans", MODEL.centres, MODEL.history, 1, 1, 1, settings={"a": {1, 2}}))
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_model_is_said(tmp_path: Path) -> None:
+def test_invalid_model_raises(tmp_path: Path) -> None:
     (tmp_path / "empty.zarr").mkdir()
-    (tmp_path / "text.zarr").write_text("no zarr")
+    (tmp_path / "text.zarr").write_text("not zarr")
     for name in ("missing.zarr", "empty.zarr", "text.zarr"):
-        with pytest.raises(UserError, match="is no model"):
+        with pytest.raises(UserError, match="is not a finished model"):
             read_model(tmp_path / name)
 
 
 @pytest.mark.parametrize(("estimator", "algorithm"), [(KMeans, "kmeans"), (MiniBatchKMeans, "minibatch")])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float64])
-def test_a_fitted_estimator_becomes_a_model(tmp_path: Path, estimator: type, algorithm: str, dtype: type) -> None:
+def test_model_from_estimator(tmp_path: Path, estimator: type, algorithm: str, dtype: type) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (200, 6)).astype(dtype)
     km = estimator(4, random_state=0).fit(rows)
-    write_model(tmp_path / "m.zarr", Model.of(km, algorithm, seconds=2.5))
+    write_model(tmp_path / "m.zarr", Model.from_estimator(km, algorithm, seconds=2.5))
     model = read_model(tmp_path / "m.zarr")
     assert (model.k, model.algorithm, model.seconds) == (4, algorithm, 2.5)
     assert (model.inertia, model.iterations) == (km.inertia_, km.n_iter_)
