@@ -1,7 +1,7 @@
-"""A reduction over the chunks of a Dask array: block, combine, finalize.
+"""Reductions over the chunks of a Dask array.
 
-``map_chunks`` makes one Python object of every block, ``tree_reduce`` combines the objects. Both only build a graph.
-Where the array is read lazily, reading is fused with the block function: one task a chunk, and the tree.
+`map_chunks` makes one Python object from every block, and `tree_reduce` combines the objects. Both only build a graph.
+If the array is read lazily, reading is fused with the block function: one task per chunk, plus the tree.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 FAN_IN = 8
-"""Objects that one task of the tree combines: the tree adds 1/7 task a chunk."""
+"""Objects that a task of the tree combines: the tree adds 1/7 task per chunk."""
 
 
 def map_chunks(function: Callable[..., Any], X: da.Array, *others: da.Array | None, **constants: Any) -> da.Array:
-    """Apply a function to every block of X and keep what it returns, whatever that is.
+    """Apply a function to every block of X and keep its result, an object of any type.
 
     Parameters
     ----------
     function
         Called as ``function(block, *other_blocks, **constants)``.
     X : (n, n_features) da.Array
-        One chunk wide.
+        A single chunk along the features.
     others
-        Arrays with as many chunks along the first axis as X, or None, which is passed on: row-aligned arrays,
-        or objects made by an earlier `map_chunks`.
+        Row-aligned arrays or results of an earlier `map_chunks`, with as many chunks along the first axis as X; None
+        is passed to the function.
     constants
-        Passed on. A value that is the same for all chunks and larger than a few numbers should be a ``Delayed``: it
-        then travels once to each worker, not in every task.
+        Passed to the function. Wrap anything larger than a few numbers in `broadcast`: it is then sent once to each
+        worker, not with every task.
 
     Returns
     -------
-    da.Array
-        (n_chunks, 1) of dtype object; its blocks are the objects themselves.
+    (n_chunks, 1) da.Array of object
+        Its blocks are the objects themselves.
     """
-    # the second axis is kept: Dask does not fuse reading with a block function that drops an axis
+    # keep the second axis: Dask does not fuse reading with a block function that drops an axis
     arguments: list[Any] = [X, "ij"]
     for other in others:
         arguments += [other, "ij"[: other.ndim] if other is not None else None]
@@ -63,20 +63,20 @@ def _call(*blocks: Any, function: Callable[..., Any], **constants: Any) -> Any:
 
 
 def tree_reduce(objects: da.Array, combine: Callable[[list[Any]], Any]) -> da.Array:
-    """Combine the objects of all chunks by a tree.
+    """Combine the objects of all chunks in a tree.
 
     Parameters
     ----------
     objects
         Result of `map_chunks`.
     combine
-        Makes one object of a list of up to `FAN_IN` objects in the order of the chunks. The tree depends only
-        on the number of chunks, so that sums of floats do not depend on which worker was first.
+        Combines a list of up to `FAN_IN` objects, in chunk order, into one. The tree depends only on the number of
+        chunks, so floating-point sums do not depend on the order in which workers finish.
 
     Returns
     -------
-    da.Array
-        (1,) of dtype object; ``compute()`` returns the object itself, which must not be a list or tuple.
+    (1,) da.Array of object
+        ``compute()`` returns the object itself, which must not be a list or tuple.
     """
     name = f"tree-{uuid.uuid4().hex}"
     layer: dict[Any, Any] = {}
@@ -85,25 +85,25 @@ def tree_reduce(objects: da.Array, combine: Callable[[list[Any]], Any]) -> da.Ar
         groups = [level[i : i + FAN_IN] for i in range(0, len(level), FAN_IN)]
         level = [(name, 0)] if len(groups) == 1 else [(f"{name}-{len(layer)}", i) for i in range(len(groups))]
         layer.update({key: (combine, group) for key, group in zip(level, groups, strict=True)})
-    # one layer for the whole tree: merging a layer a task took 0.3 s for 1,000 chunks
+    # one layer for the whole tree: with one layer per task, merging them took 0.3 s for 1,000 chunks
     graph = HighLevelGraph.from_collections(name, layer, dependencies=[objects])
     return da.Array(graph, name, chunks=((1,),), dtype=object, meta=np.empty(0, object))
 
 
 def reduce_tasks(tasks: Sequence[Delayed], combine: Callable[[list[Any]], Any]) -> Delayed:
-    """Combine what tasks return by a tree.
+    """Combine the results of tasks in a tree.
 
     Parameters
     ----------
     tasks
-        At least one.
+        At least one task.
     combine
-        Makes one object of a list of up to `FAN_IN` objects in the order of the tasks.
+        Combines a list of up to `FAN_IN` results, in task order, into one.
 
     Returns
     -------
     Delayed
-        The one object.
+        The combined result.
     """
     join = dask.delayed(combine, pure=False)
     level = [join([task]) for task in tasks] if len(tasks) == 1 else list(tasks)
@@ -113,10 +113,10 @@ def reduce_tasks(tasks: Sequence[Delayed], combine: Callable[[list[Any]], Any]) 
 
 
 def task_key(name: str, start: int, stop: int) -> str:
-    """Name a task by the items that it does, for messages; no two are the same."""
+    """Make a unique task key that names a range of items, for messages."""
     return f"{name}-{start}-{stop}-{uuid.uuid4().hex}"
 
 
 def broadcast(value: Any) -> Delayed:
-    """Put a value into the graph once, for all tasks that take it."""
+    """Put a value into the graph once, shared by all tasks that use it."""
     return dask.delayed(value, pure=False, traverse=False)

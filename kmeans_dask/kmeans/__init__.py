@@ -1,1 +1,1 @@
-"""The estimators, their passes, their initial centres and the kernels; knows only ``kmeans_dask.reduction``."""
+"""The K-Means estimators, their passes, initial centres and kernels; depends on ``kmeans_dask.reduction`` alone."""

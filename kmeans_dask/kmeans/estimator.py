@@ -1,6 +1,6 @@
 """K-Means on Dask arrays: a dask-ml estimator whose passes are tree reductions.
 
-The estimator keeps dask-ml's constructor and attributes and replaces its start, its iteration and its inertia.
+It keeps the constructor and attributes of dask-ml's estimator and replaces its initialization, iteration and inertia.
 """
 
 from __future__ import annotations
@@ -20,71 +20,71 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
-from kmeans_dask.kmeans.coreset import sample_for, start_on, starts_on_sample
+from kmeans_dask.kmeans.coreset import can_init_on_sample, init_on_sample, init_sample
 from kmeans_dask.kmeans.kernels import Block, Floats, Stack, all_distances, assign, unit_block
-from kmeans_dask.kmeans.lloyd import Assignment, Checkpoint, FitState, OnPass, assign_all, data_of, lloyd, prepare
+from kmeans_dask.kmeans.lloyd import Assignment, Checkpoint, FitState, OnPass, assign_all, lloyd, prepare, with_origin
 from kmeans_dask.kmeans.moments import Moments
 from kmeans_dask.kmeans.sampling import Data, shifted
-from kmeans_dask.kmeans.seeding import DEFAULT_ROUNDS, Start, choose_starts, is_parallel
+from kmeans_dask.kmeans.seeding import DEFAULT_ROUNDS, INIT_METHODS, InitSpec, choose_centres
 from kmeans_dask.kmeans.validation import as_rows, as_weights, unit_rows
 from kmeans_dask.reduction import broadcast
 
 _GAIN_PER_TOL = 3
-"""MNIST, K = 256, tol 1e-4: stopping at gains of 3e-4 takes half the passes of 1e-4, for an inertia 0.1 % higher, which
-is that of scikit-learn after 128 passes."""
-
+"""An accelerated fit stops at gains below 3 * tol. MNIST, K = 256, tol 1e-4: it needs half the passes of stopping at
+1 * tol, for an inertia 0.1 % higher, the same as scikit-learn's after 128 passes."""
 
 _SAMPLE_GAIN = 1e-3
-"""The sample is left when a pass lowers its inertia by less than this share."""
+"""Refinement on the sample ends when a pass lowers its inertia by less than this fraction."""
 
 
 class KMeans(DaskMLKMeans):
-    """K-Means for Dask arrays of any size.
+    """K-Means clustering for Dask arrays of any size.
 
     Parameters
     ----------
     n_clusters : int, default 8
         Number of clusters K.
-    init : {"k-means||", "k-means++", "random"} or array of shape (K, n_features), default "k-means||"
-        How the first centres are chosen; "k-means++" runs on a bounded sample of the rows.
+    init : {"k-means||", "k-means++", "random"} or array-like of shape (n_clusters, n_features), default "k-means||"
+        Method to choose the initial centres, or the centres themselves. "k-means++" runs on a bounded sample of the
+        rows.
     oversampling_factor : float, default 2
-        Rows drawn a round of k-means||, as a multiple of K (dask-ml takes it as the number itself).
+        Rows drawn per round of k-means||, as a multiple of K. In dask-ml it is the absolute number of rows.
     max_iter : int, default 300
-        Passes over the data at most.
+        Maximum number of passes over the data.
     tol : float, default 1e-4
-        A model is finished when the sum of squared shifts of its centres is at most `tol` times the mean variance
-        of the features, as in scikit-learn. "accelerated" also when a pass lowers the inertia by less than 3 `tol` of
-        itself. With 0 it runs until nothing changes.
+        The fit ends when the sum of squared shifts of the centres is at most `tol` times the mean variance of the
+        features, as in scikit-learn. With "accelerated" it also ends when two passes lower the inertia by less than
+        3 `tol` of it each, on average. With 0 it runs until nothing changes.
     algorithm : {"accelerated", "lloyd", "full"}, default "accelerated"
         "lloyd", which dask-ml calls "full": every pass moves the centres to the means of their rows. "accelerated":
-        the start is chosen and refined on a small sample if the data is large, and the centres keep some of their
+        the initial centres of large data are chosen and refined on a small sample, and the centres keep some of their
         velocity from pass to pass; it reaches the same inertia in a fraction of the passes.
     precompute_distances, copy_x, n_jobs
-        Accepted for dask-ml's sake; without effect there and here.
+        Ignored, here as in dask-ml; accepted for compatibility.
     random_state : int, RandomState or None
-        Seed of every draw. An integer gives the same result for any number of workers.
+        Random seed. With an integer, the result does not depend on the number of workers.
     init_max_iter : int, optional
         Rounds of k-means||, default 2.
     n_init : int or "auto", default "auto"
-        Restarts, all in the same passes; the one with the lowest inertia is kept. "auto" is 1.
-
+        Number of restarts, which share the same passes; the one with the lowest inertia is kept. "auto" is 1.
     spherical : bool, default False
-        Whether rows are compared by the angle between them: rows and centres are divided by their length, and inertia
-        is the sum of 2 - 2 cos (Dhillon and Modha 2001).
+        Compare rows by the angle between them: rows and centres are normalized to length 1, and the inertia is the sum
+        of 2 - 2 cos (Dhillon and Modha 2001).
 
     Attributes
     ----------
-    cluster_centers_ : (K, n_features) float32 or float64
-        float32 unless the data is float64 or has more than 16 bits of integer.
-    labels_ : (n,) da.Array of int32
-        Cluster of every row, computed with the final inertia: reading them reads the data no more.
+    cluster_centers_ : ndarray of shape (n_clusters, n_features), float32 or float64
+        float32 unless the data is float64 or has integers of more than 16 bits.
+    labels_ : da.Array of shape (n_samples,), int32
+        Cluster of every row. Computed together with the final inertia: reading it does not read the data again.
     inertia_ : float
-        Sum of (weighted) squared distances to the nearest centre, float64, at the returned centres.
-    inertia_history_ : (n_iter_,) float64
+        (Weighted) sum of squared distances from the rows to their nearest final centres, accumulated in float64.
+    inertia_history_ : ndarray of shape (n_iter_,), float64
         Inertia at the beginning of every pass.
     n_iter_ : int
-        Passes.
+        Number of passes.
     n_features_in_ : int
+        Number of features seen during `fit`.
 
     References
     ----------
@@ -133,44 +133,43 @@ class KMeans(DaskMLKMeans):
         self.spherical = spherical
 
     def fit(self, X: Any, y: None = None, sample_weight: ArrayLike | da.Array | None = None) -> Self:
-        """Fit the centres.
+        """Compute K-Means clustering.
 
         Parameters
         ----------
-        X : (n, n_features)
-            Dask or NumPy array, or Dask or pandas DataFrame, of numbers. uint8 is used as it is.
+        X : array-like or dataframe of shape (n_samples, n_features)
+            Numeric Dask or NumPy array, or Dask or pandas DataFrame. uint8 is used without conversion.
         y
             Ignored.
-        sample_weight : (n,), optional
-            Weight of every row, not negative.
+        sample_weight : array-like of shape (n_samples,), optional
+            Non-negative weight of every row.
 
         Returns
         -------
         KMeans
-            Itself.
+            The fitted estimator.
 
         Raises
         ------
         ValueError
-            X is empty, not two-dimensional, has unknown chunk sizes, NaN or infinity, or fewer rows than clusters;
-            or a parameter is not allowed.
+            X is empty, not two-dimensional, has unknown chunk sizes, NaN or infinity, or has fewer rows than clusters;
+            or a weight or a parameter is invalid.
         """
         fit_together([self], X, sample_weight)
         return self
 
     def predict(self, X: Any) -> da.Array:
-        """Find the nearest centre of every row.
+        """Predict the nearest cluster of every row.
 
         Parameters
         ----------
-        X : (n, n_features)
+        X : array-like or dataframe of shape (n_samples, n_features)
             As for `fit`.
 
         Returns
         -------
-        (n,) da.Array of int32
-            Lazy; of equally near centres the lowest index. A NaN or an infinity raises a ValueError when its
-            block is computed.
+        da.Array of shape (n_samples,), int32
+            Lazy. The lowest index wins ties. Computing a block with NaN or infinity raises ValueError.
         """
         check_is_fitted(self, "cluster_centers_")
         data = self._data_for_predict(X)
@@ -180,23 +179,23 @@ class KMeans(DaskMLKMeans):
         )
 
     def transform(self, X: Any, y: None = None) -> da.Array:
-        """Measure the distance of every row to every centre.
+        """Compute the distance of every row to every centre.
 
         Parameters
         ----------
-        X : (n, n_features)
+        X : array-like or dataframe of shape (n_samples, n_features)
             As for `fit`.
         y
             Ignored.
 
         Returns
         -------
-        (n, K) da.Array of float64 if the rows or the centres are, else float32
-            Euclidean distances. Lazy.
+        da.Array of shape (n_samples, n_clusters)
+            Lazy Euclidean distances, float64 if the rows or the centres are, otherwise float32.
         """
         check_is_fitted(self, "cluster_centers_")
         data = self._data_for_predict(X)
-        # not dask-ml's: it squares bytes as bytes, and loses the digits of data far from the origin
+        # dask-ml's transform squares uint8 as uint8, and loses the precision of data far from the origin
         stack = Stack.of([shifted(self.cluster_centers_, data.origin).astype(np.float64)], data.origin)
         dtype = np.result_type(data.X, self.cluster_centers_)
         return data.X.map_blocks(
@@ -208,11 +207,11 @@ class KMeans(DaskMLKMeans):
         )
 
     def score(self, X: Any, y: None = None) -> float:
-        """Return minus the sum of squared distances of the rows of X to their nearest centres.
+        """Return the negative sum of squared distances of the rows to their nearest centres.
 
         Parameters
         ----------
-        X : (n, n_features)
+        X : array-like or dataframe of shape (n_samples, n_features)
             As for `fit`.
         y
             Ignored.
@@ -220,6 +219,7 @@ class KMeans(DaskMLKMeans):
         Returns
         -------
         float
+            Higher is better.
         """
         check_is_fitted(self, "cluster_centers_")
         data = self._data_for_predict(X)
@@ -227,13 +227,13 @@ class KMeans(DaskMLKMeans):
         return -assignment.inertia
 
     def to_sklearn(self, dtype: DTypeLike = np.float64) -> sklearn.cluster.KMeans:
-        """Return a fitted scikit-learn estimator with the same centres, which needs no Dask to predict.
+        """Convert to a fitted scikit-learn estimator with the same centres, which predicts without Dask.
 
         Parameters
         ----------
         dtype : float64 or float32
-            Of its centres. scikit-learn refuses float32 rows with float64 centres, and everything else, uint8
-            too, with float32 centres.
+            Dtype of the centres. scikit-learn rejects float32 rows if the centres are float64, and all other rows,
+            including uint8, if the centres are float32.
 
         Returns
         -------
@@ -243,7 +243,7 @@ class KMeans(DaskMLKMeans):
         centres = np.array(self.cluster_centers_, dtype)
         local = sklearn.cluster.KMeans(len(centres), init=centres, n_init=1, max_iter=1)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # centres repeat where distinct rows were too few
+            warnings.simplefilter("ignore", ConvergenceWarning)  # centres repeat if the data had too few distinct rows
             local.fit(centres)
         local.cluster_centers_ = centres
         local.labels_ = np.asarray(self.labels_)
@@ -282,131 +282,151 @@ def fit_together(
 ) -> None:
     """Fit several estimators in the same passes over the data, for example one for each K.
 
-    Each ends up as it would alone: the passes are shared, not the draws.
+    Each gets the same result as when fitted alone: they share the passes, not the random draws.
 
     Parameters
     ----------
     estimators
         Fitted in place.
-    X : (n, n_features)
+    X : array-like or dataframe of shape (n_samples, n_features)
         As for `KMeans.fit`.
-    sample_weight : (n,), optional
-        Weight of every row, not negative.
+    sample_weight : array-like of shape (n_samples,), optional
+        Non-negative weight of every row.
     on_pass
-        Told of every pass of Lloyd's iteration.
+        Called after every pass of Lloyd's iteration with the number of passes so far and of the models still moving.
     checkpoint
-        Where the state is kept between the passes, and found again: the result is the same to the last bit.
+        Stores the state between passes. If it holds a state of this fit, the fit resumes from it; the result is
+        bitwise the same.
 
     Raises
     ------
     ValueError
-        As for `KMeans.fit`.
+        As for `KMeans.fit`, or if `spherical` differs between the estimators.
     """
     spherical = estimators[0].spherical
     if any(estimator.spherical != spherical for estimator in estimators):
-        raise ValueError("spherical differs between the estimators; fit those that are, and those that are not, apart")
+        raise ValueError("spherical differs between the estimators; fit spherical and other estimators separately")
     X = unit_rows(as_rows(X)) if spherical else as_rows(X)
     weights = as_weights(sample_weight, X)
-    starts = [starts_of(estimator, X) for estimator in estimators]
-    # worker processes are started with one thread; in this process, under Dask's threads, each would use all cores
+    specs_by_estimator = [init_specs(estimator, X) for estimator in estimators]
+    specs = [spec for group in specs_by_estimator for spec in group]
+    owners = [e for e, group in zip(estimators, specs_by_estimator, strict=True) for _ in group]
+    # as in worker processes; in this process, each of Dask's threads would otherwise use all cores
     with threadpool_limits(1, user_api="blas"):
-        flat = [start for group in starts for start in group]
-        owners = [e for e, group in zip(estimators, starts, strict=True) for _ in group]
-        if checkpoint and (states := checkpoint.read()):
-            first, runs = Moments(**states[0]), [FitState(**state) for state in states[1:]]
-            data = data_of(X, weights, first, spherical)
+        if checkpoint and (saved := checkpoint.read()):
+            moments, states = Moments(**saved[0]), [FitState(**state) for state in saved[1:]]
+            data = with_origin(X, weights, moments, spherical)
         else:
-            data, first = prepare(X, weights, spherical)
-            variance = float(first.spread.mean() / first.weight)
-            centres = _first_centres(data, flat, owners, first)
-            runs = [_run_of(data, c, e, variance) for c, e in zip(centres, owners, strict=True)]
+            data, moments = prepare(X, weights, spherical)
+            variance = float(moments.squared_deviations.mean() / moments.weight)
+            centres = _initial_centres(data, specs, owners, moments)
+            states = [_initial_state(data, c, e, variance) for c, e in zip(centres, owners, strict=True)]
 
         def after_pass(number: int, moving: int) -> None:
             if checkpoint:
-                checkpoint.write([vars(first), *map(vars, runs)])
+                checkpoint.write([vars(moments), *map(vars, states)])
             if on_pass:
                 on_pass(number, moving)
 
-        lloyd(data, runs, first, after_pass)
-        assignments = assign_all(data, [run.centres for run in runs])
+        lloyd(data, states, moments, after_pass)
+        assignments = assign_all(data, [state.centres for state in states])
     for estimator in estimators:
-        mine = [i for i, owner in enumerate(owners) if owner is estimator]
-        best = min(mine, key=lambda i: assignments[i].inertia)
-        said = is_parallel(flat[best]) and not _may_start_on_sample(data, flat[best], estimator)  # by k-means||
-        if runs[best].empty and not said:
+        restarts = [i for i, owner in enumerate(owners) if owner is estimator]
+        best = min(restarts, key=lambda i: assignments[i].inertia)
+        # k-means|| over all rows has already warned
+        warned = specs[best].is_parallel and not _inits_on_sample(data, specs[best], estimator)
+        if states[best].n_empty and not warned:
             warnings.warn(
-                f"{runs[best].empty} of {estimator.n_clusters} clusters are empty: the data has fewer distinct "
+                f"{states[best].n_empty} of {estimator.n_clusters} clusters are empty: the data has fewer distinct "
                 "rows than clusters; choose a smaller K",
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        finish(estimator, data, runs[best], assignments[best])
+        set_fitted_attributes(estimator, data, states[best], assignments[best])
 
 
-def _first_centres(data: Data, starts: Sequence[Start], owners: Sequence[KMeans], first: Moments) -> list[Floats]:
-    """Choose the starts: on a sample each where the passes are to be few, else all together on all rows."""
-    small = [_may_start_on_sample(data, start, owner) for start, owner in zip(starts, owners, strict=True)]
-    others = iter(choose_starts(data, [start for start, on_sample in zip(starts, small, strict=True) if not on_sample]))
+def _initial_centres(data: Data, specs: Sequence[InitSpec], owners: Sequence[KMeans], moments: Moments) -> list[Floats]:
+    """Choose initial centres: each model on its own sample where possible, the others together on all rows."""
+    on_sample = [_inits_on_sample(data, spec, owner) for spec, owner in zip(specs, owners, strict=True)]
+    others = iter(choose_centres(data, [spec for spec, sampled in zip(specs, on_sample, strict=True) if not sampled]))
     return [
-        _start_on_sample(data, start, first) if on_sample else next(others)
-        for start, on_sample in zip(starts, small, strict=True)
+        init_on_sample(init_sample(data, spec.k, spec.seed, moments), spec, _SAMPLE_GAIN).centres
+        if sampled
+        else next(others)
+        for spec, sampled in zip(specs, on_sample, strict=True)
     ]
 
 
-def _start_on_sample(data: Data, start: Start, first: Moments) -> Floats:
-    return start_on(sample_for(data, start.k, start.seed, first), start, _SAMPLE_GAIN).centres
+def _inits_on_sample(data: Data, spec: InitSpec, owner: KMeans) -> bool:
+    return owner.algorithm == "accelerated" and isinstance(spec.init, str) and can_init_on_sample(data, spec.k)
 
 
-def _may_start_on_sample(data: Data, start: Start, owner: KMeans) -> bool:
-    return owner.algorithm == "accelerated" and isinstance(start.init, str) and starts_on_sample(data, start.k)
-
-
-def _run_of(data: Data, centres: Floats, estimator: KMeans, variance: float) -> FitState:
+def _initial_state(data: Data, centres: Floats, estimator: KMeans, variance: float) -> FitState:
     tolerance, max_iter = estimator.tol * variance, estimator.max_iter
     if data.spherical:
         centres = unit_block(centres)
     if estimator.algorithm != "accelerated":
         return FitState(centres, tolerance, max_iter)
-    return FitState(centres, tolerance, max_iter, accelerated=True, least_gain=_GAIN_PER_TOL * estimator.tol)
+    return FitState(centres, tolerance, max_iter, accelerated=True, min_gain=_GAIN_PER_TOL * estimator.tol)
 
 
-def starts_of(estimator: KMeans, X: da.Array) -> list[Start]:
-    """Check the parameters against the data, and say what starts they ask for."""
+def init_specs(estimator: KMeans, X: da.Array) -> list[InitSpec]:
+    """Validate the parameters of an estimator against the data and derive one initialization per restart.
+
+    Parameters
+    ----------
+    estimator
+        The estimator to be fitted.
+    X : (n, n_features) da.Array
+        Result of `validation.as_rows`.
+
+    Returns
+    -------
+    list of InitSpec
+
+    Raises
+    ------
+    ValueError
+        A parameter is invalid, or K is larger than the number of rows.
+    TypeError
+        `init` is a callable or None.
+    """
     k, init, n_init = estimator.n_clusters, estimator.init, estimator.n_init
     if not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"n_clusters={k!r}; allowed are integers from 1")
+        raise ValueError(f"n_clusters={k!r}; must be an integer >= 1")
     if k > len(X):
         raise ValueError(f"n_samples={len(X)} should be >= n_clusters={k}: choose a smaller K")
+    allowed = f"must be {', '.join(map(repr, INIT_METHODS))} or an array of centres"
     if isinstance(init, str):
-        if init not in ("k-means||", "k-means++", "random"):
-            raise ValueError(f"init={init!r}; allowed are 'k-means||', 'k-means++', 'random' or an array of centres")
+        if init not in INIT_METHODS:
+            raise ValueError(f"init={init!r}; {allowed}")
     elif callable(init) or init is None:
-        raise TypeError(f"init={init!r}; allowed are 'k-means||', 'k-means++', 'random' or an array of centres")
+        raise TypeError(f"init={init!r}; {allowed}")
     else:
         init = np.asarray(init, np.float64 if X.dtype == np.float64 else np.float32)
         if init.shape != (k, X.shape[1]):
             raise ValueError(f"init has shape {init.shape}; expected (n_clusters, n_features) = {(k, X.shape[1])}")
     if estimator.algorithm not in ("accelerated", "lloyd", "full"):
-        raise ValueError(f"algorithm={estimator.algorithm!r}; allowed are 'accelerated', 'lloyd' and 'full'")
+        raise ValueError(f"algorithm={estimator.algorithm!r}; must be 'accelerated', 'lloyd' or 'full'")
     if n_init != "auto" and (not isinstance(n_init, (int, np.integer)) or n_init < 1):
-        raise ValueError(f"n_init={n_init!r}; allowed are 'auto' and integers from 1")
+        raise ValueError(f"n_init={n_init!r}; must be 'auto' or an integer >= 1")
     if estimator.max_iter < 1:
-        raise ValueError(f"max_iter={estimator.max_iter!r}; allowed are integers from 1")
+        raise ValueError(f"max_iter={estimator.max_iter!r}; must be an integer >= 1")
     if estimator.tol < 0:
-        raise ValueError(f"tol={estimator.tol!r}; allowed are numbers from 0")
+        raise ValueError(f"tol={estimator.tol!r}; must be a number >= 0")
     if not estimator.oversampling_factor > 0:
-        raise ValueError(f"oversampling_factor={estimator.oversampling_factor!r}; allowed are numbers above 0")
+        raise ValueError(f"oversampling_factor={estimator.oversampling_factor!r}; must be a number > 0")
     restarts = 1 if n_init == "auto" or not isinstance(init, str) else n_init
     rounds = DEFAULT_ROUNDS if estimator.init_max_iter is None else estimator.init_max_iter
     seeds = check_random_state(estimator.random_state).randint(2**31 - 1, size=restarts)
-    return [Start(int(k), init, estimator.oversampling_factor, rounds, int(seed)) for seed in seeds]
+    return [InitSpec(int(k), init, estimator.oversampling_factor, rounds, int(seed)) for seed in seeds]
 
 
-def finish(estimator: KMeans, data: Data, run: FitState, assignment: Assignment) -> None:
-    """Write the fitted attributes, in the coordinates of the data."""
-    estimator.cluster_centers_ = run.centres if data.origin is None else run.centres + data.origin
+def set_fitted_attributes(estimator: KMeans, data: Data, state: FitState, assignment: Assignment) -> None:
+    """Set the fitted attributes of an estimator, with centres in the coordinates of the data."""
+    estimator.cluster_centers_ = state.centres if data.origin is None else state.centres + data.origin
     estimator.labels_ = assignment.clusters
     estimator.inertia_ = assignment.inertia
-    estimator.inertia_history_ = np.array(run.history)
-    estimator.n_iter_ = len(run.history)
+    estimator.inertia_history_ = np.array(state.history)
+    estimator.n_iter_ = len(state.history)
     estimator.n_features_in_ = data.X.shape[1]

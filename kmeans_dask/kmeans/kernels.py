@@ -1,9 +1,12 @@
-"""One pass over one block: the loops of K-Means, without Dask.
+"""Kernels: one pass of K-Means over one block, without Dask.
 
-A block is a (rows, n_features) array of uint8, float32 or float64. It is worked through in slices that stay in
-cache: a slice is converted to floating point, multiplied with the centres by one call of BLAS, and the result is
-consumed by a numba loop before the next slice is touched. Several models share a pass: their centres are stacked,
-so that one conversion and one product serve them all. Rows of three float32, which are colours, are measured directly.
+To add a kernel (for a GPU, or for rows of another shape), write a generator like `_labelled_colours` and dispatch to it
+in `_labelled_slices`; `sum_by_cluster` and `assign` then use it. tests/kmeans/test_kernels.py compares it with NumPy.
+
+A block is an array of shape (n_rows, n_features) and dtype uint8, float32 or float64. It is processed in slices that
+fit in cache: a slice is converted to floating point and multiplied by the centres in one BLAS call, and a numba loop
+consumes the result before the next slice is touched. Several models share a pass: their centres are stacked, so one
+conversion and one product serve all of them. Rows of three features, such as colours, do without BLAS.
 """
 
 from __future__ import annotations
@@ -21,25 +24,25 @@ Block = NDArray[Any]
 Floats = NDArray[np.floating[Any]]
 
 _SLICE_BYTES = 4 * 2**20
-"""A slice of 1,024 rows of 784 float32 is 3.2 MB: it shares the second-level cache with its scores."""
+"""1,024 rows of 784 float32 features are 3.2 MB, which fits in the second-level cache together with their scores."""
 
 _COLOUR_SLICE = 2**14
-"""Rows of three that are measured at a time, a multiple of `slice_rows`: 256 kB with labels and distances."""
+"""Rows of three features per slice, a multiple of `slice_rows`: 256 kB including labels and distances."""
 
 
 def slice_rows(n_features: int) -> int:
-    """Rows that are converted and multiplied at a time.
+    """Return the number of rows per slice.
 
     Parameters
     ----------
     n_features
-        Numbers a row.
+        Features per row.
 
     Returns
     -------
     int
-        A power of two between 16 and 1,024 for which a slice in float32 has at most 4 MiB. Chunks whose rows are
-        a multiple of it give bitwise the same centres.
+        A power of two from 16 to 1,024; a float32 slice takes at most 4 MiB, except at 16 rows. Chunk sizes that are
+        multiples of it give bitwise identical centres.
     """
     rows = 1024
     while rows > 16 and rows * n_features * 4 > _SLICE_BYTES:
@@ -49,7 +52,7 @@ def slice_rows(n_features: int) -> int:
 
 @dataclass(frozen=True)
 class Stack:
-    """The centres of several models, one under the other.
+    """The concatenated centres of several models.
 
     Attributes
     ----------
@@ -58,8 +61,8 @@ class Stack:
     offsets : (n_models + 1,) int64
         Model m owns the rows ``offsets[m]:offsets[m + 1]``.
     origin : (n_features,) or None
-        Subtracted from every row before anything is computed, so that a common offset of the data costs no digits.
-        None for uint8, whose sums are integers.
+        Subtracted from every row first, so that a common offset of the data costs no precision. None for uint8, which
+        is summed as integers.
     """
 
     centres: Floats
@@ -68,19 +71,19 @@ class Stack:
 
     @classmethod
     def of(cls, models: Sequence[Floats], origin: Floats | None = None) -> Stack:
-        """Stack the (k, n_features) centres of `models`; they are already shifted by `origin`."""
+        """Stack the (k, n_features) centres of `models`, which are already shifted by `origin`."""
         offsets = np.cumsum([0, *(len(centres) for centres in models)])
         return cls(np.ascontiguousarray(np.concatenate(models)), offsets, origin)
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What one Lloyd pass keeps of a block.
+    """Result of one Lloyd pass over a block.
 
     Attributes
     ----------
     sums : (k_total, n_features) int32, int64 or float64
-        Sum of the (shifted) rows that are nearest to each centre.
+        Sum of the shifted rows nearest to each centre.
     counts : (k_total,) int64 or float64
         Number, or total weight, of these rows.
     """
@@ -90,22 +93,21 @@ class Sums:
 
 
 def sum_by_cluster(block: Block, weights: NDArray[np.float64] | None = None, *, stack: Stack) -> Sums:
-    """Assign every row to its nearest centre and sum the rows of each cluster (Lloyd 1982, both steps).
+    """Assign every row to its nearest centre and sum the rows of each cluster (both steps of Lloyd 1982).
 
     Parameters
     ----------
-    block : (rows, n_features)
-        Rows of uint8, float32 or float64.
-    weights : (rows,) float64, optional
-        Weight of every row; absent: 1.
+    block : (n_rows, n_features) uint8, float32 or float64
+    weights : (n_rows,) float64, optional
+        Row weights; None weights every row by 1.
     stack
-        Centres of the models.
+        Centres of all models.
 
     Returns
     -------
     Sums
-        Integers for unweighted uint8 (int32 holds 8.4 million rows of 255), else float64: the order of summation
-        then shows only in the last bits.
+        Integers for unweighted uint8 (int32 holds 8.4 million rows of 255), otherwise float64, where the order of
+        summation affects only the last bits.
     """
     exact = stack.origin is None and weights is None
     k_total, n_features = stack.centres.shape
@@ -121,22 +123,21 @@ def sum_by_cluster(block: Block, weights: NDArray[np.float64] | None = None, *, 
 
 
 def assign(block: Block, stack: Stack) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Find the nearest centre of every row, and how far it is.
+    """Find the nearest centre of every row and its squared distance.
 
     Parameters
     ----------
-    block : (rows, n_features)
-        Rows of uint8, float32 or float64.
+    block : (n_rows, n_features) uint8, float32 or float64
     stack
-        Centres of the models.
+        Centres of all models.
 
     Returns
     -------
-    clusters : (n_models, rows) int32
-        Index of the nearest centre within its model; of equally near ones the lowest.
-    distances : (n_models, rows) float64
-        Squared Euclidean distance to it, from the differences themselves: the expansion
-        ``x² - 2xc + c²`` in float32 has an error of several units near a centre.
+    clusters : (n_models, n_rows) int32
+        Index of the nearest centre within its model; the lowest index wins ties.
+    distances : (n_models, n_rows) float64
+        Squared Euclidean distance to it, computed from the differences: the expansion ``x² - 2xc + c²`` in float32 is
+        off by several units near a centre.
     """
     n_models = len(stack.offsets) - 1
     clusters = np.empty((n_models, len(block)), np.int32)
@@ -150,69 +151,67 @@ def assign(block: Block, stack: Stack) -> tuple[NDArray[np.int32], NDArray[np.fl
 
 
 class NearestTwo(NamedTuple):
-    """The two nearest centres of every row, in every model; all arrays are (n_models, rows)."""
+    """The two nearest centres of every row in every model; all arrays have shape (n_models, n_rows)."""
 
     clusters: NDArray[np.int32]
-    """Index of the nearest centre within its model; of equally near ones the lowest."""
+    """Index of the nearest centre within its model; the lowest index wins ties."""
     squared: NDArray[np.float64]
-    """Squared Euclidean distance to it."""
-    seconds: NDArray[np.int32]
-    """Index of the nearest of the others; -1 where there is no other."""
-    squared_seconds: NDArray[np.float64]
-    """Squared Euclidean distance to that; infinite where there is none."""
+    """Squared Euclidean distance to the nearest centre."""
+    second_clusters: NDArray[np.int32]
+    """Index of the second nearest centre; -1 in a model of one centre."""
+    second_squared: NDArray[np.float64]
+    """Squared Euclidean distance to the second nearest centre; infinite in a model of one centre."""
 
 
 def assign_two(block: Block, stack: Stack) -> NearestTwo:
-    """Find the two nearest centres of every row, and how far they are.
+    """Find the two nearest centres of every row and their squared distances.
 
     Parameters
     ----------
-    block : (rows, n_features)
-        Rows of uint8, float32 or float64.
+    block : (n_rows, n_features) uint8, float32 or float64
     stack
-        Centres of the models.
+        Centres of all models.
 
     Returns
     -------
     NearestTwo
-        Distances are summed from the differences themselves, as in `assign`.
+        Distances are computed from the differences, as in `assign`.
     """
     shape = len(stack.offsets) - 1, len(block)
     found = NearestTwo(np.empty(shape, np.int32), np.empty(shape), np.full(shape, -1, np.int32), np.full(shape, np.inf))
     offsets = stack.offsets[:-1, None].astype(np.int32)
-    (pairs,) = np.nonzero(np.diff(stack.offsets) > 1)  # models that have a second centre
+    (paired,) = np.nonzero(np.diff(stack.offsets) > 1)  # models with a second centre
     for start, rows, scores in _scored_slices(block, stack):
         part = slice(start, start + len(rows))
         _argmax(scores, stack.offsets, found.clusters[:, part])
         _squared_distances(rows, stack.centres, found.clusters[:, part], found.squared[:, part])
-        # the scores are used up: without the best ones, the best that are left are the second ones
-        _forget(scores, found.clusters[:, part])
+        # mask the best scores in place: the best of the rest are the second nearest centres
+        _mask(scores, found.clusters[:, part])
         seconds = np.empty((shape[0], len(rows)), np.int32)
         _argmax(scores, stack.offsets, seconds)
         squared = np.empty(seconds.shape)
         _squared_distances(rows, stack.centres, seconds, squared)
-        found.seconds[pairs, part] = (seconds - offsets)[pairs]
-        found.squared_seconds[pairs, part] = squared[pairs]
+        found.second_clusters[paired, part] = (seconds - offsets)[paired]
+        found.second_squared[paired, part] = squared[paired]
     found.clusters[...] -= offsets
     return found
 
 
 def distances_to(block: Block, centres: Floats, clusters: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Measure how far every row is from one centre of each model.
+    """Measure the squared distance of every row from one given centre of each model.
 
     Parameters
     ----------
-    block : (rows, n_features)
-        Rows of uint8, float32 or float64.
+    block : (n_rows, n_features) uint8, float32 or float64
     centres : (k_total, n_features)
-        Stacked, in the coordinates of the rows.
-    clusters : (n_models, rows) int32
-        Stacked row of the centre to measure from.
+        Stacked centres in the coordinates of the rows.
+    clusters : (n_models, n_rows) int32
+        Stacked index of the centre to measure from.
 
     Returns
     -------
-    (n_models, rows) float64
-        Squared Euclidean distances, from the differences themselves.
+    (n_models, n_rows) float64
+        Squared Euclidean distances, computed from the differences.
     """
     distances = np.empty(clusters.shape)
     _squared_distances(block, centres, clusters, distances)
@@ -220,21 +219,20 @@ def distances_to(block: Block, centres: Floats, clusters: NDArray[np.int32]) -> 
 
 
 def sum_rows(block: Block, clusters: NDArray[np.int32], k_total: int) -> Sums:
-    """Sum the rows of every cluster, where the clusters are known.
+    """Sum the rows of every cluster, given the clusters.
 
     Parameters
     ----------
-    block : (rows, n_features)
-        Rows of uint8, float32 or float64.
-    clusters : (n_models, rows) int32
-        Stacked row of each model's cluster.
+    block : (n_rows, n_features) uint8, float32 or float64
+    clusters : (n_models, n_rows) int32
+        Stacked index of each row's cluster.
     k_total
-        Clusters of all models.
+        Number of clusters of all models together.
 
     Returns
     -------
     Sums
-        Integers for uint8 (int32 holds 8.4 million rows of 255), else float64.
+        Integers for uint8 (int32 holds 8.4 million rows of 255), otherwise float64.
     """
     sums = np.zeros((k_total, block.shape[1]), np.int32 if block.dtype == np.uint8 else np.float64)
     counts = np.zeros(k_total, np.int64)
@@ -243,20 +241,19 @@ def sum_rows(block: Block, clusters: NDArray[np.int32], k_total: int) -> Sums:
 
 
 def all_distances(block: Block, *, stack: Stack, dtype: DTypeLike) -> Floats:
-    """Measure how far every row is from every centre.
+    """Measure the distance of every row from every centre.
 
     Parameters
     ----------
-    block : (rows, n_features)
-        Rows of uint8, float32 or float64.
+    block : (n_rows, n_features) uint8, float32 or float64
     stack
-        Centres in float64: near a centre the expansion ``x² - 2xc + c²`` has no digit left in float32.
+        Centres in float64: near a centre the expansion ``x² - 2xc + c²`` has no significant digit in float32.
     dtype
-        Of the result.
+        Dtype of the result.
 
     Returns
     -------
-    (rows, k_total)
+    (n_rows, k_total)
         Euclidean distances.
     """
     distances = np.empty((len(block), len(stack.centres)), dtype)
@@ -267,14 +264,14 @@ def all_distances(block: Block, *, stack: Stack, dtype: DTypeLike) -> Floats:
 
 
 def unit_block(rows: Block) -> Floats:
-    """Divide every row of a block, (rows, n_features), by its length; rows of zeros stay."""
+    """Normalize every row of an (n_rows, n_features) block to length 1; rows of zeros stay zero."""
     floats = rows.astype(np.float64 if rows.dtype == np.float64 else np.float32)
     lengths = np.linalg.norm(floats, axis=1)
     return np.divide(floats, lengths[:, None], out=floats, where=lengths[:, None] > 0)
 
 
 def _labelled_slices(block: Block, stack: Stack) -> Iterator[tuple[int, Floats, NDArray[np.int32]]]:
-    """Yield (start, slice as floating point, (n_models, rows) stacked index of the nearest centre); all are reused."""
+    """Yield (start, slice as floats, (n_models, n_rows) stacked index of the nearest centre); arrays are reused."""
     n_models = len(stack.offsets) - 1
     if block.shape[1] == 3 and stack.centres.dtype == np.float32:
         yield from _labelled_colours(block, stack)
@@ -286,9 +283,9 @@ def _labelled_slices(block: Block, stack: Stack) -> Iterator[tuple[int, Floats, 
 
 
 def _labelled_colours(block: Block, stack: Stack) -> Iterator[tuple[int, Floats, NDArray[np.int32]]]:
-    """Do as `_labelled_slices` for rows of three: without BLAS, whose sums have three terms here, 14 times as fast.
+    """`_labelled_slices` for rows of three features: 14 times as fast as BLAS, whose sums have only three terms here.
 
-    5 million colours, K = 256, one core: 0.2 s a pass.
+    A pass over 5 million colours takes 0.2 s at K = 256 on one core.
     """
     for start in range(0, len(block), _COLOUR_SLICE):
         rows = block[start : start + _COLOUR_SLICE].astype(np.float32)
@@ -297,13 +294,13 @@ def _labelled_colours(block: Block, stack: Stack) -> Iterator[tuple[int, Floats,
         points, squared = np.ascontiguousarray(rows.T), np.empty(len(rows), np.float32)
         labels = np.empty((len(stack.offsets) - 1, len(rows)), np.int32)
         for model, begin in enumerate(stack.offsets[:-1]):
-            assign_in_space(points, stack.centres[begin : stack.offsets[model + 1]], labels[model], squared)
+            assign_3d(points, stack.centres[begin : stack.offsets[model + 1]], labels[model], squared)
             labels[model] += np.int32(begin)
         yield start, rows, labels
 
 
 def _scored_slices(block: Block, stack: Stack) -> Iterator[tuple[int, Floats, Floats]]:
-    """Yield (start, slice as floating point, slice · centresᵀ - |centres|²/2); the arrays are reused."""
+    """Yield (start, slice as floats, slice · centresᵀ - |centres|²/2); arrays are reused."""
     centres = stack.centres
     step = min(slice_rows(block.shape[1]), len(block))
     half_norms = (np.einsum("ij,ij->i", centres, centres, dtype=np.float64) / 2).astype(centres.dtype)
@@ -321,24 +318,24 @@ def _scored_slices(block: Block, stack: Stack) -> Iterator[tuple[int, Floats, Fl
         yield start, rows[:n], scores[:n]
 
 
-_kept = threading.local()
-"""Arrays that a thread writes slice after slice, task after task: a worker gives freed memory back at once, and
-fetching 5 MB anew for every task costs a pass over 60,000 rows an eighth of its time."""
+_buffers = threading.local()
+"""Scratch arrays that each thread reuses across slices and tasks. A worker returns freed memory to the system at once,
+and allocating 5 MB in every task takes an eighth of the time of a pass over 60,000 rows."""
 
 
 def _scratch(name: str, shape: tuple[int, int], dtype: DTypeLike) -> Floats:
-    array: Floats | None = getattr(_kept, name, None)
+    array: Floats | None = getattr(_buffers, name, None)
     if array is None or array.shape != shape or array.dtype != dtype:
         array = np.empty(shape, dtype)
-        setattr(_kept, name, array)
+        setattr(_buffers, name, array)
     return array
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "nnan", "ninf"})
 def _argmax(scores, offsets, labels):  # type: ignore[no-untyped-def]
-    """labels[m, i] = first stacked row of model m with the highest score of row i.
+    """labels[m, i] = lowest stacked index in model m that has the highest score of row i.
 
-    The maximum is a reduction that the compiler vectorizes; the index is then looked up.
+    The compiler vectorizes the maximum as a reduction; a second loop finds its index.
     """
     for i in range(scores.shape[0]):
         row = scores[i]
@@ -354,10 +351,10 @@ def _argmax(scores, offsets, labels):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _forget(scores, labels):  # type: ignore[no-untyped-def]
+def _mask(scores, labels):  # type: ignore[no-untyped-def]
     for m in range(labels.shape[0]):
         for i in range(labels.shape[1]):
-            scores[i, labels[m, i]] = -np.finfo(np.float32).max  # no infinity: the search assumes finite numbers
+            scores[i, labels[m, i]] = -np.finfo(np.float32).max  # not -inf: `_argmax` is compiled for finite numbers
 
 
 @numba.njit(nogil=True, cache=True)
@@ -396,25 +393,32 @@ def _squared_distances(rows, centres, labels, distances):  # type: ignore[no-unt
             distances[m, i] = total
 
 
-_jit_fast = numba.njit(nogil=True, cache=True, fastmath=True)  # lets LLVM use the vector units in reductions
+_COLOUR_BLOCK = 512
+"""Points processed together for all centres, so that they stay in the first-level cache: 512 x (3 + 2) x 4 bytes."""
 
 
-_BLOCK = 512
-"""Points whose distances stay in the first-level cache while all centres pass by: 512 x (3 + 2) x 4 bytes."""
+@numba.njit(nogil=True, cache=True, fastmath=True)  # lets LLVM vectorize the reductions
+def assign_3d(points, centres, labels, squared):  # type: ignore[no-untyped-def]
+    """Find the nearest centre of every point in three dimensions.
 
-
-@_jit_fast
-def assign_in_space(points, centres, labels, squared):  # type: ignore[no-untyped-def]
-    """Write label and squared distance of every point; points in three dimensions only."""
-    for start in range(0, points.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, points.shape[1])
+    Parameters
+    ----------
+    points : (3, n) float32
+    centres : (k, 3) float32
+    labels : (n,) int32
+        Receives the index of the nearest centre; the lowest index wins ties.
+    squared : (n,) float32
+        Receives the squared Euclidean distance to it.
+    """
+    for start in range(0, points.shape[1], _COLOUR_BLOCK):
+        stop = min(start + _COLOUR_BLOCK, points.shape[1])
         red, green, blue = points[0, start:stop], points[1, start:stop], points[2, start:stop]
         best, label = squared[start:stop], labels[start:stop]
         best[:] = np.float32(np.finfo(np.float32).max)
         label[:] = 0
         for j in range(len(centres)):
             r, g, b, j32 = centres[j, 0], centres[j, 1], centres[j, 2], np.int32(j)
-            for i in range(stop - start):  # no branch: 8 or 16 points at a time
+            for i in range(stop - start):  # branch-free, so that 8 or 16 points are processed at a time
                 dr, dg, db = red[i] - r, green[i] - g, blue[i] - b
                 distance = dr * dr + dg * dg + db * db
                 closer = distance < best[i]

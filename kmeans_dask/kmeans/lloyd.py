@@ -1,6 +1,6 @@
 """The passes of K-Means over all chunks: prepare, iterate, assign.
 
-Several models share every pass. What a pass brings back is a few numbers a cluster, never rows.
+Several models share every pass. A pass returns sums by cluster to the driver, never the rows themselves.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmeans_dask.kmeans.kernels import Block, Floats, Stack, Sums, assign, sum_by_cluster, unit_block
-from kmeans_dask.kmeans.moments import Moments, combine_moments, moments
+from kmeans_dask.kmeans.moments import Moments, block_moments, combine_moments
 from kmeans_dask.kmeans.sampling import Data, shifted
 from kmeans_dask.reduction import broadcast, map_chunks, tree_reduce
 
 OnPass = Callable[[int, int], None]
-"""Called after every pass with the number of the pass and of the models that still move."""
+"""Called after every pass with the number of passes so far and of the models that are still moving."""
 
 
 def prepare(X: da.Array, weights: da.Array | None, spherical: bool = False) -> tuple[Data, Moments]:
-    """First pass: look for NaN, measure mean and spread, choose the origin.
+    """First pass: check for NaN, measure the moments and choose the origin.
 
     Parameters
     ----------
     X : (n, n_features) da.Array of uint8, float32 or float64
     weights : (n,) da.Array of float64, or None
     spherical
-        Whether the rows have length 1, and the centres shall have it.
+        Whether rows have length 1, and centres are to be normalized to it.
 
     Returns
     -------
@@ -40,152 +40,156 @@ def prepare(X: da.Array, weights: da.Array | None, spherical: bool = False) -> t
     Raises
     ------
     ValueError
-        There is a NaN or an infinity, or a weight that is not allowed.
+        A row has NaN or infinity, or a weight is invalid.
     """
-    first = tree_reduce(map_chunks(moments, X, weights), combine_moments).compute()
-    if not (first.valid_weights and first.weight > 0):  # looked at first: a NaN weight makes NaN of the rows' sums
+    moments = tree_reduce(map_chunks(block_moments, X, weights), combine_moments).compute()
+    if not (moments.valid_weights and moments.weight > 0):  # before the rows: a NaN weight makes their sums NaN
         raise ValueError("sample_weight must be finite, not negative, and not all zero")
-    if not first.finite:
+    if not moments.finite:
         raise ValueError(f"Input X contains NaN, infinity or a value too large for dtype('{X.dtype}').")
-    return data_of(X, weights, first, spherical), first
+    return with_origin(X, weights, moments, spherical), moments
 
 
-def data_of(X: da.Array, weights: da.Array | None, first: Moments, spherical: bool) -> Data:
-    """Put together what `prepare` returns, once the moments are known."""
-    origin: Floats | None = None if X.dtype == np.uint8 else first.rounded_mean.astype(X.dtype)
+def with_origin(X: da.Array, weights: da.Array | None, moments: Moments, spherical: bool) -> Data:
+    """Choose the origin and bundle the rows with it, as `prepare` does, given the moments."""
+    origin: Floats | None = None if X.dtype == np.uint8 else moments.rounded_mean.astype(X.dtype)
     if spherical:  # lengths are measured from zero
         origin = np.zeros(X.shape[1], X.dtype)
-    return Data(X, weights, origin, first.weight, spherical)
+    return Data(X, weights, origin, moments.weight, spherical)
 
 
 class Checkpoint(Protocol):
-    """Where the state of a fit is kept between two passes, so that an interrupted fit can resume."""
+    """Stores the state of a fit between passes, so that an interrupted fit can resume."""
 
     def read(self) -> list[dict[str, Any]] | None:
-        """Return the newest state of this fit, or None if there is none."""
+        """Return the latest state of this fit, or None if there is none."""
 
     def write(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Keep a state: names and their values, arrays or what JSON can hold."""
+        """Store a state: mappings from names to arrays or JSON values."""
 
 
 @dataclass
 class FitState:
-    """One model on its way.
+    """State of one model during a fit.
 
     Attributes
     ----------
     centres : (k, n_features)
-        In shifted coordinates.
+        Current centres in shifted coordinates.
     tolerance : float
-        Sum of squared distances from the centres to the means of their rows at which the model is finished.
+        The model is finished when the sum of squared distances from the centres to the means of their rows is at
+        most this.
     max_iter : int
+        Maximum number of passes.
     accelerated : bool
         Whether the centres keep some of their velocity from pass to pass.
-    least_gain : float
-        An accelerated model is also finished when two passes in a row lower the inertia by less than this share
+    min_gain : float
+        An accelerated model is also finished when two consecutive passes lower the inertia by less than this fraction
         of it, on average.
     history : list of float
         Inertia at the beginning of every pass.
     moving : bool
-        False when finished.
+        False once the model is finished.
     counts : (k,) int64 or float64
-        Rows, or weight, of each cluster in the last pass. A cluster is empty where there were no rows to give it.
+        Number of rows, or their total weight, in each cluster at the last pass. Only 0 where there was no row to
+        relocate an empty cluster to.
     """
 
     centres: Floats
     tolerance: float
     max_iter: int
     accelerated: bool = False
-    least_gain: float = 0.0
+    min_gain: float = 0.0
     history: list[float] = field(default_factory=list)
     moving: bool = True
     counts: NDArray[Any] = field(default_factory=lambda: np.empty(0))
     _velocity: NDArray[np.float64] | None = None
-    _since_rest: int = 0
+    _passes_since_restart: int = 0
 
     @property
-    def empty(self) -> int:
-        """Clusters that the last pass left without rows."""
+    def n_empty(self) -> int:
+        """Number of clusters without rows at the last pass."""
         return int(np.count_nonzero(self.counts == 0))
 
     def move(self, means: Floats) -> None:
-        """Go to the means of the rows, or beyond them, and decide whether the model is finished.
+        """Move the centres to the means of their rows, or beyond them, and decide whether the model is finished.
 
-        The velocity is kept with weight t / (t + 3), t passes after the last rest (Nesterov 1983), and given up
-        when the inertia has risen (O'Donoghue and Candes 2015). A finished model rests at the means.
+        Velocity is kept with weight t / (t + 3), t passes after the last restart (Nesterov 1983), and reset when the
+        inertia rises (O'Donoghue and Candes 2015). The centres of a finished model are the means.
         """
         old = self.centres.astype(np.float64)
-        # as precise as the centres are: else a model that stands still would never be seen to
+        # at the precision of the centres: otherwise a model would never be seen to stand still
         step = means.astype(self.centres.dtype) - old
         shift = float((step**2).sum())
-        gained = -np.inf if len(self.history) < 3 else self.history[-3] - self.history[-1]
-        settled = self.accelerated and 0 <= gained < 2 * self.least_gain * self.history[-1]
+        gain = -np.inf if len(self.history) < 3 else self.history[-3] - self.history[-1]
+        settled = self.accelerated and 0 <= gain < 2 * self.min_gain * self.history[-1]
         self.moving = shift > self.tolerance and not settled and len(self.history) < self.max_iter
         if self.accelerated and self.moving:
             if self._velocity is None or self.history[-1] > self.history[-2]:
-                self._velocity, self._since_rest = step, 1
+                self._velocity, self._passes_since_restart = step, 1
             else:
-                self._velocity = step + self._velocity * (self._since_rest / (self._since_rest + 3))
-                self._since_rest += 1
+                momentum = self._passes_since_restart / (self._passes_since_restart + 3)
+                self._velocity = step + self._velocity * momentum
+                self._passes_since_restart += 1
             means = old + self._velocity
         self.centres = means.astype(self.centres.dtype)
 
 
-def lloyd(data: Data, runs: Sequence[FitState], first: Moments, on_pass: OnPass | None = None) -> None:
-    """Iterate all models until each is finished (Lloyd 1982); every pass serves all that still move.
+def lloyd(data: Data, states: Sequence[FitState], moments: Moments, on_pass: OnPass | None = None) -> None:
+    """Iterate all models until each is finished (Lloyd 1982); a pass serves every model that is still moving.
 
     Parameters
     ----------
     data
-        The rows.
-    runs
-        Moved in place.
-    first
-        Moments of the rows.
+        All rows.
+    states
+        The models, updated in place.
+    moments
+        Moments of all rows.
     on_pass
-        Told of every pass.
+        Called after every pass.
     """
-    squares = first.squares(data.origin)
+    sum_of_squares = moments.sum_of_squares(data.origin)
     n_passes = 0
-    while moving := [run for run in runs if run.moving]:
-        stack = Stack.of([run.centres for run in moving], data.origin)
+    while moving := [state for state in states if state.moving]:
+        stack = Stack.of([state.centres for state in moving], data.origin)
         objects = map_chunks(sum_by_cluster, data.X, data.weights, stack=broadcast(stack))
         total: Sums = tree_reduce(objects, add_sums).compute()
-        for run, begin, end in zip(moving, stack.offsets[:-1], stack.offsets[1:], strict=True):
+        for state, begin, end in zip(moving, stack.offsets[:-1], stack.offsets[1:], strict=True):
             sums = Sums(total.sums[begin:end], total.counts[begin:end])
-            run.history.append(_inertia(run.centres.astype(np.float64), sums, squares))
-            means = _means(run, data, sums)
-            run.move(unit_block(means) if data.spherical else means)
+            state.history.append(_inertia(state.centres.astype(np.float64), sums, sum_of_squares))
+            means = _means(state, data, sums)
+            state.move(unit_block(means) if data.spherical else means)
             if data.spherical:
-                run.centres = unit_block(run.centres)
+                state.centres = unit_block(state.centres)
         n_passes += 1
         if on_pass:
-            on_pass(n_passes, sum(run.moving for run in runs))
+            on_pass(n_passes, sum(state.moving for state in states))
 
 
-def _inertia(centres: NDArray[np.float64], sums: Sums, squares: float) -> float:
+def _inertia(centres: NDArray[np.float64], sums: Sums, sum_of_squares: float) -> float:
     """Σ|x - c|² = Σ|x|² - 2 Σ x·c + n |c|², from sums that are exact for uint8."""
-    pulled = 2 * np.einsum("ij,ij->", sums.sums, centres) - sums.counts @ np.einsum("ij,ij->i", centres, centres)
-    return max(squares - float(pulled), 0.0)
+    explained = 2 * np.einsum("ij,ij->", sums.sums, centres) - sums.counts @ np.einsum("ij,ij->i", centres, centres)
+    return max(sum_of_squares - float(explained), 0.0)
 
 
-def _means(run: FitState, data: Data, sums: Sums) -> NDArray[np.float64]:
-    """Mean of the rows of every cluster; an empty cluster is given a row first."""
+def _means(state: FitState, data: Data, sums: Sums) -> NDArray[np.float64]:
+    """Mean of the rows of every cluster, after relocating empty clusters."""
     if (sums.counts == 0).any():
-        sums = _relocate_empty(data, run.centres, sums)
-    run.counts = sums.counts
+        sums = _relocate_empty(data, state.centres, sums)
+    state.counts = sums.counts
     with np.errstate(invalid="ignore", divide="ignore"):
         means = sums.sums / sums.counts[:, None]
-    # a cluster stays empty only where no row is off its centre: there are fewer distinct rows than clusters
-    return np.where(sums.counts[:, None] > 0, means, run.centres)
+    # a cluster stays empty only if every row coincides with its centre: fewer distinct rows than clusters
+    return np.where(sums.counts[:, None] > 0, means, state.centres)
 
 
 def _relocate_empty(data: Data, centres: Floats, sums: Sums) -> Sums:
-    """Give every empty cluster one of the rows that are farthest from their centres, as scikit-learn does."""
+    """Move every empty cluster to one of the rows farthest from their centres, as scikit-learn does."""
     (empty,) = np.nonzero(sums.counts == 0)
     stack = broadcast(Stack.of([centres], data.origin))
     objects = map_chunks(_farthest_of_block, data.X, data.weights, stack=stack, size=len(empty))
-    combine = partial(_farther, size=len(empty))
+    combine = partial(_combine_farthest, size=len(empty))
     far: _Farthest = tree_reduce(objects, combine).compute()
     new_sums, counts = sums.sums.copy(), sums.counts.copy()
     weights = far.weights.astype(counts.dtype)
@@ -200,7 +204,7 @@ def _relocate_empty(data: Data, centres: Floats, sums: Sums) -> Sums:
 
 @dataclass(frozen=True)
 class _Farthest:
-    """Rows farthest from their centres, farthest first; rows in shifted coordinates."""
+    """Rows farthest from their centres, farthest first, in shifted coordinates."""
 
     distances: NDArray[np.float64]
     rows: Floats
@@ -218,7 +222,7 @@ def _farthest_of_block(block: Block, weights: NDArray[np.float64] | None, *, sta
     return _Farthest(eligible[order], rows, all_weights[order], clusters[0][order])
 
 
-def _farther(parts: list[_Farthest], size: int) -> _Farthest:
+def _combine_farthest(parts: list[_Farthest], size: int) -> _Farthest:
     distances = np.concatenate([part.distances for part in parts])
     order = np.argsort(-distances, kind="stable")[:size]
     return _Farthest(
@@ -230,12 +234,12 @@ def _farther(parts: list[_Farthest], size: int) -> _Farthest:
 
 
 def add_sums(parts: list[Sums]) -> Sums:
-    """Combine the sums of several blocks; integers stay exact.
+    """Add the sums of several blocks; integers stay exact.
 
     Parameters
     ----------
     parts
-        At least one.
+        Sums of at least one block.
 
     Returns
     -------
@@ -243,9 +247,9 @@ def add_sums(parts: list[Sums]) -> Sums:
     """
     sums: NDArray[Any] = parts[0].sums
     if sums.dtype.kind == "i":
-        # 8 MB a model of 158 x 12,288: what travels is kept in four bytes as long as no cluster can overflow them
-        most = 255 * sum(int(part.counts.max(initial=0)) for part in parts)
-        sums = sums.astype(np.int32 if most < 2**31 else np.int64)
+        # int32 while no cluster can overflow it: less to transfer, 8 MB for a model of 158 x 12,288
+        largest = 255 * sum(int(part.counts.max(initial=0)) for part in parts)
+        sums = sums.astype(np.int32 if largest < 2**31 else np.int64)
     else:
         sums = sums.copy()
     counts = parts[0].counts.copy()
@@ -257,14 +261,14 @@ def add_sums(parts: list[Sums]) -> Sums:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Where the rows belong, for one of the models of a pass.
+    """Clusters of all rows, for one model.
 
     Attributes
     ----------
     inertia : float
-        (Weighted) sum of squared distances, float64, from the differences themselves.
+        (Weighted) sum of squared distances, accumulated in float64 from the differences.
     clusters : (n,) da.Array of int32
-        Already computed, on the workers.
+        Already computed, held by the workers.
     """
 
     inertia: float
@@ -272,14 +276,14 @@ class Assignment:
 
 
 def assign_all(data: Data, models: Sequence[Floats]) -> list[Assignment]:
-    """Last pass: the cluster of every row and the inertia, for several models at once.
+    """Last pass: find the cluster of every row and the inertia, for several models at once.
 
     Parameters
     ----------
     data
-        The rows.
+        All rows.
     models
-        Their (k, n_features) centres in shifted coordinates.
+        (k, n_features) centres of each model in shifted coordinates.
 
     Returns
     -------
@@ -324,6 +328,6 @@ def _clusters_of(assigned: _Assigned, *, model: int) -> NDArray[np.int32]:
 
 def _add_arrays(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     total = parts[0].copy()
-    for part in parts[1:]:  # in the order of the chunks, however many models there are
+    for part in parts[1:]:  # in chunk order, so that the sum of a model does not depend on the number of models
         total += part
     return total

@@ -1,4 +1,4 @@
-"""Mini-batch K-Means on Dask arrays: every step reads a sample of the rows of all chunks, in parallel."""
+"""Mini-batch K-Means on Dask arrays: every step draws a sample of the rows from all chunks in parallel."""
 
 from __future__ import annotations
 
@@ -11,56 +11,59 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from kmeans_dask.kmeans.batches import Batch, Plan, combine_batches, draw_batch
-from kmeans_dask.kmeans.coreset import sample_for, start_on
-from kmeans_dask.kmeans.estimator import KMeans, finish, starts_of
+from kmeans_dask.kmeans.batches import Batch, BatchPlan, combine_batches, draw_batch
+from kmeans_dask.kmeans.coreset import init_on_sample, init_sample
+from kmeans_dask.kmeans.estimator import KMeans, init_specs, set_fitted_attributes
 from kmeans_dask.kmeans.kernels import Floats, Stack
 from kmeans_dask.kmeans.lloyd import Checkpoint, FitState, assign_all, prepare
-from kmeans_dask.kmeans.sampling import Data, first_rows, shifted
-from kmeans_dask.kmeans.seeding import Start, choose_starts
+from kmeans_dask.kmeans.sampling import Data, row_offsets, shifted
+from kmeans_dask.kmeans.seeding import InitSpec, choose_centres
 from kmeans_dask.kmeans.validation import as_rows, as_weights
 from kmeans_dask.reduction import broadcast, map_chunks, tree_reduce
 
-_START_ROWS_PER_CENTRE = 10
-"""Rows a centre of the sample that a start is chosen from, before all of the sample refines it: a start from five times
-as many takes 0.2 s more at K = 256, and the refined centres are as good."""
+_INIT_ROWS_PER_CENTRE = 10
+"""Sample rows per centre that the initial centres are chosen from, before the whole sample refines them. Five times as
+many take 0.2 s more at K = 256 for refined centres of the same quality."""
 
-_START_GAIN = 1e-2
-"""The sample is left when a pass lowers its inertia by less than this share: a batch of unseen rows gains more."""
+_INIT_GAIN = 1e-2
+"""Refinement on the sample ends when a pass lowers its inertia by less than this fraction: a batch of unseen rows gains
+more."""
 
-_LEAST_GAIN = 5e-3
-"""Share of the inertia by which a step must lower it to count as an improvement: the estimate of a batch of 96 rows a
-centre is off by 0.2 % itself."""
+_MIN_GAIN = 5e-3
+"""Fraction by which a step must lower the smoothed inertia to count as an improvement: the estimate from a batch of 96
+rows per centre is itself off by 0.2 %."""
 
-_SMOOTHED_ROWS = 2.0
-"""Weight of the newest batch in the smoothed inertia: this many batch sizes a row of the data (scikit-learn)."""
+_SMOOTHING = 2.0
+"""The newest batch has weight `_SMOOTHING` * batch_size / n_samples in the smoothed inertia, as in scikit-learn."""
 
 
 class MiniBatchKMeans(KMeans):
-    """Mini-batch K-Means for Dask arrays.
+    """Mini-batch K-Means clustering for Dask arrays.
 
     Parameters
     ----------
     n_clusters : int, default 8
         Number of clusters K.
-    init : {"k-means||", "k-means++", "random"} or array of shape (K, n_features), default "k-means||"
-        How the first centres are chosen: on a random sample of 50 rows a centre, on which they are then refined.
+    init : {"k-means||", "k-means++", "random"} or array-like of shape (n_clusters, n_features), default "k-means||"
+        Method to choose the initial centres from a random sample of 50 rows per centre, which then refines them; or
+        the centres themselves.
     max_iter : int, default 100
-        Times that as many rows are drawn as the data has, at most.
+        Maximum number of epochs; in an epoch, as many rows are drawn as the data has.
     batch_size : int, optional
-        Expected rows a step, over all chunks; default 96 a cluster, at least 16,384. A step costs the cluster 40 ms,
-        whatever its size: as much as 16,000 rows of MNIST at K = 256.
+        Expected number of rows per step, over all chunks; default 96 per cluster, at least 16,384. On a cluster a step
+        costs 40 ms whatever its size, as much as 16,000 rows of MNIST at K = 256.
     tol : float, default 0
-        A model is finished when the mean squared shift of its centres is at most `tol` times the mean variance of
-        the features. 0: it is not looked at.
+        The fit ends when the mean squared shift of the centres is at most `tol` times the mean variance of the
+        features. 0 disables this criterion.
     max_no_improvement : int or None, default 1
-        Steps that lower the smoothed inertia by less than 0.5 % after which the model is finished.
+        The fit ends after this many consecutive steps that lower the smoothed inertia by less than 0.5 %. None disables
+        this criterion.
     reassignment_ratio : float, default 0.01
-        A centre with less than this share of the rows of the largest one is moved to a random row.
+        A centre with less than this fraction of the rows of the largest cluster is reassigned to a random row.
     random_state : int, RandomState or None
-        Seed of every draw.
+        Random seed.
     n_init : int or "auto", default "auto"
-        Starts that are tried; the one with the lowest inertia over the sample goes on. "auto" is 1.
+        Number of initializations to try; the one with the lowest inertia on the sample is used. "auto" is 1.
     oversampling_factor, init_max_iter
         As for `KMeans`.
 
@@ -68,19 +71,19 @@ class MiniBatchKMeans(KMeans):
     ----------
     cluster_centers_, labels_, inertia_, n_features_in_
         As for `KMeans`.
-    inertia_history_ : (n_steps_,) float64
+    inertia_history_ : ndarray of shape (n_steps_,), float64
         Inertia of every batch, scaled to all rows.
     n_iter_ : int
-        Times the data was gone through, rounded up.
+        Number of epochs, rounded up.
     n_steps_ : int
-        Batches.
-    counts_ : (K,) float64
-        Rows, or weight, that made each centre: `partial_fit` goes on from there.
+        Number of batches.
+    counts_ : ndarray of shape (n_clusters,), float64
+        Number of rows, or their total weight, that contributed to each centre; `partial_fit` adds to it.
 
     References
     ----------
-    D. Sculley, Web-scale k-means clustering, 2010: learning rates by centre. A batch is added at once, as in
-    scikit-learn: each centre is the mean of all rows it ever attracted.
+    D. Sculley, Web-scale k-means clustering, 2010: per-centre learning rates. A batch is added as a whole, as in
+    scikit-learn: each centre is the mean of all rows ever assigned to it.
     """
 
     def __init__(
@@ -112,21 +115,21 @@ class MiniBatchKMeans(KMeans):
         self.reassignment_ratio = reassignment_ratio
 
     def fit(self, X: Any, y: None = None, sample_weight: ArrayLike | da.Array | None = None) -> Self:
-        """Fit the centres.
+        """Compute mini-batch K-Means clustering.
 
         Parameters
         ----------
-        X : (n, n_features)
+        X : array-like or dataframe of shape (n_samples, n_features)
             As for `KMeans.fit`.
         y
             Ignored.
-        sample_weight : (n,), optional
-            Weight of every row, not negative.
+        sample_weight : array-like of shape (n_samples,), optional
+            Non-negative weight of every row.
 
         Returns
         -------
         MiniBatchKMeans
-            Itself.
+            The fitted estimator.
 
         Raises
         ------
@@ -138,19 +141,19 @@ class MiniBatchKMeans(KMeans):
     def fit_from(
         self, checkpoint: Checkpoint | None, X: Any, sample_weight: ArrayLike | da.Array | None = None
     ) -> Self:
-        """Fit the centres as `fit` does, with the state of the steps kept, and found again, in a checkpoint.
+        """Fit as `fit` does, resuming from a checkpoint if it holds a state of this fit.
 
         Parameters
         ----------
         checkpoint
-            The result is the same to the last bit. None: as `fit`.
+            Stores the state between steps; the result is bitwise the same. None: as `fit`.
         X, sample_weight
             As for `fit`.
 
         Returns
         -------
         MiniBatchKMeans
-            Itself.
+            The fitted estimator.
 
         Raises
         ------
@@ -158,167 +161,189 @@ class MiniBatchKMeans(KMeans):
             As for `KMeans.fit`.
         """
         if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size!r}; allowed are None and integers from 1")
+            raise ValueError(f"batch_size={self.batch_size!r}; must be None or an integer >= 1")
         X = as_rows(X)
-        starts = starts_of(self, X)
+        specs = init_specs(self, X)
         with threadpool_limits(1, user_api="blas"):
             data, tolerance = self._prepare(X, as_weights(sample_weight, X))
-            if checkpoint and (states := checkpoint.read()):
-                steps = _Steps(**states[0])
+            if checkpoint and (saved := checkpoint.read()):
+                state = _MiniBatchState(**saved[0])
             else:
-                steps = _Steps(*self._start(data, starts), tolerance)
-            self._iterate(data, steps, starts[0].seed, checkpoint)
-            (assignment,) = assign_all(data, [steps.centres])
-        history = [mean * data.total for mean in steps.history]
-        finish(self, data, FitState(steps.centres, 0.0, 1, history=history), assignment)
-        self.counts_ = steps.counts
-        self.n_steps_ = len(steps.history)
-        self.n_iter_ = int(np.ceil(self.n_steps_ * self._chance(len(X))))
+                state = _MiniBatchState(*self._initial_centres(data, specs), tolerance)
+            self._iterate(data, state, specs[0].seed, checkpoint)
+            (assignment,) = assign_all(data, [state.centres])
+        history = [mean * data.total for mean in state.history]
+        set_fitted_attributes(self, data, FitState(state.centres, 0.0, 1, history=history), assignment)
+        self.counts_ = state.counts
+        self.n_steps_ = len(state.history)
+        self.n_iter_ = int(np.ceil(self.n_steps_ * self._probability(len(X))))
         return self
 
     def partial_fit(self, X: Any, y: None = None, sample_weight: ArrayLike | da.Array | None = None) -> Self:
-        """Take rows that arrive later as one more batch; the first call chooses the start from them.
+        """Update the centres with one more batch; the first call also initializes them from it.
 
         Parameters
         ----------
-        X : (n, n_features)
-            As for `KMeans.fit`. All rows are taken.
+        X : array-like or dataframe of shape (n_samples, n_features)
+            As for `KMeans.fit`. All rows are used.
         y
             Ignored.
-        sample_weight : (n,), optional
-            Weight of every row, not negative.
+        sample_weight : array-like of shape (n_samples,), optional
+            Non-negative weight of every row.
 
         Returns
         -------
         MiniBatchKMeans
-            Itself. `labels_` and `inertia_` are those of these rows.
+            The updated estimator. `labels_` and `inertia_` are those of this batch.
 
         Raises
         ------
         ValueError
-            As for `KMeans.fit`; or the rows have another number of features than before.
+            As for `KMeans.fit`, or if the number of features differs from earlier batches.
         """
         X = self._check_array(X)
         with threadpool_limits(1, user_api="blas"):
             data, _ = self._prepare(X, as_weights(sample_weight, X))
             if hasattr(self, "counts_"):
                 centres, counts = shifted(self.cluster_centers_, data.origin), self.counts_.copy()
-            else:  # the rows that make the start come once more with the batch
-                centres, _ = self._start(data, starts_of(self, X))
+            else:  # counts start at 0, as the batch adds the rows that the centres are made of
+                centres, _ = self._initial_centres(data, init_specs(self, X))
                 counts = np.zeros(self.n_clusters)
-            steps = _Steps(centres, counts, 0.0)
-            plan = Plan(Stack.of([steps.centres], data.origin), 1.0, 0, 0, 0)
-            objects = map_chunks(draw_batch, data.X, data.weights, first_rows(data.X), plan=broadcast(plan))
-            batch: Batch = tree_reduce(objects, partial(combine_batches, spare=0)).compute()
-            steps.update(batch, np.empty(0, np.int64))
-            (assignment,) = assign_all(data, [steps.centres])
-        history = [*getattr(self, "inertia_history_", []), steps.history[0] * data.total]
-        finish(self, data, FitState(steps.centres, 0.0, 1, history=history), assignment)
-        self.counts_ = steps.counts
+            state = _MiniBatchState(centres, counts, 0.0)
+            plan = BatchPlan(Stack.of([state.centres], data.origin), probability=1.0, seed=0, step=0, n_replacements=0)
+            objects = map_chunks(draw_batch, data.X, data.weights, row_offsets(data.X), plan=broadcast(plan))
+            batch: Batch = tree_reduce(objects, partial(combine_batches, n_replacements=0)).compute()
+            state.update(batch, np.empty(0, np.int64))
+            (assignment,) = assign_all(data, [state.centres])
+        history = [*getattr(self, "inertia_history_", []), state.history[0] * data.total]
+        set_fitted_attributes(self, data, FitState(state.centres, 0.0, 1, history=history), assignment)
+        self.counts_ = state.counts
         self.n_steps_ = self.n_iter_ = len(history)
         return self
 
     def _prepare(self, X: da.Array, weights: da.Array | None) -> tuple[Data, float]:
-        """Read the data for what must be known of it; of bytes that weigh alike nothing must."""
+        """Measure the moments where the fit needs them; unweighted uint8 without a tolerance is not read for it."""
         if X.dtype == np.uint8 and weights is None and self.tol == 0:
             return Data(X, None, None, float(len(X))), 0.0
-        data, first = prepare(X, weights)
-        return data, self.tol * float(first.spread.mean() / first.weight)
+        data, moments = prepare(X, weights)
+        return data, self.tol * float(moments.squared_deviations.mean() / moments.weight)
 
-    def _chance(self, n: int) -> float:
-        """Chance of a row to be in a batch."""
+    def _probability(self, n: int) -> float:
+        """Probability that a row is drawn in a step."""
         batch_size = max(16_384, 96 * self.n_clusters) if self.batch_size is None else self.batch_size
         return min(batch_size / n, 1.0)
 
-    def _start(self, data: Data, starts: list[Start]) -> tuple[Floats, NDArray[np.float64]]:
-        """Choose and refine the starts on a sample; return the best one and how many rows made each of its centres.
+    def _initial_centres(self, data: Data, specs: list[InitSpec]) -> tuple[Floats, NDArray[np.float64]]:
+        """Choose and refine centres on a sample; return the best and the number of rows that each is made of.
 
-        Centres that are given are made of no rows: the first batch replaces them.
+        Centres given by the user count no rows: the first batch replaces them.
         """
-        if not isinstance(starts[0].init, str):
-            return choose_starts(data, starts)[0], np.zeros(self.n_clusters)
-        sample = sample_for(data, self.n_clusters, starts[0].seed)
-        few = [replace(start, reclusterings=1) for start in starts]
-        runs = [start_on(sample, start, _START_GAIN, _START_ROWS_PER_CENTRE) for start in few]
-        best = min(runs, key=lambda run: run.history[-1])
-        # the sample stands for all rows, but knows no more of them than its own number
+        if not isinstance(specs[0].init, str):
+            return choose_centres(data, specs)[0], np.zeros(self.n_clusters)
+        sample = init_sample(data, self.n_clusters, specs[0].seed)
+        specs = [replace(spec, reclusterings=1) for spec in specs]
+        states = [init_on_sample(sample, spec, _INIT_GAIN, _INIT_ROWS_PER_CENTRE) for spec in specs]
+        best = min(states, key=lambda state: state.history[-1])
+        # weights scale the sample up to all rows, but it carries only the information of its own rows
         scale = 1.0 if sample.weights is None else len(sample.X) / len(data.X)
         return best.centres, best.counts * scale
 
-    def _iterate(self, data: Data, steps: _Steps, seed: int, checkpoint: Checkpoint | None) -> None:
-        chance = self._chance(len(data.X))
-        smoothing = min(_SMOOTHED_ROWS * chance, 1.0)
-        offsets = first_rows(data.X).persist()
-        for step in range(steps.step, int(np.ceil(self.max_iter / chance))):
-            plan = Plan(Stack.of([steps.centres], data.origin), chance, seed, step, len(steps.starving))
+    def _iterate(self, data: Data, state: _MiniBatchState, seed: int, checkpoint: Checkpoint | None) -> None:
+        probability = self._probability(len(data.X))
+        smoothing = min(_SMOOTHING * probability, 1.0)
+        offsets = row_offsets(data.X).persist()
+        for step in range(state.step, int(np.ceil(self.max_iter / probability))):
+            stack = Stack.of([state.centres], data.origin)
+            plan = BatchPlan(stack, probability, seed, step, len(state.to_reassign))
             objects = map_chunks(draw_batch, data.X, data.weights, offsets, plan=broadcast(plan))
-            batch: Batch = tree_reduce(objects, partial(combine_batches, spare=len(steps.starving))).compute()
+            combine = partial(combine_batches, n_replacements=len(state.to_reassign))
+            batch: Batch = tree_reduce(objects, combine).compute()
             if not batch.sums.counts.any():
                 continue
-            shift = steps.update(batch, steps.starving)
-            if shift <= steps.tolerance and self.tol > 0:
+            shift = state.update(batch, state.to_reassign)
+            if shift <= state.tolerance and self.tol > 0:
                 return
-            if steps.stalled(smoothing, self.max_no_improvement):
+            if state.stalled(smoothing, self.max_no_improvement):
                 return
-            steps.starving = self._starving(steps, np.random.default_rng((seed, step)))
-            steps.step = step + 1
+            state.to_reassign = self._centres_to_reassign(state, np.random.default_rng((seed, step)))
+            state.step = step + 1
             if checkpoint:
-                checkpoint.write([vars(steps)])
+                checkpoint.write([vars(state)])
 
-    def _starving(self, steps: _Steps, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Centres that attract too little, once every centre had the chance to attract ten rows."""
-        if steps.rows_since_reassignment < 10 * self.n_clusters and steps.counts.all():
+    def _centres_to_reassign(self, state: _MiniBatchState, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Centres with too few rows, once ten rows per centre were drawn since the last reassignment."""
+        if state.rows_since_reassignment < 10 * self.n_clusters and state.counts.all():
             return np.empty(0, np.int64)
-        steps.rows_since_reassignment = 0.0
-        (starving,) = np.nonzero(steps.counts < self.reassignment_ratio * steps.counts.max())
-        most = max(1, self.n_clusters // 2)
-        return generator.permutation(starving)[:most] if len(starving) > most else starving
+        state.rows_since_reassignment = 0.0
+        (small,) = np.nonzero(state.counts < self.reassignment_ratio * state.counts.max())
+        limit = max(1, self.n_clusters // 2)
+        return generator.permutation(small)[:limit] if len(small) > limit else small
 
 
 @dataclass
-class _Steps:
-    """The state of the iteration: the centres, what they have attracted, and how the inertia develops."""
+class _MiniBatchState:
+    """State of a fit between steps.
+
+    Attributes
+    ----------
+    centres : (k, n_features)
+        Current centres in shifted coordinates.
+    counts : (k,) float64
+        Number of rows, or their total weight, that contributed to each centre.
+    tolerance : float
+        Mean squared shift of the centres at which the fit ends.
+    history : list of float
+        Mean inertia per row of every batch.
+    step : int
+        Number of the next step.
+    to_reassign : (n,) int64
+        Centres that the next step moves to random rows.
+    rows_since_reassignment : float
+        Rows drawn, or their total weight, since centres were last checked for reassignment.
+    smoothed, lowest : float
+        Exponentially smoothed inertia, and its minimum so far.
+    steps_without_improvement : int
+        Consecutive steps that did not lower the minimum.
+    """
 
     centres: Floats
     counts: NDArray[np.float64]
     tolerance: float
     history: list[float] = field(default_factory=list)
     step: int = 0
-    """The next one."""
-    starving: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    """Centres that the next step moves to random rows."""
+    to_reassign: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     rows_since_reassignment: float = 0.0
     smoothed: float = np.inf
     lowest: float = np.inf
-    without_improvement: int = 0
+    steps_without_improvement: int = 0
 
-    def update(self, batch: Batch, starving: NDArray[np.int64]) -> float:
-        """Add a batch to the means of its centres; return the mean squared shift of the centres."""
+    def update(self, batch: Batch, to_reassign: NDArray[np.int64]) -> float:
+        """Add a batch to the means of its centres and return the mean squared shift of all centres."""
         old = self.centres.astype(np.float64)
         counts = batch.sums.counts.astype(np.float64)
-        pulled = 2 * np.einsum("ij,ij->", batch.sums.sums, old) - counts @ np.einsum("ij,ij->i", old, old)
-        self.history.append(max(batch.squares - float(pulled), 0.0) / counts.sum())
+        explained = 2 * np.einsum("ij,ij->", batch.sums.sums, old) - counts @ np.einsum("ij,ij->i", old, old)
+        self.history.append(max(batch.sum_of_squares - float(explained), 0.0) / counts.sum())
         self.counts += counts
         rates = np.divide(1.0, self.counts, out=np.zeros_like(counts), where=self.counts > 0)
         centres = old + (batch.sums.sums - counts[:, None] * old) * rates[:, None]
-        moved = starving[: len(batch.spare)]
-        centres[moved] = batch.spare[: len(moved)]
-        if len(moved):  # as if it had attracted as much as the poorest of the others
-            others = np.delete(self.counts, moved)
-            self.counts[moved] = others.min() if len(others) else 1.0
+        reassigned = to_reassign[: len(batch.replacements)]
+        centres[reassigned] = batch.replacements[: len(reassigned)]
+        if len(reassigned):  # they count as many rows as the smallest of the other clusters
+            others = np.delete(self.counts, reassigned)
+            self.counts[reassigned] = others.min() if len(others) else 1.0
         self.rows_since_reassignment += float(counts.sum())
         self.centres = centres.astype(self.centres.dtype)
         return float(((self.centres - old) ** 2).sum(axis=1).mean())
 
     def stalled(self, smoothing: float, patience: int | None) -> bool:
-        """Whether the smoothed inertia has hardly fallen for `patience` steps; the first step is not counted."""
+        """Whether the smoothed inertia has not improved for `patience` steps; the first step does not count."""
         newest = self.history[-1]
         if len(self.history) == 1:
             return False
         self.smoothed = newest if self.smoothed == np.inf else self.smoothed * (1 - smoothing) + newest * smoothing
-        if self.smoothed < self.lowest * (1 - _LEAST_GAIN):
-            self.without_improvement = 0
+        if self.smoothed < self.lowest * (1 - _MIN_GAIN):
+            self.steps_without_improvement = 0
         else:
-            self.without_improvement += 1
+            self.steps_without_improvement += 1
         self.lowest = min(self.lowest, self.smoothed)
-        return patience is not None and self.without_improvement >= patience
+        return patience is not None and self.steps_without_improvement >= patience

@@ -1,4 +1,4 @@
-"""What people pass as X and sample_weight, made into what the passes read."""
+"""Conversion of user input X and sample_weight into the Dask arrays that the passes read."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from numpy.typing import ArrayLike
 from kmeans_dask.kmeans.kernels import slice_rows, unit_block
 
 _CHUNK_BYTES = 8 * 2**20
-"""A NumPy array is cut into chunks of about 8 MiB."""
+"""Approximate chunk size for NumPy arrays: 8 MiB."""
 
 
 def as_rows(X: Any) -> da.Array:
-    """Make a Dask array of rows, one chunk wide, of a dtype that the kernels read.
+    """Convert to a Dask array with a single chunk along the features, in a dtype that the kernels read.
 
     Parameters
     ----------
-    X : (n, n_features)
+    X : array-like or dataframe of shape (n, n_features)
         Dask or NumPy array, Dask or pandas DataFrame, or nested sequence, of real numbers.
 
     Returns
     -------
     (n, n_features) da.Array
-        uint8 and float32 and float64 as they are; bool becomes uint8, other integers of up to 16 bits and float16
-        become float32, which holds them exactly, the rest float64. Nothing is computed, except the partition
-        lengths of a Dask DataFrame.
+        uint8, float32 and float64 keep their dtype; bool becomes uint8; float16 and other integers of up to 16 bits
+        become float32, which represents them exactly; the rest becomes float64. Lazy, except that the partition
+        lengths of a Dask DataFrame are computed.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def as_rows(X: Any) -> da.Array:
         X = _to_dask(X)
     if X.ndim != 2:
         raise ValueError(f"X has shape {X.shape}; expected a 2D array (rows, features). Reshape your data")
-    if hasattr(X._meta, "toarray"):  # the blocks are sparse matrices
+    if hasattr(X._meta, "toarray"):  # blocks of sparse matrices
         raise TypeError("Sparse data was passed for X, but dense data is required. Use X.map_blocks(toarray)")
     if any(np.isnan(size) for size in (*X.chunks[0], *X.chunks[1])):
         raise ValueError("X has unknown chunk sizes; call X.compute_chunk_sizes() first")
@@ -48,21 +48,22 @@ def as_rows(X: Any) -> da.Array:
         what = "sample(s)" if X.shape[0] == 0 else "feature(s)"
         raise ValueError(f"X has 0 {what} (shape={X.shape}) while a minimum of 1 is required.")
     if X.dtype.kind not in "biuf":
-        raise ValueError(f"X has dtype {X.dtype}; allowed are bool, integers and floats. Complex data not supported")
+        raise ValueError(f"X has dtype {X.dtype}; must be bool, integer or float. Complex data not supported")
     return X.rechunk({1: -1}).astype(_dtype_of_rows(X.dtype), copy=False)
 
 
 def unit_rows(X: da.Array) -> da.Array:
-    """Divide every row by its length; rows of zeros stay.
+    """Normalize every row to length 1; rows of zeros stay zero.
 
     Parameters
     ----------
     X : (n, n_features) da.Array
-        From `as_rows`.
+        Result of `as_rows`.
 
     Returns
     -------
-    (n, n_features) da.Array of float32, or float64 for float64
+    (n, n_features) da.Array
+        float64 if X is, otherwise float32.
     """
     dtype = np.float64 if X.dtype == np.float64 else np.float32
     return X.map_blocks(unit_block, dtype=dtype, meta=np.empty((0, 0), dtype))
@@ -73,17 +74,18 @@ def as_weights(sample_weight: ArrayLike | da.Array | None, X: da.Array) -> da.Ar
 
     Parameters
     ----------
-    sample_weight : (n,), optional
+    sample_weight : array-like of shape (n,), optional
     X : (n, n_features) da.Array
 
     Returns
     -------
-    (n,) da.Array of float64 or None
+    (n,) da.Array of float64, or None
+        None if `sample_weight` is None.
 
     Raises
     ------
     ValueError
-        The length is not that of X.
+        The shape is not (n,).
     """
     if sample_weight is None:
         return None
@@ -94,7 +96,7 @@ def as_weights(sample_weight: ArrayLike | da.Array | None, X: da.Array) -> da.Ar
 
 
 def _to_dask(X: Any) -> da.Array:
-    if hasattr(X, "to_dask_array"):  # a Dask DataFrame; importing dask.dataframe to ask would cost a second
+    if hasattr(X, "to_dask_array"):  # a Dask DataFrame; importing dask.dataframe for isinstance takes a second
         return X.to_dask_array(lengths=True)
     if hasattr(X, "toarray"):
         raise TypeError("Sparse data was passed for X, but dense data is required. Use '.toarray()' to convert it")

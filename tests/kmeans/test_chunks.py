@@ -1,4 +1,4 @@
-"""K-Means on chunks: the same answer for any of them, and nothing is read before it is asked for, nor twice."""
+"""Results that do not depend on chunks or scheduler; reads that are lazy and happen once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.kmeans_cases import (
     DIGITS,
     INITS,
     LARGE,
-    START,
+    INIT_CENTRES,
     WEIGHTS,
     brute_force,
     chunked,
@@ -27,7 +27,7 @@ from tests.support.kmeans_cases import (
     lloyd,
 )
 
-# ---- any chunks, any scheduler, any order ----------------------------------------------------------------------------
+# ---- chunks, scheduler and block order -------------------------------------------------------------------------------
 
 
 def fitted(X: Any, **params: Any) -> KMeans:
@@ -36,7 +36,7 @@ def fitted(X: Any, **params: Any) -> KMeans:
 
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_bitwise_equal_for_any_chunks_and_scheduler(init: str, algorithm: str) -> None:
+def test_result_is_bitwise_equal_for_any_chunks_and_scheduler(init: str, algorithm: str) -> None:
     reference = fitted(chunked(LARGE, 1024), init=init, algorithm=algorithm)
     for sizes in (4096, 8192, 16384):
         for scheduler in ("synchronous", "threads"):
@@ -51,7 +51,7 @@ def test_bitwise_equal_for_any_chunks_and_scheduler(init: str, algorithm: str) -
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_floats_agree_for_any_chunks_up_to_rounding(dtype: type) -> None:
+def test_float_results_agree_for_any_chunks(dtype: type) -> None:
     rows = LARGE.astype(dtype) / 255
     reference = fitted(chunked(rows, 1024))
     for sizes in (4096, (5000, 0, 3984, 1)):
@@ -62,10 +62,10 @@ def test_floats_agree_for_any_chunks_up_to_rounding(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
-def test_one_fit_repeated_is_bitwise_the_same(dtype: type) -> None:
-    first, second = fitted(chunked(digits_as(dtype), 100)), fitted(chunked(digits_as(dtype), 100))
-    np.testing.assert_array_equal(first.cluster_centers_, second.cluster_centers_, strict=True)
-    np.testing.assert_array_equal(first.inertia_history_, second.inertia_history_, strict=True)
+def test_repeated_fit_is_bitwise_equal(dtype: type) -> None:
+    once, twice = fitted(chunked(digits_as(dtype), 100)), fitted(chunked(digits_as(dtype), 100))
+    np.testing.assert_array_equal(once.cluster_centers_, twice.cluster_centers_, strict=True)
+    np.testing.assert_array_equal(once.inertia_history_, twice.inertia_history_, strict=True)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)  # no deadline: the machine may be busy
@@ -76,7 +76,7 @@ def test_one_fit_repeated_is_bitwise_the_same(dtype: type) -> None:
     dtype=st.sampled_from(["u1", "f4", "f8", "i8", "?"]),
     weighted=st.booleans(),
 )
-def test_any_chunk_sizes_give_the_same_answer(
+def test_result_is_equal_for_random_chunk_sizes(
     cuts: list[int], init: str, algorithm: str, dtype: str, weighted: bool
 ) -> None:
     rows = (DIGITS[:300, 10:40] > 100 if dtype == "?" else DIGITS[:300, 10:40]).astype(dtype)
@@ -88,37 +88,37 @@ def test_any_chunk_sizes_give_the_same_answer(
     np.testing.assert_allclose(fits[0].cluster_centers_, fits[1].cluster_centers_, rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(fits[0].labels_, fits[1].labels_)
     assert fits[0].labels_.chunks == (sizes,)
-    if not weighted:  # sums of whole numbers are exact
+    if not weighted:  # integer sums are exact
         np.testing.assert_array_equal(fits[0].cluster_centers_, fits[1].cluster_centers_)
 
 
-def test_the_order_of_the_blocks_does_not_matter_from_a_given_start() -> None:
+def test_block_order_does_not_matter_with_given_centres() -> None:
     blocks = [LARGE[i : i + 1024] for i in range(0, len(LARGE), 1024)]
-    reference = fitted(chunked(LARGE, 1024), init=START)
+    reference = fitted(chunked(LARGE, 1024), init=INIT_CENTRES)
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(blocks))
         X = da.concatenate([da.from_array(blocks[i]) for i in order])
-        other = fitted(X, init=START)
+        other = fitted(X, init=INIT_CENTRES)
         np.testing.assert_array_equal(other.cluster_centers_, reference.cluster_centers_, strict=True)
         assert other.n_iter_ == reference.n_iter_
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
-def test_a_fit_in_a_sweep_is_bitwise_the_fit_alone(dtype: type) -> None:
+def test_fit_together_equals_separate_fits(dtype: type) -> None:
     X = chunked(digits_as(dtype))
-    wanted: list[dict] = [
+    settings_of_models: list[dict] = [
         {"n_clusters": 10},
         {"n_clusters": 3, "init": "random"},
         {"n_clusters": 40, "n_init": 2},
-        {"n_clusters": 10, "init": START, "algorithm": "lloyd"},
+        {"n_clusters": 10, "init": INIT_CENTRES, "algorithm": "lloyd"},
         {"n_clusters": 7, "init": "random", "algorithm": "full"},
         {"n_clusters": 20, "init": "k-means++", "tol": 0.01},
         {"n_clusters": 1},
     ]
-    sweep = [KMeans(random_state=1, **params) for params in wanted]
+    sweep = [KMeans(random_state=1, **params) for params in settings_of_models]
     seen: list[tuple[int, int]] = []
     fit_together(sweep, X, on_pass=lambda number, moving: seen.append((number, moving)))
-    for estimator, params in zip(sweep, wanted, strict=True):
+    for estimator, params in zip(sweep, settings_of_models, strict=True):
         alone = KMeans(random_state=1, **params).fit(X)
         np.testing.assert_array_equal(estimator.cluster_centers_, alone.cluster_centers_, strict=True)
         np.testing.assert_array_equal(estimator.labels_, alone.labels_, strict=True)
@@ -130,7 +130,7 @@ def test_a_fit_in_a_sweep_is_bitwise_the_fit_alone(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("init", INITS)
-def test_seeds(init: str) -> None:
+def test_random_state(init: str) -> None:
     X = chunked(DIGITS)
     one, same, other = (KMeans(30, init=init, random_state=s, max_iter=3).fit(X) for s in (1, 1, 2))
     np.testing.assert_array_equal(one.cluster_centers_, same.cluster_centers_)
@@ -140,7 +140,7 @@ def test_seeds(init: str) -> None:
     KMeans(3, init=init, random_state=None, max_iter=1).fit(X)
 
 
-def test_restarts_keep_the_best() -> None:
+def test_n_init_keeps_the_best_restart() -> None:
     X = chunked(DIGITS)
     best = KMeans(20, init="random", n_init=6, random_state=0).fit(X)
     seeds = np.random.RandomState(0)
@@ -149,11 +149,11 @@ def test_restarts_keep_the_best() -> None:
     assert min(single) < max(single)
 
 
-# ---- nothing is computed before it is asked for ----------------------------------------------------------------------
+# ---- laziness and number of reads ------------------------------------------------------------------------------------
 
 
-class Reads:
-    """Rows that count how often a block of them is read."""
+class CountedRows:
+    """Rows that count how often a block is read."""
 
     ndim = 2
 
@@ -165,14 +165,14 @@ class Reads:
         return self.rows[index]
 
 
-class Unreadable(Reads):
+class UnreadableRows(CountedRows):
     def __getitem__(self, index: tuple[slice, slice]) -> NDArray:
         raise AssertionError("computed")
 
 
-def test_predict_and_transform_build_a_graph_only() -> None:
-    km = KMeans(10, init=START).fit(chunked(DIGITS))
-    X = da.from_array(Unreadable(DIGITS), chunks=(500, 64), meta=np.empty((0, 0), np.uint8))
+def test_predict_and_transform_are_lazy() -> None:
+    km = KMeans(10, init=INIT_CENTRES).fit(chunked(DIGITS))
+    X = da.from_array(UnreadableRows(DIGITS), chunks=(500, 64), meta=np.empty((0, 0), np.uint8))
     for result, shape in ((km.predict(X), (1797,)), (km.transform(X), (1797, 10))):
         assert isinstance(result, da.Array)
         assert result.shape == shape
@@ -182,8 +182,8 @@ def test_predict_and_transform_build_a_graph_only() -> None:
 
 @pytest.mark.parametrize("method", ["predict", "transform"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64])
-def test_what_is_computed_is_what_the_graph_said(method: str, dtype: type) -> None:
-    km = KMeans(10, init=START).fit(chunked(DIGITS))
+def test_computed_result_matches_lazy_metadata(method: str, dtype: type) -> None:
+    km = KMeans(10, init=INIT_CENTRES).fit(chunked(DIGITS))
     lazy = getattr(km, method)(chunked(digits_as(dtype), (1000, 0, 797)))
     result = lazy.compute()
     assert result.dtype == lazy.dtype
@@ -193,19 +193,19 @@ def test_what_is_computed_is_what_the_graph_said(method: str, dtype: type) -> No
         assert block.compute().shape[0] == size
 
 
-def test_labels_read_the_data_no_more() -> None:
-    reads = Reads(DIGITS)
-    X = da.from_array(reads, chunks=(500, 64), meta=np.empty((0, 0), np.uint8))
-    km = lloyd(10, init=START, max_iter=4, tol=0).fit(X)
-    # four chunks: the look for NaN, four passes, the assignment
-    assert reads.n_reads == 4 * (1 + 4 + 1)
+def test_labels_do_not_read_the_data_again() -> None:
+    rows = CountedRows(DIGITS)
+    X = da.from_array(rows, chunks=(500, 64), meta=np.empty((0, 0), np.uint8))
+    km = lloyd(10, init=INIT_CENTRES, max_iter=4, tol=0).fit(X)
+    # four chunks: first pass, four passes, assignment
+    assert rows.n_reads == 4 * (1 + 4 + 1)
     assert isinstance(km.labels_, da.Array)
     np.testing.assert_array_equal(km.labels_.compute(), brute_force(DIGITS, km.cluster_centers_)[0])
-    assert reads.n_reads == 4 * (1 + 4 + 1)
+    assert rows.n_reads == 4 * (1 + 4 + 1)
 
 
-def test_a_pass_serves_all_models_of_a_sweep() -> None:
-    reads = Reads(DIGITS)
-    X = da.from_array(reads, chunks=(500, 64), meta=np.empty((0, 0), np.uint8))
+def test_models_share_passes() -> None:
+    rows = CountedRows(DIGITS)
+    X = da.from_array(rows, chunks=(500, 64), meta=np.empty((0, 0), np.uint8))
     fit_together([lloyd(k, init=DIGITS[:k].astype(float), max_iter=5, tol=0) for k in (4, 10, 30)], X)
-    assert reads.n_reads == 4 * (1 + 5 + 1)
+    assert rows.n_reads == 4 * (1 + 5 + 1)

@@ -1,15 +1,15 @@
-"""scikit-learn's own checks of estimators, where they apply to estimators that answer with Dask arrays.
+"""scikit-learn's estimator checks, where they apply to estimators that return Dask arrays.
 
-All checks that scikit-learn chooses for these estimators are run, but for these:
+These checks are left out:
 
-- ``check_estimators_nan_inf`` wants ``predict`` to raise at once; ours builds a graph, and raises when the block with
-  the NaN is computed (``test_kmeans.py::test_predicting``). In ``fit`` the NaN is found: checked below.
-- ``check_sample_weight_equivalence_on_dense_data`` wants the same centres from weights as from repeated rows although
-  the start is random: scikit-learn expects its own KMeans to fail it. From a given start it holds
-  (``test_kmeans.py::test_integer_weights_are_repeated_rows``).
-- ``check_array_api_input`` is only run where SciPy's array API is switched on, and there is no array API here.
-- ``check_clustering`` and ``check_clusterer_compute_labels_predict`` are for estimators with ``fit_predict``, which
-  dask-ml's KMeans has not; what they check of the labels is checked in ``test_kmeans.py``.
+- ``check_estimators_nan_inf`` expects ``predict`` to raise at once; ours is lazy and raises when the block with the NaN
+  is computed (``test_estimator.py::test_predict_rejects_invalid_input``). ``fit`` finds the NaN, as tested below.
+- ``check_sample_weight_equivalence_on_dense_data`` expects the same centres from weights as from repeated rows despite
+  random initial centres; scikit-learn expects its own KMeans to fail it. With given centres it holds
+  (``test_estimator.py::test_integer_weights_equal_repeated_rows``).
+- ``check_array_api_input`` runs only with SciPy's array API enabled, which Dask does not support.
+- ``check_clustering`` and ``check_clusterer_compute_labels_predict`` require ``fit_predict``, which dask-ml's KMeans
+  lacks; ``test_estimator.py`` checks the labels.
 """
 
 from __future__ import annotations
@@ -34,29 +34,28 @@ NOT_APPLICABLE = {
 ESTIMATORS = [KMeans(2), MiniBatchKMeans(2, init="k-means||", batch_size=20, max_iter=5)]
 
 
-def name_of(check: Callable[..., None]) -> str:
+def check_name(check: Callable[..., None]) -> str:
     return getattr(check, "func", check).__name__
 
 
 def cases() -> Iterator[Any]:
     for estimator in ESTIMATORS:
         for _, check in estimator_checks.estimator_checks_generator(estimator, legacy=True, mark=None):
-            if name_of(check) not in NOT_APPLICABLE:
+            if check_name(check) not in NOT_APPLICABLE:
                 options = "".join(f"-{key}" for key in getattr(check, "keywords", {}))
-                yield pytest.param(estimator, check, id=f"{type(estimator).__name__}-{name_of(check)}{options}")
+                yield pytest.param(estimator, check, id=f"{type(estimator).__name__}-{check_name(check)}{options}")
 
 
-# A check fits random data of any kind, bytes of two distinct rows for example: that centres then repeat is said, and
-# right. The rest of what is ignored are the checks' own: they convert float16 and compare with old names.
+# Some checks fit data with fewer distinct rows than clusters, for which a warning is correct.
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(("estimator", "check"), list(cases()))
-def test_check_of_scikit_learn(estimator: Any, check: Callable[..., None]) -> None:
+def test_scikit_learn_check(estimator: Any, check: Callable[..., None]) -> None:
     with dask.config.set(scheduler="synchronous"):
         check(clone(estimator))
 
 
-def test_many_checks_are_run() -> None:
-    names = [name_of(case.values[1]) for case in cases()]
+def test_most_checks_are_run() -> None:
+    names = [check_name(case.values[1]) for case in cases()]
     assert len(names) >= 90
     assert {"check_fit2d_1sample", "check_fit2d_1feature", "check_n_features_in", "check_fit_idempotent"} <= set(names)
     assert {"check_estimators_pickle", "check_no_attributes_set_in_init", "check_estimators_unfitted"} <= set(names)
@@ -64,7 +63,7 @@ def test_many_checks_are_run() -> None:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_is_refused_by_fit(estimator: Any, bad: float) -> None:
+def test_fit_rejects_non_finite_values(estimator: Any, bad: float) -> None:
     rows = np.random.default_rng(0).uniform(size=(20, 3))
     rows[0, 0] = bad
     for method in (estimator.fit, partial(estimator.fit_transform, y=None)):

@@ -1,4 +1,4 @@
-"""The loops over one block, against the same formulas written in plain NumPy."""
+"""The kernels against the same formulas in plain NumPy."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 from numpy.typing import NDArray
 
 from kmeans_dask.kmeans.kernels import Stack, all_distances, assign, assign_two, slice_rows, sum_by_cluster
-from kmeans_dask.kmeans.moments import combine_moments, moments
+from kmeans_dask.kmeans.moments import block_moments, combine_moments
 from tests.support.kmeans_cases import DTYPES, rows_of
 
 
 def stack_of(block: NDArray, *sizes: int) -> tuple[Stack, NDArray[np.float64]]:
-    """Stack models of the given sizes, of centres between the rows; also the centres in the data's coordinates."""
+    """Stack random models of the given sizes; also return the centres in the coordinates of the data."""
     generator = np.random.default_rng(1)
     origin = None if block.dtype == np.uint8 else block.mean(axis=0, dtype=np.float64).astype(block.dtype)
     working = np.float64 if block.dtype == np.float64 else np.float32
@@ -27,7 +27,10 @@ def squared(block: NDArray, centres: NDArray) -> NDArray[np.float64]:
     return ((block[:, None].astype(np.float64) - centres[None]) ** 2).sum(axis=2)
 
 
-ROWS = [{"n": 3000, "n_features": 7}, {"n": 20_000, "n_features": 3}]  # rows of three have a loop of their own
+ROWS = [
+    {"n": 3000, "n_features": 7},
+    {"n": 20_000, "n_features": 3},
+]  # rows of three features have a kernel of their own
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -44,8 +47,8 @@ def test_assign_finds_the_nearest_centre_of_every_model(dtype: type, rows: dict[
         np.testing.assert_allclose(distances[m], expected.min(axis=1), rtol=1e-5)
 
 
-def test_distances_come_from_the_differences_themselves() -> None:
-    # the expansion x² - 2xc + c² in float32 gives up to ±6 where the true value is 0.08 or 0
+def test_distances_are_computed_from_differences() -> None:
+    # the expansion x² - 2xc + c² in float32 is off by up to 6 where the true value is 0.08 or 0
     block = np.full((1, 784), 250, np.uint8)
     near = np.full((1, 784), 250.01, np.float32)
     same = np.full((1, 784), 250, np.float32)
@@ -55,7 +58,7 @@ def test_distances_come_from_the_differences_themselves() -> None:
     assert distances[1, 0] == 0
 
 
-def test_of_equally_near_centres_the_lowest_index_wins() -> None:
+def test_assign_breaks_ties_by_lowest_index() -> None:
     centres = np.array([[9, 9], [1, 0], [1, 0], [1, 0]], np.float32)
     clusters, _ = assign(np.array([[1, 0], [9, 9]], np.uint8), Stack.of([centres, centres[1:]]))
     np.testing.assert_array_equal(clusters, [[1, 0], [0, 0]])
@@ -64,7 +67,7 @@ def test_of_equally_near_centres_the_lowest_index_wins() -> None:
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_sums_and_counts_by_cluster(dtype: type, weighted: bool, rows: dict[str, int]) -> None:
+def test_sum_by_cluster(dtype: type, weighted: bool, rows: dict[str, int]) -> None:
     block = rows_of(dtype, **rows)
     stack, centres = stack_of(block, 4, 9)
     weights = np.random.default_rng(2).uniform(0, 3, len(block)) if weighted else None
@@ -78,7 +81,7 @@ def test_sums_and_counts_by_cluster(dtype: type, weighted: bool, rows: dict[str,
         np.testing.assert_allclose(result.sums[begin:end], one_hot.T @ (block - origin), rtol=1e-5, atol=1e-2)
 
 
-def test_unweighted_bytes_are_summed_as_integers() -> None:
+def test_unweighted_uint8_is_summed_as_integers() -> None:
     block = rows_of(np.uint8)
     stack, centres = stack_of(block, 6)
     result = sum_by_cluster(block, stack=stack)
@@ -89,15 +92,15 @@ def test_unweighted_bytes_are_summed_as_integers() -> None:
     np.testing.assert_array_equal(result.sums, expected)
 
 
-def test_sums_of_many_white_pixels_do_not_wrap() -> None:
-    block = np.full((40_000, 2), 255, np.uint8)  # 10,200,000: above 2^23, which float32 cannot count on from
+def test_large_sums_are_exact() -> None:
+    block = np.full((40_000, 2), 255, np.uint8)  # 10,200,000: above 2^23, where float32 is no longer exact
     result = sum_by_cluster(block, stack=Stack.of([np.zeros((1, 2), np.float32)]))
     np.testing.assert_array_equal(result.sums, [[10_200_000, 10_200_000]])
 
 
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_model_in_a_stack_gets_what_it_gets_alone(dtype: type, rows: dict[str, int]) -> None:
+def test_stacked_models_do_not_affect_each_other(dtype: type, rows: dict[str, int]) -> None:
     block = rows_of(dtype, **rows)
     stack, _ = stack_of(block, 3, 20, 1)
     together = sum_by_cluster(block, stack=stack)
@@ -110,7 +113,7 @@ def test_a_model_in_a_stack_gets_what_it_gets_alone(dtype: type, rows: dict[str,
 @pytest.mark.parametrize("n_features", [7, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("order", ["C", "F", "strided", "read-only"])
-def test_blocks_of_any_memory_layout(dtype: type, order: str, n_features: int) -> None:
+def test_memory_layout_does_not_matter(dtype: type, order: str, n_features: int) -> None:
     block = rows_of(dtype, n=2100, n_features=n_features)
     stack, _ = stack_of(block, 5)
     if order == "strided":
@@ -123,11 +126,11 @@ def test_blocks_of_any_memory_layout(dtype: type, order: str, n_features: int) -
     np.testing.assert_array_equal(sum_by_cluster(odd, stack=stack).sums, sum_by_cluster(block, stack=stack).sums)
     for got, expected in zip(assign(odd, stack), assign(block, stack), strict=True):
         np.testing.assert_array_equal(got, expected)
-    assert moments(odd).mean == pytest.approx(moments(block).mean)
+    assert block_moments(odd).mean == pytest.approx(block_moments(block).mean)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_empty_block_adds_nothing(dtype: type) -> None:
+def test_empty_block(dtype: type) -> None:
     full = rows_of(dtype)
     stack, _ = stack_of(full, 3, 2)
     empty = full[:0]
@@ -137,8 +140,8 @@ def test_an_empty_block_adds_nothing(dtype: type) -> None:
     clusters, distances = assign(empty, stack)
     assert clusters.shape == distances.shape == (2, 0)
     assert all_distances(empty, stack=stack, dtype=np.float32).shape == (0, 5)
-    combined = combine_moments([moments(empty), moments(full), moments(empty)])
-    np.testing.assert_allclose(combined.mean, moments(full).mean)
+    combined = combine_moments([block_moments(empty), block_moments(full), block_moments(empty)])
+    np.testing.assert_allclose(combined.mean, block_moments(full).mean)
     assert combined.weight == len(full)
 
 
@@ -154,12 +157,12 @@ def test_all_distances(dtype: type) -> None:
 @pytest.mark.parametrize(
     ("n_features", "rows"), [(1, 1024), (784, 1024), (1024, 1024), (1025, 512), (12_288, 64), (10**6, 16)]
 )
-def test_a_slice_stays_in_cache(n_features: int, rows: int) -> None:
+def test_slice_rows(n_features: int, rows: int) -> None:
     assert slice_rows(n_features) == rows
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
-def test_the_two_nearest_centres(dtype: type):
+def test_assign_two(dtype: type):
     rng = np.random.default_rng(3)
     X = rng.integers(0, 256, (1500, 900)).astype(dtype)  # two slices, the last one shorter
     models = [rng.uniform(0, 255, (k, 900)).astype(np.float64) for k in (2, 1, 7)]
@@ -172,15 +175,15 @@ def test_the_two_nearest_centres(dtype: type):
         assert found.clusters[m].tolist() == order[:, 0].tolist()
         np.testing.assert_allclose(found.squared[m], squared.min(axis=1), rtol=1e-12)
         if len(centres) == 1:
-            assert set(found.seconds[m]) == {-1}
-            assert set(found.squared_seconds[m]) == {np.inf}
+            assert set(found.second_clusters[m]) == {-1}
+            assert set(found.second_squared[m]) == {np.inf}
         else:
-            assert found.seconds[m].tolist() == order[:, 1].tolist()
-            np.testing.assert_allclose(found.squared_seconds[m], np.sort(squared, axis=1)[:, 1], rtol=1e-12)
+            assert found.second_clusters[m].tolist() == order[:, 1].tolist()
+            np.testing.assert_allclose(found.second_squared[m], np.sort(squared, axis=1)[:, 1], rtol=1e-12)
 
 
-def test_of_equally_near_centres_the_first_two_are_taken():
+def test_assign_two_breaks_ties_by_lowest_index():
     found = assign_two(np.zeros((4, 3), np.uint8), Stack.of([np.ones((5, 3), np.float32)]))
 
-    assert (found.clusters.tolist(), found.seconds.tolist()) == ([[0] * 4], [[1] * 4])
-    assert found.squared.tolist() == found.squared_seconds.tolist() == [[3.0] * 4]
+    assert (found.clusters.tolist(), found.second_clusters.tolist()) == ([[0] * 4], [[1] * 4])
+    assert found.squared.tolist() == found.second_squared.tolist() == [[3.0] * 4]

@@ -1,4 +1,4 @@
-"""What people may pass as X and sample_weight."""
+"""Conversion and validation of X and sample_weight."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from kmeans_dask.kmeans.validation import as_rows, as_weights
         (">i2", np.float32),
     ],
 )
-def test_a_dtype_that_holds_the_numbers_exactly(given: type | str, expected: type) -> None:
+def test_dtype_represents_the_values_exactly(given: type | str, expected: type) -> None:
     values = np.array([[0, 1], [1, 0], [1, 1]], given)
     rows = as_rows(values)
     assert rows.dtype == expected
@@ -43,7 +43,7 @@ def test_a_dtype_that_holds_the_numbers_exactly(given: type | str, expected: typ
 
 
 @pytest.mark.parametrize("value", [-(2**15), 2**15 - 1])
-def test_16_bit_integers_keep_their_value(value: int) -> None:
+def test_16_bit_integers_are_exact(value: int) -> None:
     assert as_rows(np.array([[value]], np.int16)).compute()[0, 0] == value
 
 
@@ -64,35 +64,35 @@ VALUES = np.arange(12.0).reshape(6, 2)
     ],
     ids=["numpy", "list", "Fortran order", "dask", "ragged and empty chunks", "pandas", "dask DataFrame", "object"],
 )
-def test_all_kinds_of_tables_become_rows_one_chunk_wide(X: object) -> None:
+def test_input_types_become_one_chunk_along_the_features(X: object) -> None:
     rows = as_rows(X)
     assert rows.numblocks[1] == 1
     assert rows.shape == (6, 2)
     np.testing.assert_array_equal(rows.compute(), VALUES)
 
 
-def test_integer_columns_of_a_data_frame_with_gaps_in_dtype() -> None:
+def test_dataframe_with_mixed_dtypes() -> None:
     frame = pd.DataFrame({"a": np.array([1, 2], np.uint8), "b": [0.5, 1.5]})
     np.testing.assert_array_equal(as_rows(frame).compute(), [[1, 0.5], [2, 1.5]])
 
 
-def test_a_large_array_is_cut_into_several_chunks_of_whole_slices() -> None:
+def test_large_numpy_array_is_cut_into_whole_slices() -> None:
     rows = as_rows(np.zeros((50_000, 784), np.uint8))
     assert rows.numblocks[0] == 5
     assert all(size % 1024 == 0 for size in rows.chunks[0][:-1])
 
 
-def unread(shape: tuple[int, int], dtype: type = np.uint8) -> da.Array:
+def uncomputable(shape: tuple[int, int], dtype: type = np.uint8) -> da.Array:
     def fail() -> np.ndarray:
         raise AssertionError("computed")
 
     return da.map_blocks(lambda block_id: fail(), chunks=shape, dtype=dtype, meta=np.empty((0, 0), dtype))
 
 
-def test_nothing_is_computed() -> None:
-    X = unread((10, 3), np.int16)
+def test_conversion_is_lazy() -> None:
+    X = uncomputable((10, 3), np.int16)
     assert as_rows(X).dtype == np.float32
-    assert as_weights(unread((10, 1))[:, 0], X).shape == (10,)
+    assert as_weights(uncomputable((10, 1))[:, 0], X).shape == (10,)
 
 
 @pytest.mark.parametrize(
@@ -104,19 +104,19 @@ def test_nothing_is_computed() -> None:
         (np.zeros((0, 2)), ValueError, r"0 sample\(s\)"),
         (np.zeros((2, 0)), ValueError, r"0 feature\(s\)"),
         (np.zeros((2, 2), complex), ValueError, "Complex data not supported"),
-        (np.array([["a", "b"]]), ValueError, "has dtype <U1; allowed are bool, integers and floats"),
-        (np.array([["2024-01-01"]], "datetime64[D]"), ValueError, "allowed are bool, integers and floats"),
+        (np.array([["a", "b"]]), ValueError, "has dtype <U1; must be bool, integer or float"),
+        (np.array([["2024-01-01"]], "datetime64[D]"), ValueError, "must be bool, integer or float"),
         (scipy.sparse.csr_array(VALUES), TypeError, "Sparse data was passed"),
         (da.from_array(VALUES, chunks=(3, 2)).map_blocks(scipy.sparse.csr_array), TypeError, "Sparse data was passed"),
         (da.from_array(VALUES)[da.from_array(VALUES[:, 0] > 1)], ValueError, r"unknown chunk.*compute_chunk_sizes\(\)"),
     ],
 )
-def test_what_cannot_be_rows_is_said(X: object, error: type[Exception], message: str) -> None:
+def test_invalid_input_raises(X: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         as_rows(X)
 
 
-def test_weights_follow_the_chunks_of_the_rows() -> None:
+def test_weights_are_aligned_with_the_chunks_of_X() -> None:
     X = da.zeros((6, 2), chunks=((1, 0, 5), (2,)))
     assert as_weights(None, X) is None
     for given in ([1, 2, 3, 4, 5, 6], np.arange(1, 7), pd.Series(range(1, 7)), da.arange(1, 7, chunks=4)):
@@ -128,6 +128,6 @@ def test_weights_follow_the_chunks_of_the_rows() -> None:
 
 
 @pytest.mark.parametrize("given", [[1.0], np.ones(7), np.ones((6, 1)), 2.0])
-def test_weights_of_another_length_are_refused(given: object) -> None:
+def test_weights_of_wrong_shape_raise(given: object) -> None:
     with pytest.raises(ValueError, match=r"sample_weight has shape .*; expected"):
         as_weights(given, da.zeros((6, 2)))

@@ -1,4 +1,4 @@
-"""What the tests of K-Means share: rows, starts, and the same by scikit-learn or by plain formulas."""
+"""Shared by the K-Means tests: data, initial centres, and references in scikit-learn and plain NumPy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from threadpoolctl import threadpool_limits
 from kmeans_dask import KMeans
 
 DIGITS = load_digits().data.astype(np.uint8) * 15  # 1,797 x 64, 0-240
-# ten rows, moved a little: bytes are often equally far from two bytes, and who wins then is a matter of rounding
-START = DIGITS[::180] + np.random.default_rng(1).normal(0, 1, (10, 64))
+# ten rows, perturbed: integers are often equidistant from two integer centres, and rounding would break the tie
+INIT_CENTRES = DIGITS[::180] + np.random.default_rng(1).normal(0, 1, (10, 64))
 INITS = ["k-means||", "k-means++", "random"]
 ALGORITHMS = ["lloyd", "accelerated"]
-SOME = np.arange(12.0).reshape(6, 2)
+SMALL = np.arange(12.0).reshape(6, 2)
 WEIGHTS = np.random.default_rng(0).uniform(0, 3, len(DIGITS))
 LARGE = (
     np.random.default_rng(5)
@@ -39,17 +39,15 @@ def brute_force(rows: NDArray, centres: NDArray, weights: NDArray | float = 1.0)
 
 
 def lloyd(n_clusters: int, **params: Any) -> KMeans:
-    """Plain K-Means: what it does can be worked out by hand, and scikit-learn does the same."""
+    """Plain Lloyd, which can be checked by hand and against scikit-learn."""
     return KMeans(n_clusters, algorithm="lloyd", **params)
 
 
-def scikit_learn(
-    rows: NDArray, start: NDArray, weights: NDArray | None = None, **params: Any
-) -> sklearn.cluster.KMeans:
-    start = start.astype(np.float32 if rows.dtype == np.float32 else np.float64)
+def scikit_learn(rows: NDArray, init: NDArray, weights: NDArray | None = None, **params: Any) -> sklearn.cluster.KMeans:
+    init = init.astype(np.float32 if rows.dtype == np.float32 else np.float64)
     params = {"n_init": 1, "max_iter": 300, "algorithm": "lloyd"} | params
-    with threadpool_limits(1):  # its threads would wait for each other where the cores are busy
-        return sklearn.cluster.KMeans(len(start), init=start, **params).fit(rows, sample_weight=weights)
+    with threadpool_limits(1):  # on busy cores its threads would wait for each other
+        return sklearn.cluster.KMeans(len(init), init=init, **params).fit(rows, sample_weight=weights)
 
 
 def digits_as(dtype: type, offset: float = 0) -> NDArray:
