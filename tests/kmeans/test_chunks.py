@@ -17,9 +17,9 @@ from kmeans_dask import KMeans, fit_together
 from tests.support.kmeans_cases import (
     ALGORITHMS,
     DIGITS,
+    INIT_CENTRES,
     INITS,
     LARGE,
-    INIT_CENTRES,
     WEIGHTS,
     brute_force,
     chunked,

@@ -23,9 +23,9 @@ from sklearn.preprocessing import FunctionTransformer
 from kmeans_dask import KMeans, fit_together
 from tests.support.kmeans_cases import (
     DIGITS,
+    INIT_CENTRES,
     INITS,
     SMALL,
-    INIT_CENTRES,
     chunked,
     digits_as,
     lloyd,

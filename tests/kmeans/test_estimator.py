@@ -18,10 +18,10 @@ from kmeans_dask import KMeans
 from tests.support.kmeans_cases import (
     ALGORITHMS,
     DIGITS,
+    INIT_CENTRES,
     INITS,
     LARGE,
     SMALL,
-    INIT_CENTRES,
     WEIGHTS,
     brute_force,
     chunked,

@@ -116,7 +116,7 @@ def test_invalid_input_raises(X: object, error: type[Exception], message: str) -
         as_rows(X)
 
 
-def test_weights_are_aligned_with_the_chunks_of_X() -> None:
+def test_weights_are_aligned_with_the_chunks() -> None:
     X = da.zeros((6, 2), chunks=((1, 0, 5), (2,)))
     assert as_weights(None, X) is None
     for given in ([1, 2, 3, 4, 5, 6], np.arange(1, 7), pd.Series(range(1, 7)), da.arange(1, 7, chunks=4)):
