@@ -23,7 +23,7 @@ from sklearn import metrics as reference
 from kmeans_dask.collection.features import raw_features
 from kmeans_dask.evaluation.duplicates import Sketcher
 from kmeans_dask.evaluation.first_pass import Chunk, Counts, EvaluationContext, add_counts, count_block
-from kmeans_dask.evaluation.internal_metrics import means_of, scatter_block, spread_scores
+from kmeans_dask.evaluation.internal_metrics import cluster_means, internal_scores, scatter_block
 from kmeans_dask.evaluation.label_issues import label_issues_block
 from kmeans_dask.evaluation.metrics import contingency_block, label_map, scores
 from kmeans_dask.kmeans.kernels import NearestTwo, Stack, assign, assign_two
@@ -105,15 +105,15 @@ def _all_metrics(X: da.Array, labels: da.Array, context: EvaluationContext) -> l
     first_pass = map_chunks(_first_pass, X, labels, context=broadcast(context)).persist()
     counts: Counts = tree_reduce(map_chunks(_counts_of, first_pass), add_counts).compute()
     ends = context.stack.offsets[1:-1]
-    means = np.split(means_of(counts.spread, context.stack), ends)
+    means = np.split(cluster_means(counts.within, context.stack), ends)
     scatter = tree_reduce(map_chunks(_scatter, X, first_pass, means=broadcast(Stack.of(means))), _add).compute()
     rows = []
     for m, (begin, end) in enumerate(zip(context.stack.offsets[:-1], context.stack.offsets[1:], strict=True)):
-        p, spread = slice(begin, end), counts.spread
+        p, within = slice(begin, end), counts.within
         rows.append(
             scores(counts.tables[0, p], label_map(counts.tables[0, p]))
-            | spread_scores(
-                spread.sizes[0, p], spread.squared[0, p], spread.fitted_silhouettes[p], scatter[p],
+            | internal_scores(
+                within.sizes[0, p], within.squared_distances[0, p], within.fitted_silhouettes[p], scatter[p],
                 context.stack.centres[p], means[m],
             )
         )  # fmt: skip

@@ -79,7 +79,7 @@ class Run:
     def repeated_work(self, log: Path) -> list[str]:
         """Count the ingest chunks started twice, the images written twice, and the chunk tasks of all passes."""
         chunks = Counter(re.findall(r"^ingest_chunk-(\d+)", log.read_text(), re.MULTILINE))
-        passes = re.findall(r"^(?:\('call|evaluate_chunk|look_at_chunk)-", log.read_text(), re.MULTILINE)
+        passes = re.findall(r"^(?:\('call|evaluate_chunk|second_pass_chunk)-", log.read_text(), re.MULTILINE)
         images: Counter[tuple[int, int]] = Counter()
         for path in self.folder.glob("quantized.journal/*/*.jsonl"):
             for line in path.read_bytes().split(b"\n")[:-1]:

@@ -304,9 +304,9 @@ def _part_of_allocation(config: Config) -> AbstractContextManager[None]:
     if config.cluster.kind != "slurm-runner":
         return nullcontext()
     leave_status_to_job()  # before the next import, which takes a second
-    from kmeans_dask.deploy.slurm_runner import parts_of
+    from kmeans_dask.deploy.slurm_runner import slurm_roles
 
-    return parts_of(config.cluster)
+    return slurm_roles(config.cluster)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

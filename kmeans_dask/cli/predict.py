@@ -11,7 +11,7 @@ from kmeans_dask.collection.collection import read_names_and_settings
 from kmeans_dask.collection.features import open_features
 from kmeans_dask.config.sections import Input
 from kmeans_dask.deploy.client import connect
-from kmeans_dask.deploy.security import open_to_others
+from kmeans_dask.deploy.security import exposure_warning
 from kmeans_dask.deploy.tasks import run_tasks
 from kmeans_dask.errors import UserError
 from kmeans_dask.models.model import Model
@@ -20,7 +20,7 @@ from kmeans_dask.models.prediction import (
     farthest_fitted,
     join_predicted,
     predict_tasks,
-    source_of_table,
+    read_source,
 )
 from kmeans_dask.pipeline.console import progress, say, show_line
 from kmeans_dask.pipeline.driver.failures import explained
@@ -96,7 +96,7 @@ def predict(
         say(f"predict: {len(items):,} images in model {model.algorithm}, K = {model.k}; {len(tasks)} tasks to do")
         if tasks:
             with connect(config.cluster, say) as client, explained(folder.path, client):
-                if risk := open_to_others(client):
+                if risk := exposure_warning(client):
                     say(f"warning: {risk}")
                 with progress("predict", len(items), "images") as advance:
                     run_tasks(client, tasks, lambda summary: advance(summary.items))
@@ -121,7 +121,7 @@ def _output_of(
         for number in count(1):
             unique = f"{name}~{number}" if number > 1 else name
             path = folder.path / "predictions" / f"{unique}-{model.algorithm}-k{model.k}.parquet"
-            if source_of_table(path) in (None, origin):
+            if read_source(path) in (None, origin):
                 return path
     assert output is not None
     path = location(output)

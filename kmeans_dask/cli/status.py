@@ -33,10 +33,10 @@ def _asking(cluster: str | None) -> Iterator[Callable[..., Any]]:
         yield lambda function, *arguments: function(*arguments)
         return
     from kmeans_dask.deploy.client import connect  # these imports cost a second
-    from kmeans_dask.deploy.submission import ask_worker
+    from kmeans_dask.deploy.submission import run_on_worker
 
     with connect(load_cluster(cluster)) as client:
-        yield partial(ask_worker, client)
+        yield partial(run_on_worker, client)
 
 
 def status(run: str | None, cluster: str | None = None) -> None:
@@ -66,12 +66,12 @@ def status(run: str | None, cluster: str | None = None) -> None:
 
 def _status_of_all(cluster: str) -> None:
     from kmeans_dask.deploy.client import connect
-    from kmeans_dask.deploy.submission import ask_worker, submitted_jobs
+    from kmeans_dask.deploy.submission import run_on_worker, submitted_jobs
 
     with connect(load_cluster(cluster)) as client:
         jobs = submitted_jobs(client)
         show_line(f"{len(jobs)} jobs were submitted to {client.scheduler.address}")
-        answers = ask_worker(client, _facts_of_all, [job["run"] for job in jobs])
+        answers = run_on_worker(client, _facts_of_all, [job["run"] for job in jobs])
     for job, facts in zip(jobs, answers, strict=True):
         show_line(f"{job['run']} ({job['job']}): {_job_state(job)}")
         for line in status_lines(facts) if facts else ():
@@ -84,7 +84,7 @@ def _job_state(job: dict[str, Any]) -> str:
         return "submitted, waiting for a worker"
     if job["event"] == "started":
         return f"running next to worker {job['worker']}"
-    return f"ended with status {job['status']}{': ' + job['said'] if job['status'] else ''}"
+    return f"ended with status {job['status']}{': ' + job['message'] if job['status'] else ''}"
 
 
 def _facts_of_all(runs: Sequence[str]) -> list[dict[str, Any] | None]:

@@ -12,7 +12,7 @@ from typing import Any
 from kmeans_dask.config.loading import check_sources, load_cluster
 from kmeans_dask.config.sections import Config
 from kmeans_dask.deploy.client import connect
-from kmeans_dask.deploy.submission import ask_worker, start_driver
+from kmeans_dask.deploy.submission import run_on_worker, start_driver
 from kmeans_dask.errors import UserError
 from kmeans_dask.pipeline.console import show_line
 from kmeans_dask.pipeline.driver.session import command_line
@@ -51,7 +51,7 @@ def submit(config: Config, *, fresh: bool, update: bool) -> None:
         raise UserError("submit needs a cluster that is running already: --cluster tcp://HOST:PORT")
     config = with_absolute_paths(config)
     with connect(config.cluster) as client:
-        ask_worker(client, _check_there, config)
+        run_on_worker(client, _check_there, config)
         _start_driver(client, config, fresh=fresh, update=update)
 
 
@@ -74,7 +74,7 @@ def submit_retry(run: str, cluster: str) -> None:
     """
     there = load_cluster(cluster)
     with connect(there) as client:
-        config = ask_worker(client, _config_to_retry, run).model_copy(update={"cluster": there})
+        config = run_on_worker(client, _config_to_retry, run).model_copy(update={"cluster": there})
         _start_driver(client, config, retry=True)
 
 

@@ -1,1 +1,1 @@
-"""Clients of Dask clusters, whoever starts them; submission; the watchdog. Only this room imports ``distributed``."""
+"""Starting clusters and connecting to them, submitting jobs, and the watchdog. Only this room imports distributed."""

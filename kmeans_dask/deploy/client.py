@@ -1,4 +1,4 @@
-"""A client of the workers that a config asks for, and the end of what was started for it."""
+"""Connect to the cluster of a config, and shut down what was started for it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from distributed.client import AllExit
 from threadpoolctl import threadpool_limits
 
 from kmeans_dask.config.cluster import Cluster
-from kmeans_dask.deploy.dask_patches import SteadyClock, measure_steadily, spans_forgotten
+from kmeans_dask.config.loading import load_cluster
+from kmeans_dask.deploy.dask_patches import MonotonicTime, forget_spans, use_monotonic_time
 from kmeans_dask.deploy.kinds import kubernetes, local, pbs, slurm, ssh, threads
 from kmeans_dask.deploy.security import check_certificates, tls_settings
 from kmeans_dask.deploy.slurm_runner import scheduler_address
-from kmeans_dask.deploy.watchdog import watched
+from kmeans_dask.deploy.watchdog import watch_workers
 from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.sources import sandbox
 
@@ -29,22 +30,24 @@ LOG = logging.getLogger("kmeans_dask")
 _CONNECT_SECONDS = 15
 
 _LARGE_GRAPH = "1GiB"
-"""The centres travel in the graph, once a pass; Dask would warn of 10 MB, the candidates of 158 faces are 16 MB."""
+"""Threshold of Dask's warning about large graphs. Every pass sends the centres in its graph: the candidates for 158
+clusters of faces are 16 MB, above Dask's default of 10 MB."""
 
 _ENVIRON = "distributed.nanny.pre-spawn-environ"
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(12 * 2**20)}
-"""Dask has worker processes give every freed 64 KiB back to the system, which then clears each page of every new array.
-In 30 colours a photo of 481 x 321 takes 26 ms with it, 16 ms without; a grey one of 250 x 250 2.6 and 2.0 ms. But what
-is larger than a chunk goes back at once, Pillow's blocks of 16 MiB above all: the C library by itself keeps some, and a
-worker that quantized photos of 24 megapixels took up to 200 MiB more."""
+"""Malloc settings of worker processes. By default Dask makes them return every freed 64 KiB to the system, which then
+has to clear each page of every new array: quantizing a photo of 481 x 321 to 30 colours takes 26 ms with that, 16 ms
+without it; a grey one of 250 x 250 2.6 and 2.0 ms. Blocks larger than a chunk, above all Pillow's blocks of 16 MiB, are
+still returned at once: the C library by itself keeps some of them, and a worker that quantized photos of 24 megapixels
+used up to 200 MiB more."""
 
 
 _START = {"local": local, "threads": threads, "slurm": slurm, "pbs": pbs, "ssh": ssh, "kubernetes": kubernetes}
-"""What starts scheduler and workers of each kind, and ends them."""
+"""Context managers that start and end the scheduler and workers of each kind."""
 
 
 class _OneBlasThread(WorkerPlugin):
-    """Keep BLAS on one thread in every worker, also where no nanny has set the environment."""
+    """Limit BLAS to one thread per worker, even if no nanny has set the environment variables."""
 
     name = "kmeans-dask-one-blas-thread"
 
@@ -52,80 +55,82 @@ class _OneBlasThread(WorkerPlugin):
         self._limit = threadpool_limits(1, user_api="blas")
 
 
-class _KnowMemoryLimit(WorkerPlugin):
-    """Tell the process how much memory its nanny lets it take."""
+class _ShareMemoryLimit(WorkerPlugin):
+    """Make the memory limit that the nanny enforces available to the code of the tasks."""
 
-    name = "kmeans-dask-know-memory-limit"
+    name = "kmeans-dask-share-memory-limit"
 
     def setup(self, worker: Worker) -> None:
         sandbox.memory_limit = worker.memory_manager.memory_limit or 0 if worker.nanny else 0
 
 
-class _LeaveInterruptToDriver(WorkerPlugin):
-    """Ctrl-C reaches all processes of a terminal: the driver ends the workers, which alone would print tracebacks."""
+class _IgnoreInterrupt(WorkerPlugin):
+    """Ignore Ctrl-C, which reaches all processes of a terminal: the driver ends the workers, without tracebacks."""
 
-    name = "kmeans-dask-leave-interrupt-to-driver"
+    name = "kmeans-dask-ignore-interrupt"
 
     def setup(self, worker: Worker) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _LeaveErrorsToDriver(WorkerPlugin):
-    """The driver says in one line what a task has raised: Dask's lines about it would come before, with a traceback.
+class _SilenceTaskErrors(WorkerPlugin):
+    """Silence the tracebacks that Dask logs for failed tasks, because the driver reports the error in one line.
 
-    A worker that ends while it waits for a word of its nanny logs one too, though that is how all of them end.
+    Also silences the traceback of a worker that is ended while it waits for its nanny, as all of them are.
     """
 
-    name = "kmeans-dask-leave-errors-to-driver"
+    name = "kmeans-dask-silence-task-errors"
 
     def setup(self, worker: Worker) -> None:
         for name in ("distributed.worker", "distributed.worker.state_machine", "distributed.nanny"):
-            logging.getLogger(name).addFilter(_is_not_left_to_driver)
-        logging.getLogger("distributed.spill").addFilter(_in_one_line)
+            logging.getLogger(name).addFilter(_is_not_silenced)
+        logging.getLogger("distributed.spill").addFilter(_shorten_traceback)
 
 
-_LEFT_TO_DRIVER = (
+_SILENCED = (
     "Compute Failed", "Async instruction for", "Worker process died unexpectedly",
     "Failed to communicate with scheduler during heartbeat",
 )  # fmt: skip
-"""The last is what a worker says that is slower to end than the driver, where the scheduler is."""
+"""Beginnings of log messages. The last is logged by workers that end after the driver, which runs the scheduler."""
 
 
-def _is_not_left_to_driver(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_LEFT_TO_DRIVER)
+def _is_not_silenced(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_SILENCED)
 
 
-def _in_one_line(record: logging.LogRecord) -> bool:
-    """Of a full disk to spill to: the data stay in memory, and the work goes on."""
+def _shorten_traceback(record: logging.LogRecord) -> bool:
+    """Shorten the traceback of a failed spill to one line; if the disk is full, data stay in memory."""
     if record.exc_info and record.exc_info[1]:
         record.msg, record.exc_info = f"{record.msg}: {record.exc_info[1]}", None
     return True
 
 
 @contextmanager
-def connect(config: Cluster, tell: Callable[[str], None] = LOG.warning) -> Iterator[Client]:
-    """Yield a client of the workers that the config asks for, and end what was started for it.
+def connect(cluster: Cluster | str | None = None, notify: Callable[[str], None] = LOG.warning) -> Iterator[Client]:
+    """Connect to a cluster, starting scheduler and workers if needed; end what was started afterwards.
 
     Parameters
     ----------
-    config
-        Section ``cluster`` of a job's config.
-    tell
-        Called with a line for people when workers are lost or hang.
+    cluster
+        Scheduler address such as ``tcp://10.0.0.1:8786``, YAML file with cluster settings, or section ``cluster`` of a
+        config. None: one worker process per core of this machine.
+    notify
+        Called with a one-line message when workers are lost or hang.
 
     Yields
     ------
     distributed.Client
-        Of a scheduler that has at least one worker.
+        Client of a scheduler with at least one worker.
 
     Raises
     ------
     UserError
-        The config does not fit this machine, no scheduler answers at the address, or it refuses the certificate.
+        The cluster cannot be started here, no scheduler answers at the address, or it rejects the certificate.
     JobError
         The scheduler has no workers.
     """
-    measure_steadily()
+    config = cluster if isinstance(cluster, Cluster) else load_cluster(cluster) if cluster else Cluster()
+    use_monotonic_time()
     environ = {**dask.config.get(_ENVIRON), **_MALLOC}
     settings = {"distributed.admin.large-graph-warning-threshold": _LARGE_GRAPH, _ENVIRON: environ}
     logged = logging.root.manager.disable
@@ -133,7 +138,7 @@ def connect(config: Cluster, tell: Callable[[str], None] = LOG.warning) -> Itera
         with (
             dask.config.set({**settings, **tls_settings(config.tls)}),
             _client(config) as client,
-            watched(client, tell, queued=config.kind in ("slurm", "pbs", "kubernetes")),
+            watch_workers(client, notify, queued=config.is_queued),
         ):
             yield client
     finally:
@@ -141,14 +146,14 @@ def connect(config: Cluster, tell: Callable[[str], None] = LOG.warning) -> Itera
 
 
 @contextmanager
-def _ended_quietly(client: Client) -> Iterator[None]:
-    """Let Dask say nothing of the work that its client is ended amid: why it ends is told in a line.
+def _ends_quietly(client: Client) -> Iterator[None]:
+    """Silence Dask and asyncio when the work is aborted, because the driver reports the reason in one line.
 
-    It would log the tracebacks of what it is about, reconnecting above all; and asyncio, whenever garbage is collected,
-    of what nobody waits for any more.
+    Dask would log tracebacks of whatever it is doing at that moment, usually reconnecting; asyncio would log those of
+    futures that nobody awaits any more whenever they are garbage-collected.
     """
     loop = client.loop.asyncio_loop
-    loop.set_exception_handler(_pass_over_lost)
+    loop.set_exception_handler(_ignore_lost_connections)
     try:
         yield
     except (KeyboardInterrupt, JobError):
@@ -157,9 +162,9 @@ def _ended_quietly(client: Client) -> Iterator[None]:
         raise
 
 
-def _pass_over_lost(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Pass over what Dask met in the background of a lost cluster; who waits for it is told it otherwise."""
-    if not isinstance(context.get("exception"), (AllExit, OSError)):  # CommClosedError is one
+def _ignore_lost_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Ignore errors of Dask's background tasks on a lost cluster; callers get them raised anyway."""
+    if not isinstance(context.get("exception"), (AllExit, OSError)):  # OSError includes CommClosedError
         loop.default_exception_handler(context)
 
 
@@ -167,13 +172,13 @@ def _client(config: Cluster) -> AbstractContextManager[Client]:
     if config.kind == "address":
         return _client_of(str(config.address))
     if config.kind == "slurm-runner":
-        return _client_of(scheduler_address(), own=True)
+        return _client_of(scheduler_address(), is_own=True)
     return _client_of_started(config)
 
 
 @contextmanager
 def _client_of_started(config: Cluster) -> Iterator[Client]:
-    """Start scheduler and workers; those of a queue may have to wait for their turn, however long."""
+    """Start scheduler and workers, and wait for the first worker, however long it is queued."""
     with ExitStack() as started:
         try:
             cluster = started.enter_context(_START[config.kind](config))
@@ -182,58 +187,58 @@ def _client_of_started(config: Cluster) -> Iterator[Client]:
             raise
         except Exception as error:
             raise UserError(f"cluster.kind={config.kind} cannot be started here: {_one_line(error)}") from None
-        started.enter_context(_ended_quietly(client))
+        started.enter_context(_ends_quietly(client))
         _prepare(client)
         if config.kind == "local":
-            client.register_plugin(_LeaveInterruptToDriver())
+            client.register_plugin(_IgnoreInterrupt())
         if config.kind in ("local", "threads"):
-            client.register_plugin(_LeaveErrorsToDriver())
+            client.register_plugin(_SilenceTaskErrors())
         client.wait_for_workers(1)
         yield client
 
 
 @contextmanager
-def _client_of(address: str, *, own: bool = False) -> Iterator[Client]:
-    """Connect to a scheduler that runs; own: its workers are there for this job, and write where it writes."""
+def _client_of(address: str, *, is_own: bool = False) -> Iterator[Client]:
+    """Connect to a running scheduler; `is_own`: its workers belong to this job and share its output."""
     check_certificates(address)
     try:
-        # a default client that cannot be reached would stay Dask's scheduler until it is collected as garbage
+        # a default client that fails to connect would remain Dask's scheduler until it is garbage-collected
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         hint = "give certificates of its authority" if address.startswith("tls:") else "start one with `dask scheduler`"
         raise UserError(f"no Dask scheduler answers at {address} ({_one_line(error)}); {hint}") from None
-    with client, _ended_quietly(client), client.as_current(), ExitStack() as ended:
+    with client, _ends_quietly(client), client.as_current(), ExitStack() as ended:
         try:
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
             _prepare(client)
-            ended.enter_context(spans_forgotten(client))
-            if own:
-                client.register_plugin(_LeaveErrorsToDriver())
+            ended.enter_context(forget_spans(client))
+            if is_own:
+                client.register_plugin(_SilenceTaskErrors())
         except TimeoutError:
             raise JobError(
                 f"the scheduler at {address} has no workers after {_CONNECT_SECONDS} s; "
                 f"start one with `dask worker {address}`"
             ) from None
         except (OSError, CancelledError):
-            raise JobError(f"the scheduler at {address} went away; the same command goes on from here") from None
+            raise JobError(f"the scheduler at {address} went away; rerun the same command to resume") from None
         yield client
 
 
 def _prepare(client: Client) -> None:
-    """Give scheduler and workers what every kind of cluster needs."""
-    with suppress(ImportError):  # a scheduler that does not know this package can do its work
-        client.run_on_scheduler(measure_steadily)
-    _register(client, SteadyClock(), _OneBlasThread(), _KnowMemoryLimit())
+    """Set up scheduler and workers, whatever the kind of cluster."""
+    with suppress(ImportError):  # a scheduler without this package works too
+        client.run_on_scheduler(use_monotonic_time)
+    _register(client, MonotonicTime(), _OneBlasThread(), _ShareMemoryLimit())
 
 
 def _register(client: Client, *plugins: WorkerPlugin) -> None:
-    """Have all workers set up plugins, those that come later too."""
+    """Register plugins on all present and future workers."""
     for plugin in plugins:
         for tries_left in (2, 1, 0):
             try:
                 client.register_plugin(plugin)
                 break
-            except OSError:  # a worker has ended amid it, or the scheduler has
+            except OSError:  # a worker, or the scheduler, ended meanwhile
                 if not tries_left or client.status != "running":
                     raise
 

@@ -1,4 +1,4 @@
-"""Dask measures time by the clock of the day: when that is set back, its streams and heartbeats wait for so long."""
+"""Work around two defects of distributed: delays measured by the wall clock, and spans that are never forgotten."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tornado.ioloop import IOLoop
 _TIME = IOLoop.time
 
 
-def measure_steadily() -> None:
-    """Have Dask in this process measure time by a clock that cannot jump, and begins with the time of the day.
+def use_monotonic_time() -> None:
+    """Make Dask in this process measure time by a monotonic clock that starts at the current time of day.
 
-    distributed 2026.8 computes delays as differences of ``time.time()``. A busy stream (`distributed.batched`) whose
-    clock is set back by an hour sends nothing for an hour, and the job stands still; tornado's periodic callbacks, by
-    which a worker says that it is alive, wait as long. Neither can be configured, so the names of that function are
-    given another one where they are imported.
+    distributed 2026.8 computes delays as differences of ``time.time()``. If the clock is set back by an hour, a busy
+    stream (`distributed.batched`) sends nothing for an hour, and the job stalls; tornado's periodic callbacks, which
+    send the heartbeats of workers, wait as long. Neither can be configured, so ``time`` is replaced in every module
+    that has imported it.
     """
     if IOLoop.time is not _TIME:
         return
@@ -35,40 +35,44 @@ def measure_steadily() -> None:
     IOLoop.time = now  # type: ignore[assignment, method-assign]
 
 
-class SteadyClock(WorkerPlugin):
-    """The same in every worker."""
+class MonotonicTime(WorkerPlugin):
+    """Call `use_monotonic_time` in every worker."""
 
-    name = "kmeans-dask-steady-clock"
+    name = "kmeans-dask-monotonic-time"
 
     def setup(self, worker: Worker) -> None:
-        """Be called when a worker has it."""
-        measure_steadily()
+        """Patch the process of a worker."""
+        use_monotonic_time()
 
 
 _SECONDS = 600
-"""After the job: a worker tells with its heartbeat, every few seconds, what it has spent on a span; a worker that has
-been silent for 300 s is forgotten itself."""
+"""Delay after the end of the job: heartbeats of workers, sent every few seconds, still report on its spans. A worker
+that has been silent for 300 s is removed by the scheduler itself."""
 
 
 @contextmanager
-def spans_forgotten(client: Client, after_seconds: float = _SECONDS) -> Iterator[None]:
-    """Have a scheduler that outlives the job forget the job's spans, which it would keep for as long as it lives.
+def forget_spans(client: Client, after_seconds: float = _SECONDS) -> Iterator[None]:
+    """Remove the spans created in this context from a scheduler that outlives the job and would keep them forever.
 
-    Every pass is a span, with its groups of tasks: 0.7 MiB a job of 14 passes on a scheduler that serves one after the
-    other (https://github.com/dask/distributed/issues/7977). Spans that somebody has named are left alone.
+    Every pass is a span with its task groups, 0.7 MiB for a job of 14 passes
+    (https://github.com/dask/distributed/issues/7977). Named spans are kept.
 
     Parameters
     ----------
     client
-        Of the scheduler.
+        Client of the scheduler.
     after_seconds
-        How long after the block.
+        Delay in seconds between the end of the context and the removal.
+
+    Yields
+    ------
+    None
     """
     before = client.run_on_scheduler(_spans_of)
     try:
         yield
     finally:
-        with suppress(Exception):  # the scheduler may be what has ended the job
+        with suppress(Exception):  # the job may have ended because the scheduler is gone
             client.run_on_scheduler(_forget_later, before=before, after_seconds=after_seconds)
 
 
@@ -85,6 +89,6 @@ def _forget_later(dask_scheduler: Scheduler, before: set[str], after_seconds: fl
 def _forget(scheduler: Scheduler, ours: set[str]) -> None:
     known = scheduler.extensions["spans"]
     for id_ in ours:
-        known.spans.pop(id_, None)  # another job at the same time may have taken it for its own
+        known.spans.pop(id_, None)  # a concurrent job may have removed it
     for some in (known.root_spans, known.spans_search_by_name["default",], known.spans_search_by_tag["default"]):
         some[:] = [span for span in some if span.id not in ours]

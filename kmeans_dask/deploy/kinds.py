@@ -1,4 +1,4 @@
-"""How scheduler and workers are started, a function for every kind of cluster that can be."""
+"""Start scheduler and workers: one function for each kind of cluster."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dask.utils import parse_bytes
 from distributed import LocalCluster, Security, SSHCluster, Status
 
 from kmeans_dask.config.cluster import Cluster
-from kmeans_dask.deploy.security import listening, of_workers
+from kmeans_dask.deploy.security import listen_options, worker_listen_options
 from kmeans_dask.errors import UserError
 
 OWN_DASHBOARD = "127.0.0.1:0"
-"""A dashboard asks nobody who he is: it is for this machine, or for a tunnel to it."""
+"""Dashboards are not authenticated, so they are reachable only from this machine, or through a tunnel to it."""
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def local(config: Cluster) -> Iterator[Any]:
         memory_limit=memory_of(config),
         dashboard_address=OWN_DASHBOARD,
         worker_dashboard_address=OWN_DASHBOARD,
-        **listening(config.host),
+        **listen_options(config.host),
     ) as cluster:
         if config.adaptive:
             cluster.adapt(minimum=config.adaptive[0], maximum=config.adaptive[1])
@@ -40,20 +40,20 @@ def local(config: Cluster) -> Iterator[Any]:
 
 
 def threads(config: Cluster) -> AbstractContextManager[Any]:
-    """Start workers as threads of this process; they talk in memory, and refuse to be told where to listen."""
+    """Start workers as threads of this process; they communicate in memory and listen nowhere."""
     return LocalCluster(
         n_workers=config.n_workers,
         threads_per_worker=config.threads_per_worker,
         processes=False,
-        memory_limit="auto",  # who is above a smaller one would wait for ever to get below
+        memory_limit="auto",  # above a smaller limit a worker would pause forever
         dashboard_address=OWN_DASHBOARD,
-        worker_dashboard_address=OWN_DASHBOARD,  # else it is open to the network
+        worker_dashboard_address=OWN_DASHBOARD,  # the default is reachable from the network
     )
 
 
 @contextmanager
 def slurm(config: Cluster) -> Iterator[Any]:
-    """Start a scheduler in this process, and submit workers as jobs of Slurm."""
+    """Start a scheduler in this process, and submit workers as Slurm jobs."""
     with extra("hpc"):
         from dask_jobqueue import SLURMCluster
 
@@ -64,7 +64,7 @@ def slurm(config: Cluster) -> Iterator[Any]:
 
 @contextmanager
 def pbs(config: Cluster) -> Iterator[Any]:
-    """Start a scheduler in this process, and submit workers as jobs of PBS."""
+    """Start a scheduler in this process, and submit workers as PBS jobs."""
     with extra("hpc"):
         from dask_jobqueue import PBSCluster
 
@@ -74,27 +74,27 @@ def pbs(config: Cluster) -> Iterator[Any]:
 
 
 def _submit(cluster: Any, config: Cluster) -> None:
-    """Submit the jobs; one that is lost, to its time limit for example, is submitted again."""
-    cluster.worker_spec.update(cluster.new_worker_spec())  # the first one tells whether the queue takes them
+    """Submit the jobs, and resubmit those that end early, for example at their time limit."""
+    cluster.worker_spec.update(cluster.new_worker_spec())  # the first job shows whether the queue accepts them
     try:
-        cluster.sync(_asked_for, cluster)
+        cluster.sync(_wait_until_submitted, cluster)
     except Exception:
         for job in cluster.workers.values():
-            job.status = Status.failed  # else the cluster does not close
+            job.status = Status.failed  # otherwise the cluster does not close
         raise
-    least, most = (math.ceil(n / config.workers_per_job) for n in config.adaptive or [config.n_workers or 1] * 2)
-    cluster.adapt(minimum_jobs=least, maximum_jobs=most)
+    minimum, maximum = (math.ceil(n / config.workers_per_job) for n in config.adaptive or [config.n_workers or 1] * 2)
+    cluster.adapt(minimum_jobs=minimum, maximum_jobs=maximum)
 
 
-async def _asked_for(cluster: Any) -> None:
+async def _wait_until_submitted(cluster: Any) -> None:
     await cluster
 
 
 def job_arguments(config: Cluster) -> dict[str, Any]:
-    """Arguments of dask-jobqueue's clusters; what is not said here is read from Dask's jobqueue.yaml."""
-    where = listening(config.host)
+    """Return the arguments of a dask-jobqueue cluster; other settings are read from Dask's ``jobqueue.yaml``."""
+    listen = listen_options(config.host)
     site = dask.config.get(f"jobqueue.{config.kind}.worker-extra-args", None) or []
-    listen = [word for name, value in of_workers(where).items() if name == "host" for word in ("--host", value)]
+    host = worker_listen_options(listen).get("host")
     return {
         "cores": config.threads_per_worker * config.workers_per_job,
         "processes": config.workers_per_job,
@@ -102,27 +102,27 @@ def job_arguments(config: Cluster) -> dict[str, Any]:
         "queue": config.queue,
         "account": config.account,
         "walltime": config.walltime,
-        "interface": where.get("interface"),
-        "scheduler_options": {**where, "dashboard_address": OWN_DASHBOARD},
-        "worker_extra_args": [*site, "--no-dashboard", *listen],
+        "interface": listen.get("interface"),
+        "scheduler_options": {**listen, "dashboard_address": OWN_DASHBOARD},
+        "worker_extra_args": [*site, "--no-dashboard", *(["--host", host] if host else [])],
         "security": Security() if config.tls else None,
         "silence_logs": logging.ERROR,
     }
 
 
 def ssh(config: Cluster) -> AbstractContextManager[Any]:
-    """Start the scheduler on the first host and workers on the others, by ssh as ~/.ssh/config says."""
+    """Start the scheduler on the first host and workers on the others, over ssh as configured in ~/.ssh/config."""
     with extra("ssh"):
-        import asyncssh  # noqa: F401  # distributed imports it when it connects
+        import asyncssh  # noqa: F401  # imported by distributed when it connects
 
     hosts = config.hosts or []
-    where = listening(config.host or _address_of(hosts[0]))
+    listen = listen_options(config.host or _address_of(hosts[0]))
     protocol = "tls" if config.tls else "tcp"
     return SSHCluster(
         [*hosts],
-        scheduler_options={**where, "port": 0, "protocol": protocol, "dashboard_address": OWN_DASHBOARD},
+        scheduler_options={**listen, "port": 0, "protocol": protocol, "dashboard_address": OWN_DASHBOARD},
         worker_options={
-            **of_workers(where),
+            **worker_listen_options(listen),
             "n_workers": config.n_workers,
             "nthreads": config.threads_per_worker,
             "memory_limit": memory_of(config),
@@ -134,18 +134,18 @@ def ssh(config: Cluster) -> AbstractContextManager[Any]:
 
 
 def _address_of(host: str) -> str:
-    """Address of a host as seen from here; its own name may stand for loopback there."""
+    """Return the address of a host as seen from here; on the host itself its name may resolve to loopback."""
     try:
         return str(socket.getaddrinfo(host, None)[0][4][0])
     except OSError:
         raise UserError(
-            f"cluster.hosts: {host} has no address here; give names that resolve, or the address as cluster.host"
+            f"cluster.hosts: {host} does not resolve to an address; give names that do, or the address as cluster.host"
         ) from None
 
 
 @contextmanager
 def kubernetes(config: Cluster) -> Iterator[Any]:
-    """Start scheduler and workers as pods, through the Dask operator of the current Kubernetes context."""
+    """Start scheduler and workers as pods, with the Dask operator of the current Kubernetes context."""
     with extra("kubernetes"):
         from dask_kubernetes.operator import KubeCluster
 
@@ -156,11 +156,11 @@ def kubernetes(config: Cluster) -> Iterator[Any]:
 
 
 def pods(config: Cluster) -> dict[str, Any]:
-    """Return the resource ``DaskCluster`` that the operator makes pods of."""
+    """Return the resource ``DaskCluster`` from which the operator creates the pods."""
     with extra("kubernetes"):
         from dask_kubernetes.operator import make_cluster_spec
 
-    memory = str(memory_of(config))  # bytes: Kubernetes has other units
+    memory = str(memory_of(config))  # in bytes, because Kubernetes uses other unit names
     n_workers = config.adaptive[0] if config.adaptive else config.n_workers
     command = ["dask", "worker", "--nthreads", str(config.threads_per_worker), "--memory-limit", memory]
     spec = make_cluster_spec(
@@ -170,7 +170,7 @@ def pods(config: Cluster) -> dict[str, Any]:
         worker_command=command,
         resources={"requests": {"cpu": str(config.threads_per_worker), "memory": memory}, "limits": {"memory": memory}},
     )
-    # dask-kubernetes calls dask-scheduler, which distributed has no longer
+    # dask-kubernetes calls dask-scheduler, which distributed no longer has
     spec["spec"]["scheduler"]["spec"]["containers"][0]["args"] = ["dask", "scheduler", "--host", "0.0.0.0"]
     return spec
 
@@ -182,12 +182,16 @@ def memory_of(config: Cluster) -> int | str:
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Turn a failed import into the command that installs what is missing.
+    """Turn an import error into a message with the command that installs the missing package.
 
     Parameters
     ----------
     name
-        Extra of this package.
+        Extra of this package that installs it.
+
+    Yields
+    ------
+    None
 
     Raises
     ------
@@ -199,8 +203,8 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise UserError(
-            f"this kind of cluster needs the package {error.name}: pip install 'kmeans-dask[{name}]'"
+            f"this kind of cluster requires the package {error.name}: pip install 'kmeans-dask[{name}]'"
         ) from None
     finally:
-        if signal.getsignal(signal.SIGINT) is not interrupt:  # dask_jobqueue takes Ctrl-C over when it is imported
+        if signal.getsignal(signal.SIGINT) is not interrupt:  # dask_jobqueue replaces it on import
             signal.signal(signal.SIGINT, interrupt)

@@ -1,4 +1,4 @@
-"""Who may talk to scheduler and workers: certificates by config, addresses to listen at, and a warning."""
+"""Access to scheduler and workers: certificates, listening addresses, and a warning if they are exposed."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from kmeans_dask.errors import UserError
 
 
 def tls_settings(tls: Tls | None) -> dict[str, Any]:
-    """Return Dask's settings for certificates, which every process that it starts and every client reads.
+    """Return Dask's settings for certificates, which apply to clients and to every process that Dask starts.
 
     Parameters
     ----------
     tls
-        Section ``cluster.tls`` of a config; one certificate stands for client, scheduler and workers.
+        Section ``cluster.tls`` of a config; client, scheduler and workers use the same certificate.
 
     Returns
     -------
     dict
-        For ``dask.config.set``; empty without certificates.
+        Settings for ``dask.config.set``; empty without certificates.
 
     Raises
     ------
     UserError
-        A file is missing, or is not what it should be.
+        A file is missing or invalid.
     """
     if tls is None:
         return {}
     key = tls.key or tls.cert
     try:
         context = ssl.create_default_context(cafile=tls.ca)
-        context.load_cert_chain(tls.cert, key, password=lambda: "")  # else an encrypted key would be asked for
+        context.load_cert_chain(tls.cert, key, password=lambda: "")  # otherwise OpenSSL would prompt for it
     except (OSError, ValueError) as error:
         raise UserError(
-            f"cluster.tls: ca={tls.ca}, cert={tls.cert}, key={key} cannot be used ({error}); give PEM files, a key "
-            "without password"
+            f"cluster.tls: ca={tls.ca}, cert={tls.cert}, key={key} cannot be used ({error}); give PEM files, and a key "
+            "without a password"
         ) from None
     settings: dict[str, Any] = {"distributed.comm.require-encryption": True, "distributed.comm.tls.ca-file": tls.ca}
     for role in ("client", "scheduler", "worker"):
@@ -51,21 +51,23 @@ def tls_settings(tls: Tls | None) -> dict[str, Any]:
 
 
 def check_certificates(address: str) -> None:
-    """Raise UserError for an encrypted address if neither the config nor Dask's own names certificates."""
+    """Raise `UserError` for a ``tls://`` address if neither the config nor Dask's own config names certificates."""
     if address.startswith("tls://") and not dask.config.get("distributed.comm.tls.ca-file"):
-        raise UserError(f"{address} asks for a certificate: give cluster.tls, its keys ca, cert and key name PEM files")
+        raise UserError(
+            f"{address} requires a certificate: give cluster.tls, whose keys ca, cert and key name PEM files"
+        )
 
 
-def listening(host: str | None) -> dict[str, str]:
-    """Return the arguments by which Dask listens at an address, a name or a network interface; None: on loopback."""
+def listen_options(host: str | None) -> dict[str, str]:
+    """Return Dask's arguments for listening on an address, host name or network interface; None: on loopback."""
     if host is None:
         return {"host": "127.0.0.1"}
     return {"interface": host} if _is_interface(host) else {"host": host}
 
 
-def of_workers(where: dict[str, str]) -> dict[str, str]:
-    """Return where workers on other machines listen: the same interface, loopback, or all networks of theirs."""
-    return where if "interface" in where or is_loopback(where["host"]) else {}
+def worker_listen_options(scheduler: dict[str, str]) -> dict[str, str]:
+    """Return the same for workers on other machines: the scheduler's interface, loopback, or all their networks."""
+    return scheduler if "interface" in scheduler or is_loopback(scheduler["host"]) else {}
 
 
 def _is_interface(host: str) -> bool:
@@ -74,12 +76,12 @@ def _is_interface(host: str) -> bool:
     try:
         socket.getaddrinfo(host, None)
     except OSError:
-        return True  # of another machine, or Dask says that there is none
+        return True  # an interface of another machine; if there is none, Dask reports it
     return False
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host."""
+    """Return whether a host is reachable only from this machine."""
     try:
         found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
     except OSError:
@@ -87,12 +89,12 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(each).is_loopback for each in found)
 
 
-def open_to_others(client: Client) -> str | None:
-    """Return what people must know if others can reach a client's scheduler and are asked for no certificate."""
+def exposure_warning(client: Client) -> str | None:
+    """Return a warning if other machines can reach the scheduler of a client without a certificate, else None."""
     address = str(client.scheduler.address)
     if not address.startswith("tcp://") or is_loopback(get_address_host(address)):
         return None
     return (
-        f"whoever reaches {address} can run any code on the workers, as their user, and read and change all that they "
-        "can: keep it on a private network, or give scheduler, workers and job certificates (cluster.tls)"
+        f"connections to {address} are not authenticated: anyone who can reach it can run code on the workers as their "
+        "user; keep it on a private network, or give scheduler, workers and job certificates (cluster.tls)"
     )

@@ -1,4 +1,4 @@
-"""Every task of a Slurm job gets its part: the first is the scheduler, the second the job, the others are workers."""
+"""Roles of the tasks of one Slurm job: the first runs the scheduler, the second the driver, the others are workers."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from distributed.utils import json_load_robust
 
 from kmeans_dask.config.cluster import Cluster
 from kmeans_dask.deploy.kinds import OWN_DASHBOARD, extra, memory_of
-from kmeans_dask.deploy.security import listening, of_workers, tls_settings
+from kmeans_dask.deploy.security import listen_options, tls_settings, worker_listen_options
 from kmeans_dask.errors import UserError
 
-_LEAST = 3
-"""Tasks: a scheduler, a job, a worker."""
+_MIN_TASKS = 3
+"""Scheduler, driver and one worker."""
 
 
 @contextmanager
-def parts_of(config: Cluster) -> Iterator[None]:
-    """Return in one task of the Slurm job, and end scheduler and workers after it; the other tasks are these, and end.
+def slurm_roles(config: Cluster) -> Iterator[None]:
+    """Run the body in one task of the Slurm job only; the other tasks become scheduler and workers, and exit after it.
 
     Parameters
     ----------
     config
-        Section ``cluster`` of a job's config; of another kind than slurm-runner nothing is done.
+        Section ``cluster`` of a config; does nothing unless the kind is ``slurm-runner``.
 
     Yields
     ------
     None
-        In the task that does the job.
+        In the task that runs the driver.
 
     Raises
     ------
     UserError
-        This process is no task of a Slurm job, or the job has too few of them.
+        This process is not a task of a Slurm job, or the job has too few tasks.
     """
     if config.kind != "slurm-runner":
         yield
@@ -52,26 +52,28 @@ def parts_of(config: Cluster) -> Iterator[None]:
 
     file = _scheduler_file()
     n_tasks = int(os.environ["SLURM_NTASKS"])
-    is_job = int(os.environ["SLURM_PROCID"]) == min(1, n_tasks - 1)
-    if not is_job:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # by which the runner ends them
-    if n_tasks < _LEAST:
-        if not is_job:
-            _end()
-        raise UserError(f"kind slurm-runner needs {_LEAST} tasks or more, scheduler, job and workers: srun --ntasks=3")
-    logging.getLogger("distributed").setLevel(logging.WARNING)  # they share one output
-    where = listening(config.host)
+    is_driver = int(os.environ["SLURM_PROCID"]) == min(1, n_tasks - 1)
+    if not is_driver:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the runner ends them by SIGINT
+    if n_tasks < _MIN_TASKS:
+        if not is_driver:
+            _exit()
+        raise UserError(
+            f"kind slurm-runner requires at least {_MIN_TASKS} tasks (scheduler, driver, workers): srun --ntasks=3"
+        )
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # all tasks share one output
+    listen = listen_options(config.host)
     protocol = "tls" if config.tls else "tcp"
     with dask.config.set(tls_settings(config.tls)):
-        if is_job:
-            json_load_robust(file)  # waits until it is whole, which the runner does not
+        if is_driver:
+            json_load_robust(file)  # wait until it is complete, which the runner does not
         try:
             runner = SLURMRunner(
                 scheduler_file=str(file),
-                scheduler_options={**where, "protocol": protocol, "dashboard_address": OWN_DASHBOARD},
+                scheduler_options={**listen, "protocol": protocol, "dashboard_address": OWN_DASHBOARD},
                 worker_class="distributed.Nanny",
                 worker_options={
-                    **of_workers(where),
+                    **worker_listen_options(listen),
                     "nthreads": config.threads_per_worker,
                     "memory_limit": memory_of(config),
                     "protocol": protocol,
@@ -79,12 +81,12 @@ def parts_of(config: Cluster) -> Iterator[None]:
                     "silence_logs": logging.WARNING,
                 },
             )
-        except (SystemExit, KeyboardInterrupt):  # the runner interrupts a scheduler or worker that has done its part
-            if is_job:
+        except (SystemExit, KeyboardInterrupt):  # how the runner ends a scheduler or worker
+            if is_driver:
                 raise
             if os.environ["SLURM_PROCID"] == "0":
                 file.unlink(missing_ok=True)
-            _end()
+            _exit()
         if config.tls:
             runner.scheduler_comm = rpc(
                 runner.scheduler_address, connection_args=Security().get_connection_args("client")
@@ -93,34 +95,38 @@ def parts_of(config: Cluster) -> Iterator[None]:
             yield
 
 
-def _end() -> NoReturn:
-    """End a scheduler or worker with status 0, also where SIGTERM would reach it while Python is taken down."""
+def _exit() -> NoReturn:
+    """Exit a scheduler or worker with status 0, even if SIGTERM arrives while the interpreter shuts down."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
 def scheduler_address() -> str:
-    """Return where the scheduler of this Slurm job listens.
+    """Return the address of the scheduler of this Slurm job.
+
+    Returns
+    -------
+    str
 
     Raises
     ------
     UserError
-        This process is no task of a Slurm job that runs one.
+        This process is not a task of a Slurm job with a scheduler.
     """
     file = _scheduler_file()
     if not file.exists():
-        raise UserError("kind slurm-runner is for the commands that run stages; choose another kind of cluster here")
+        raise UserError("kind slurm-runner supports only commands that run stages; choose another kind of cluster")
     return json_load_robust(file)["address"]
 
 
 def _scheduler_file() -> Path:
-    """File by which the tasks find each other; a step that runs again must not find that of the last one."""
+    """Return the file with the address of the scheduler; its name is unique to this run of the job step."""
     try:
         parts = [os.environ[name] for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
         os.environ["SLURM_PROCID"], os.environ["SLURM_NTASKS"]
     except KeyError as error:
         raise UserError(
-            f"kind slurm-runner is for tasks of a Slurm job, but {error} is not set: start the command with srun"
+            f"kind slurm-runner requires a Slurm job, but {error} is not set: start the command with srun"
         ) from None
     return Path(f".scheduler-{'-'.join([*parts, os.environ.get('SLURM_RESTART_COUNT', '0')])}.json")

@@ -1,7 +1,7 @@
-"""Drivers that run on the cluster, in a process beside a worker: whoever submitted them may leave.
+"""Submit jobs whose driver runs on the cluster, in a process next to a worker, so that the client can disconnect.
 
-The task that starts a driver does not occupy the worker's thread, and belongs to no client: if its worker dies, the
-scheduler runs it again on another one. What is submitted, started and ended is told by the scheduler's events.
+The task that starts a driver does not occupy a thread of the worker, and belongs to no client: if its worker dies, the
+scheduler reruns it on another one. Submissions, starts and ends are recorded as events of the scheduler.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from kmeans_dask.storage.lock import is_alive, last_driver
 from kmeans_dask.storage.object_store import location
 from kmeans_dask.storage.run_folder import RunFolder
 
-Answer = TypeVar("Answer")
+ResultT = TypeVar("ResultT")
 
 _TOPIC = "kmeans-dask-jobs"
-"""Of the scheduler's events; it keeps the last 100,000."""
+"""Topic of the scheduler's events; the scheduler keeps the last 100,000."""
 
-_STARTS = 4
-"""A driver that is killed is started again three times, as often as Dask starts a task whose worker is killed."""
+_MAX_STARTS = 4
+"""A killed driver is restarted up to three times, as Dask restarts a task whose worker is killed."""
 
 _WAIT_SECONDS = 120
-"""The driver of a worker that has lost the scheduler notices, and ends; the one that replaces it waits so long."""
+"""A driver whose worker lost the scheduler notices and ends; its replacement waits this long for that."""
 
 _CONFIRM_SECONDS = 15
 
@@ -42,41 +42,43 @@ def start_driver(client: Client, name: str, run: str, config: Mapping[str, Any],
     Parameters
     ----------
     client
-        From `connect`; it may be closed when this has returned.
+        From `connect`; it may be closed afterwards.
     name
-        Of the job.
+        Name of the job.
     run
-        Run folder, as the workers see it.
+        Path or URL of the run folder on the workers.
     config
-        The job's, as JSON; whatever its section ``cluster`` says of the address, the workers' own is taken.
+        Config of the job as JSON; the address in its section ``cluster`` is replaced by that of the workers' scheduler.
     options
-        Of ``kmeans-dask drive``.
+        Options of ``kmeans-dask drive``.
 
     Returns
     -------
     str
-        Key of the job.
+        Key of the task, which identifies the job.
 
     Raises
     ------
     JobError
-        The scheduler does not confirm that it has the job.
+        The scheduler does not confirm the job within 15 s.
     """
     key = f"kmeans-dask-job-{name}-{uuid4().hex[:12]}"
     client.log_event(_TOPIC, {"job": key, "name": name, "run": run, "event": "submitted"})
-    order = {"config": dict(config), "options": {**options, "job": key}}
-    future = client.submit(_drive, key, run, order, key=key, pure=False, priority=100)  # before the tasks of other jobs
+    request = {"config": dict(config), "options": {**options, "job": key}}
+    future = client.submit(
+        _drive, key, run, request, key=key, pure=False, priority=100
+    )  # ahead of the tasks of other jobs
     fire_and_forget(future)
     end = time.monotonic() + _CONFIRM_SECONDS
     while not client.run_on_scheduler(_is_kept, key):
         if time.monotonic() > end:
-            raise JobError(f"the scheduler at {client.scheduler.address} has not taken the job; submit it again")
+            raise JobError(f"the scheduler at {client.scheduler.address} has not accepted the job; submit it again")
         time.sleep(0.05)
     return key
 
 
 def _is_kept(key: str, dask_scheduler: Any) -> bool:
-    """Whether the scheduler goes on with a task without its client; also when it is done already."""
+    """Return whether the scheduler runs a task even without its client, or has finished it."""
     task = dask_scheduler.tasks.get(key)
     events = dask_scheduler.get_events(_TOPIC)
     return (
@@ -86,42 +88,41 @@ def _is_kept(key: str, dask_scheduler: Any) -> bool:
     )
 
 
-def _drive(key: str, run: str, order: Mapping[str, Any]) -> None:
-    """Run the driver in a process of its own, until it has ended."""
+def _drive(key: str, run: str, request: Mapping[str, Any]) -> None:
+    """Run the driver in a separate process, and wait for its end."""
     secede()
     worker = get_worker()
-    config = dict(order["config"])
+    config = dict(request["config"])
     config["cluster"] = config["cluster"] | {"address": worker.scheduler.address}
-    line = json.dumps({**order, "config": config}).encode() + b"\n"
+    line = json.dumps({**request, "config": config}).encode() + b"\n"
     facts = {"job": key, "host": worker.ip, "worker": worker.address}
-    status, said = 1, ""
+    status, message = 1, ""
     try:
-        for _ in range(_STARTS):
+        for _ in range(_MAX_STARTS):
             _wait_until_free(run)
             worker.log_event(_TOPIC, {**facts, "event": "started"})
-            status, said = _run_driver(line)
-            if status >= 0:  # else a signal has killed it
+            status, message = _run_driver(line)
+            if status >= 0:  # not killed by a signal
                 break
     except OSError as error:
-        said = str(error)
-    worker.log_event(_TOPIC, {**facts, "event": "ended", "status": status, "said": said})
+        message = str(error)
+    worker.log_event(_TOPIC, {**facts, "event": "ended", "status": status, "message": message})
 
 
 def _run_driver(line: bytes) -> tuple[int, str]:
-    """Run one driver to its end; return its exit status, and the last line that it said."""
+    """Run one driver to its end; return its exit status and the last line of its output."""
     command = [sys.executable, "-m", "kmeans_dask", "drive"]
-    said = ""
+    message = ""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stderr is not None
-        process.stdin.write(
-            line
-        )  # and it stays open: its end, which the end of this process brings about, ends the driver
+        process.stdin.write(line)
+        # stdin stays open: the driver ends at the end of this file, and so with this process
         process.stdin.flush()
-        for answer in process.stderr:
-            said = answer.decode(errors="replace").strip() or said
-            print(said, file=sys.stderr)  # in the worker's log
-        return process.wait(), said
+        for output in process.stderr:
+            message = output.decode(errors="replace").strip() or message
+            print(message, file=sys.stderr)  # to the log of the worker
+        return process.wait(), message
 
 
 def _wait_until_free(run: str) -> None:
@@ -132,18 +133,18 @@ def _wait_until_free(run: str) -> None:
 
 
 def submitted_jobs(client: Client) -> list[dict[str, Any]]:
-    """Return the jobs that were submitted to a scheduler, the oldest first.
+    """Return the jobs submitted to a scheduler, oldest first.
 
     Parameters
     ----------
     client
-        Of the scheduler.
+        Client of the scheduler.
 
     Returns
     -------
     list of dict
-        job (key), name, run; event, the last one: submitted, started or ended; of a job that was started host and
-        worker, of one that has ended status (exit status) and said (its last line).
+        ``job`` (key), ``name``, ``run`` and ``event`` (the last one: submitted, started or ended). Started jobs also
+        have ``host`` and ``worker``, ended jobs ``status`` (exit status) and ``message`` (last line of output).
     """
     jobs: dict[str, dict[str, Any]] = {}
     for _, event in client.get_events(_TOPIC):
@@ -151,41 +152,41 @@ def submitted_jobs(client: Client) -> list[dict[str, Any]]:
     return list(jobs.values())
 
 
-def ask_worker(client: Client, function: Callable[..., Answer], *arguments: Any) -> Answer:
-    """Call a function on one of the workers, which sees the run folder, at once and beside its tasks.
+def run_on_worker(client: Client, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+    """Call a function on one of the workers, which can access the run folder, at once and concurrently to its tasks.
 
     Parameters
     ----------
     client
-        Of a cluster with workers.
+        Client of a cluster.
     function
-        Of a module that is installed there; it may take a minute.
+        Function of a module that is installed on the workers; it may take a minute.
     *arguments
-        For it.
+        Its arguments.
 
     Returns
     -------
     object
-        What the function has returned.
+        Return value of the function.
 
     Raises
     ------
     UserError, JobError
         Raised by the function.
     JobError
-        There is no worker.
+        The cluster has no workers.
     """
     workers = list(client.scheduler_info(n_workers=-1)["workers"])
     if not workers:
-        raise JobError(f"the scheduler at {client.scheduler.address} has no workers that could be asked")
-    answer, error = client.run(_in_thread, function, arguments, workers=workers[:1])[workers[0]]
+        raise JobError(f"the scheduler at {client.scheduler.address} has no workers; start one")
+    result, error = client.run(_in_thread, function, arguments, workers=workers[:1])[workers[0]]
     if error is not None:
         raise error
-    return answer
+    return result
 
 
 async def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Exception | None]:
-    """Call it where the worker goes on answering; an error is a value, so that nobody logs a traceback."""
+    """Call a function in a thread, which keeps the worker responsive; return errors, so that Dask logs no traceback."""
     try:
         return await asyncio.to_thread(function, *arguments), None
     except (UserError, JobError) as error:

@@ -1,4 +1,4 @@
-"""Independent tasks are run, and their results handed over one by one or combined on the workers."""
+"""Run independent tasks, and process their results one by one or combine them on the workers."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from kmeans_dask.reduction import reduce_tasks
 
 
 def run_tasks(client: Client, tasks: Sequence[Delayed], on_result: Callable[[Any], None]) -> None:
-    """Run independent tasks and hand over every result as it comes; none is kept.
+    """Run independent tasks and call a function with each result as it arrives; results are not kept.
 
     Parameters
     ----------
     client
         From `connect`.
     tasks
-        What several of them are made from is computed once.
+        Tasks; inputs that they share are computed once.
     on_result
-        Called with every result, in the order of completion.
+        Called with each result, in order of completion.
 
     Raises
     ------
     Exception
-        What a task raised; `watchdog.lost` knows those of a lost cluster. Tasks that are finished keep what they wrote.
+        The exception of a task. `watchdog.cluster_failure` identifies those caused by the loss of the cluster.
     """
     for future, result in as_completed(client.compute(list(tasks)), with_results=True):
-        if future.cancelled():  # by a lost scheduler, or the watchdog
+        if future.cancelled():  # because the scheduler is lost, or by the watchdog
             raise result
         on_result(result)
         future.release()
@@ -38,33 +38,33 @@ def run_tasks(client: Client, tasks: Sequence[Delayed], on_result: Callable[[Any
 def run_tree(
     client: Client, tasks: Sequence[Delayed], combine: Callable[[list[Any]], Any], on_done: Callable[[int], None]
 ) -> Any:
-    """Run independent tasks and bring back what a tree makes of their results, which stay on the workers.
+    """Run independent tasks, combine their results on the workers in a tree reduction, and return the combined result.
 
     Parameters
     ----------
     client
         From `connect`.
     tasks
-        At least one. They may share inputs.
+        At least one task; they may share inputs.
     combine
-        As for `reduction.reduce_tasks`.
+        See `reduction.reduce_tasks`.
     on_done
-        Called with the position of every task that is done.
+        Called with the index of each task when it is done.
 
     Returns
     -------
     object
-        Of the root of the tree.
+        Result of the root of the tree.
 
     Raises
     ------
     Exception
-        What a task raised.
+        The exception of a task.
     """
     *leaves, root = client.compute([*tasks, reduce_tasks(tasks, combine)])
     positions = {leaf.key: position for position, leaf in enumerate(leaves)}
     for leaf in as_completed(leaves):
-        if leaf.status != "finished":  # the root says why
+        if leaf.status != "finished":  # the root raises the error
             break
         on_done(positions[leaf.key])
         leaf.release()

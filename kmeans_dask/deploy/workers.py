@@ -1,4 +1,4 @@
-"""What the workers have, and what they do: memory, dashboard, performance report."""
+"""Facts about the workers, and records of their work: memory, hosts, dashboard, performance report."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 def dashboard_link(client: Client) -> str:
-    """Return the address of the dashboard of a client's scheduler, if that has one."""
+    """Return the URL of the dashboard of a client's scheduler."""
     return str(client.dashboard_link)
 
 
 @contextmanager
-def recorded(path: Path | None) -> Iterator[None]:
-    """Record what the workers of the current client do, and publish Dask's performance report.
+def record_performance(path: Path | None) -> Iterator[None]:
+    """Record the tasks of the current client in this context, and publish Dask's performance report.
 
     Parameters
     ----------
     path
-        HTML file, with all its scripts inside; None: nothing is recorded.
+        Self-contained HTML file; None: record nothing.
 
     Yields
     ------
@@ -42,33 +42,34 @@ def recorded(path: Path | None) -> Iterator[None]:
 
 
 def worker_hosts(client: Client) -> dict[str, int]:
-    """Return how many workers there are on each host."""
+    """Return the number of workers on each host."""
     return dict(Counter(worker["host"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()))
 
 
 def workers_of(client: Client) -> Workers:
-    """Return how many workers there are, and the threads and the memory limit of the one with the least.
+    """Return the number of workers, and the smallest number of threads and memory limit among them.
 
-    Where all have just gone it is one without a limit: new ones are waited for.
+    If all workers have just been lost, describe a single one without a limit, because new ones are being waited for.
     """
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     limits = [worker["memory_limit"] or 0 for worker in workers]
-    # threads of one process share its limit, which nobody enforces
-    least = min(limits, default=0) if all(worker["nanny"] for worker in workers) else 0
-    return Workers(max(len(limits), 1), min((worker["nthreads"] for worker in workers), default=1), least)
+    # without a nanny, workers are threads of one process or unsupervised: nobody enforces their limit
+    limit = min(limits, default=0) if all(worker["nanny"] for worker in workers) else 0
+    return Workers(max(len(limits), 1), min((worker["nthreads"] for worker in workers), default=1), limit)
 
 
 def worker_memory(client: Client) -> int:
-    """Return the memory limits of all workers together, in bytes; 0 if they have none."""
+    """Return the sum of the memory limits of all workers in bytes; 0 if they have none."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     return sum(worker["memory_limit"] or 0 for worker in workers)
 
 
 class Workers(NamedTuple):
-    """What a cluster has."""
+    """Size of a cluster."""
 
     n: int
+    """Number of workers."""
     threads: int
-    """Of one worker."""
+    """Threads per worker."""
     limit: int
-    """Bytes of the worker with the least; 0: none has a limit."""
+    """Memory limit per worker in bytes; 0: no limit."""

@@ -1,7 +1,7 @@
-"""What a person wants to know of a cluster: a row a model and cluster, reduced on the workers.
+"""The table of clusters, one row per model and cluster, with exemplary items that are selected on the workers.
 
-The reduction keeps, of every cluster, the items nearest to its centre, the farthest ones and a random sample: block =
-`extremes_block`, combine = `join_extremes`, finalize = `cluster_facts`.
+The reduction keeps, for every cluster, the items nearest to its centre, the farthest ones and a random sample: block =
+`exemplars_block`, combine = `join_exemplars`, finalize = `cluster_facts`.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from scipy.spatial.distance import cdist
 from kmeans_dask.kmeans.sampling import row_uniforms
 from kmeans_dask.storage.publish import publish
 
-ITEMS_OF_EACH_KIND = 12
-"""Items of each cluster that are kept as the nearest, as the farthest and as a sample."""
+N_EXEMPLARS = 12
+"""Items kept per cluster as the nearest, as the farthest, and as the sample."""
 
-_NEAREST_CLUSTERS = 5
+_N_NEAREST_CLUSTERS = 5
 
 _SAMPLE_ROUND = 2**33
-"""Key of the draws of the sample; no other draw of a run has it."""
+"""Key of the random draws of the sample, used by no other draw of a run."""
 
 FACTS_SCHEMA = pa.schema(
     [
         ("algorithm", pa.string()),
         ("k", pa.int32()),
         ("cluster", pa.int32()),
-        ("label", pa.string()),  # null = no fitted item of it has a label
+        ("label", pa.string()),  # null if no fitted item has a label
         ("size", pa.int64()),  # fitted items
         ("size_holdout", pa.int64()),
-        ("purity", pa.float64()),  # share of the labelled fitted items that have the label
-        ("radius_mean", pa.float64()),  # distances of the fitted items to the centre: mean,
-        ("radius_rms", pa.float64()),  # root of the mean square,
-        ("radius_max", pa.float64()),  # largest
-        ("silhouette", pa.float64()),  # simplified, mean over the fitted items; 0 of a single one
+        ("purity", pa.float64()),  # fraction of the labelled fitted items with this label
+        ("radius_mean", pa.float64()),  # distances of fitted items to the centre: mean,
+        ("radius_rms", pa.float64()),  # root mean square,
+        ("radius_max", pa.float64()),  # maximum
+        ("silhouette", pa.float64()),  # simplified silhouette, mean over the fitted items; 0 for a single item
         ("nearest_clusters", pa.list_(pa.int32())),
         ("nearest_clusters_distances", pa.list_(pa.float64())),
-        ("nearest", pa.list_(pa.int64())),  # rows of the collection, of both splits, best first
+        ("nearest", pa.list_(pa.int64())),  # rows of the collection, both splits, best first
         ("farthest", pa.list_(pa.int64())),
         ("sample", pa.list_(pa.int64())),
     ]
@@ -54,15 +54,15 @@ FACTS_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Smallest:
-    """The rows with the smallest keys of every cluster.
+class SmallestKeys:
+    """The rows with the smallest keys in every cluster.
 
     Attributes
     ----------
     keys : (k_total, m) float64
-        Ascending; infinite where a cluster has fewer rows.
+        Keys in ascending order, padded with infinity.
     rows : (k_total, m) int64
-        Row of the collection; -1 where there is none.
+        Rows of the collection, padded with -1.
     """
 
     keys: NDArray[np.float64]
@@ -72,18 +72,24 @@ class Smallest:
     def of(
         cls, keys: NDArray[np.float64], clusters: NDArray[np.int32], rows: NDArray[np.int64], k_total: int, size: int
     ) -> Self:
-        """Keep the `size` smallest keys of every cluster; of equal keys those of the first rows.
+        """Select the `size` smallest keys of every cluster; ties go to the first rows.
 
         Parameters
         ----------
         keys : (n_models, n) float64
-            Finite.
+            Finite keys.
         clusters : (n_models, n) int32
-            Stacked cluster of every row.
+            Cluster of every row in every model, as an index into the stacked clusters.
         rows : (n,) int64
             Rows of the collection, ascending.
-        k_total, size
-            Clusters of all models; keys of each that are kept.
+        k_total
+            Number of clusters of all models.
+        size
+            Number of keys to keep per cluster.
+
+        Returns
+        -------
+        SmallestKeys
         """
         kept = cls(np.full((k_total, size), np.inf), np.full((k_total, size), -1, np.int64))
         _keep_smallest(keys, clusters, rows, kept.keys, kept.rows)
@@ -91,7 +97,7 @@ class Smallest:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """Keep the smallest of several blocks, given in the order of their rows."""
+        """Combine several blocks, given in the order of their rows."""
         size = parts[0].keys.shape[1]
         keys = np.concatenate([part.keys for part in parts], axis=1)
         rows = np.concatenate([part.rows for part in parts], axis=1)
@@ -100,60 +106,60 @@ class Smallest:
 
 
 @dataclass(frozen=True)
-class Extremes:
-    """Rows of every cluster that say what is in it: nearest, farthest, and a random sample."""
+class Exemplars:
+    """Exemplary rows of every cluster: nearest to the centre, farthest from it, and a random sample."""
 
-    nearest: Smallest
-    farthest: Smallest
-    sample: Smallest
+    nearest: SmallestKeys
+    farthest: SmallestKeys
+    sample: SmallestKeys
 
 
-def extremes_block(
+def exemplars_block(
     squared: NDArray[np.float64],
     stacked: NDArray[np.int32],
     readable: NDArray[np.bool_],
     start: int,
     k_total: int,
     seed: int,
-) -> Extremes:
-    """Choose the extreme rows of one block.
+) -> Exemplars:
+    """Select the exemplary rows of one block.
 
     Parameters
     ----------
     squared : (n_models, n) float64
         Squared distance of every row to its centre.
     stacked : (n_models, n) int32
-        Stacked cluster of every row.
+        Cluster of every row, as an index into the stacked clusters.
     readable : (n,) bool
-        Rows that count.
+        Rows to consider.
     start
-        Row of the collection of the first one.
+        Row of the collection that the block starts with.
     k_total
-        Clusters of all models.
+        Number of clusters of all models.
     seed
-        Of the sample, whose draws belong to rows.
+        Seed of the sample. The draw of a row depends only on the seed and the row, not on the chunks.
 
     Returns
     -------
-    Extremes
+    Exemplars
     """
     rows = start + np.flatnonzero(readable)
     uniforms = row_uniforms(start, start + len(readable), seed, _SAMPLE_ROUND)[readable]
     draws = np.broadcast_to(uniforms, (len(squared), len(uniforms)))
     distances, clusters = squared[:, readable], np.ascontiguousarray(stacked[:, readable])
 
-    def kept(keys: NDArray[np.float64]) -> Smallest:
-        return Smallest.of(np.ascontiguousarray(keys), clusters, rows, k_total, ITEMS_OF_EACH_KIND)
+    def smallest(keys: NDArray[np.float64]) -> SmallestKeys:
+        return SmallestKeys.of(np.ascontiguousarray(keys), clusters, rows, k_total, N_EXEMPLARS)
 
-    return Extremes(kept(distances), kept(-distances), kept(draws))
+    return Exemplars(smallest(distances), smallest(-distances), smallest(draws))
 
 
-def join_extremes(parts: Sequence[Extremes]) -> Extremes:
-    """Combine the extreme rows of several blocks, given in the order of their rows."""
-    return Extremes(
-        Smallest.join([part.nearest for part in parts]),
-        Smallest.join([part.farthest for part in parts]),
-        Smallest.join([part.sample for part in parts]),
+def join_exemplars(parts: Sequence[Exemplars]) -> Exemplars:
+    """Combine the exemplary rows of several blocks, given in the order of their rows."""
+    return Exemplars(
+        SmallestKeys.join([part.nearest for part in parts]),
+        SmallestKeys.join([part.farthest for part in parts]),
+        SmallestKeys.join([part.sample for part in parts]),
     )
 
 
@@ -163,79 +169,93 @@ def _keep_smallest(keys, clusters, rows, kept_keys, kept_rows):  # type: ignore[
     for m in range(keys.shape[0]):
         for i in range(keys.shape[1]):
             key = keys[m, i]
-            mine, mine_rows = kept_keys[clusters[m, i]], kept_rows[clusters[m, i]]
-            if not key < mine[size - 1]:
+            own_keys, own_rows = kept_keys[clusters[m, i]], kept_rows[clusters[m, i]]
+            if not key < own_keys[size - 1]:
                 continue
             j = size - 1
-            while j > 0 and key < mine[j - 1]:
-                mine[j], mine_rows[j] = mine[j - 1], mine_rows[j - 1]
+            while j > 0 and key < own_keys[j - 1]:
+                own_keys[j], own_rows[j] = own_keys[j - 1], own_rows[j - 1]
                 j -= 1
-            mine[j], mine_rows[j] = key, rows[i]
+            own_keys[j], own_rows[j] = key, rows[i]
 
 
 @dataclass(frozen=True)
-class ClusterNumbers:
-    """What has been counted and measured of the clusters of one model; every array has k rows.
+class ClusterMeasurements:
+    """Counts and distances of the clusters of one model, from the first pass.
 
     Attributes
     ----------
     algorithm : str
+        Algorithm of the model.
     centres : (k, n_features)
+        Centres of the model.
     label_map : (k,) int32
         Class of each cluster, -1 = none.
-    table : (k, n_classes) int64
+    contingency : (k, n_classes) int64
         Fitted items of each cluster and class.
     sizes : (2, k) int64
-        Fitted and held-out items.
-    squared, distances, largest, silhouettes : (k,) float64
-        Of the fitted items, as in `spread.Spread`; `Spread.fitted_silhouettes`.
+        Fitted and held-out items of each cluster.
+    squared_distances, distances, max_distances : (k,) float64
+        Sum of squared distances, sum of distances and maximum distance of the fitted items to their centre.
+    silhouettes : (k,) float64
+        `internal_metrics.WithinSums.fitted_silhouettes`.
     nearest, farthest, sample : (k, m) int64
-        Rows of the collection; -1 where there are fewer.
+        Rows of the collection, padded with -1.
     """
 
     algorithm: str
     centres: NDArray[np.floating]
     label_map: NDArray[np.int32]
-    table: NDArray[np.int64]
+    contingency: NDArray[np.int64]
     sizes: NDArray[np.int64]
-    squared: NDArray[np.float64]
+    squared_distances: NDArray[np.float64]
     distances: NDArray[np.float64]
-    largest: NDArray[np.float64]
+    max_distances: NDArray[np.float64]
     silhouettes: NDArray[np.float64]
     nearest: NDArray[np.int64]
     farthest: NDArray[np.int64]
     sample: NDArray[np.int64]
 
+    @property
+    def radii(self) -> NDArray[np.float64]:
+        """Root mean square distance of the fitted items to the centre, (k,); 0 for empty clusters."""
+        return np.asarray(np.sqrt(self.squared_distances / np.maximum(self.sizes[0], 1)))
 
-def cluster_facts(models: Sequence[ClusterNumbers], class_names: Sequence[str]) -> pa.Table:
-    """Make the table of clusters.
+    @property
+    def purities(self) -> NDArray[np.float64]:
+        """Fraction of the labelled fitted items of each cluster that have its label, (k,); 0 if none has a label."""
+        labelled = self.contingency.sum(axis=1)
+        return np.asarray(self.contingency.max(axis=1, initial=0) / np.maximum(labelled, 1))
+
+
+def cluster_facts(models: Sequence[ClusterMeasurements], class_names: Sequence[str]) -> pa.Table:
+    """Return the table of clusters.
 
     Parameters
     ----------
     models
-        In the order in which they are to stand.
+        Models, in the order of the table.
     class_names
         Names of the classes.
 
     Returns
     -------
     pyarrow.Table
-        `FACTS_SCHEMA`; a model and cluster a row.
+        Schema `FACTS_SCHEMA`; one row per model and cluster.
     """
     return pa.concat_tables([_facts_of(model, class_names) for model in models])
 
 
-def _facts_of(model: ClusterNumbers, class_names: Sequence[str]) -> pa.Table:
+def _facts_of(model: ClusterMeasurements, class_names: Sequence[str]) -> pa.Table:
     k, (sizes, held_out) = len(model.centres), model.sizes
-    labelled = model.table.sum(axis=1)
-    apart = cdist(model.centres, model.centres)
-    np.fill_diagonal(apart, np.inf)
-    neighbours = np.argsort(apart, axis=1, kind="stable")[:, : min(_NEAREST_CLUSTERS, k - 1)]
+    labelled = model.contingency.sum(axis=1)
+    distances = cdist(model.centres, model.centres)
+    np.fill_diagonal(distances, np.inf)
+    neighbours = np.argsort(distances, axis=1, kind="stable")[:, : min(_N_NEAREST_CLUSTERS, k - 1)]
 
     def per_item(sums: NDArray[Any]) -> pa.Array:
         return pa.array(sums / np.maximum(sizes, 1), mask=sizes == 0)
 
-    purities = model.table.max(axis=1, initial=0) / np.maximum(labelled, 1)
     columns = [
         pa.array([model.algorithm] * k),
         pa.array(np.full(k, k, np.int32)),
@@ -243,31 +263,31 @@ def _facts_of(model: ClusterNumbers, class_names: Sequence[str]) -> pa.Table:
         pa.array([class_names[c] if c >= 0 else None for c in model.label_map], pa.string()),
         pa.array(sizes),
         pa.array(held_out),
-        pa.array(purities, mask=labelled == 0),
+        pa.array(model.purities, mask=labelled == 0),
         per_item(model.distances),
-        pc.sqrt(per_item(model.squared)),
-        pa.array(model.largest, mask=sizes == 0),
+        pc.sqrt(per_item(model.squared_distances)),
+        pa.array(model.max_distances, mask=sizes == 0),
         per_item(model.silhouettes) if k > 1 else pa.nulls(k, pa.float64()),
         pa.array(list(neighbours), pa.list_(pa.int32())),
-        pa.array(list(np.take_along_axis(apart, neighbours, axis=1)), pa.list_(pa.float64())),
+        pa.array(list(np.take_along_axis(distances, neighbours, axis=1)), pa.list_(pa.float64())),
         *(_lists(rows) for rows in (model.nearest, model.farthest, model.sample)),
     ]
     return pa.table(columns, schema=FACTS_SCHEMA)
 
 
 def _lists(rows: NDArray[np.int64]) -> pa.Array:
-    return pa.array([mine[mine >= 0] for mine in rows], pa.list_(pa.int64()))
+    return pa.array([row[row >= 0] for row in rows], pa.list_(pa.int64()))
 
 
 def write_cluster_facts(facts: pa.Table, path: Path) -> None:
-    """Write the table of clusters as Parquet, and as CSV beside it, where lists are numbers with spaces between.
+    """Write the table of clusters as Parquet, and as a CSV file next to it in which lists are separated by spaces.
 
     Parameters
     ----------
     facts
-        `FACTS_SCHEMA`.
+        Table with schema `FACTS_SCHEMA`.
     path
-        Of the Parquet file.
+        Parquet file; the CSV file has the same name.
     """
     with publish(path) as partial:
         pq.write_table(facts, partial)

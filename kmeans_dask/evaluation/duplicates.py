@@ -1,7 +1,8 @@
-"""Items that are the same, or nearly the same, inside a cluster.
+"""Exact and near duplicates within clusters.
 
-A task takes a range of clusters and reads the sketches of their items. Items with the same hash are exact duplicates;
-of the others, those whose sketches are close are read again and measured.
+The first pass writes a sketch of every item: a hash of its row and a projection to a few dimensions. A task searches a
+range of clusters: items with the same hash are exact duplicates; items with similar projections are candidates, whose
+rows are read and compared.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from kmeans_dask.storage.object_store import readable
 from kmeans_dask.storage.publish import publish
 
 NEAR = 0.25
-"""Items are near duplicates if their distance is at most this share of the radius (root mean square) of their cluster.
-MNIST, K = 256: no pair of its 70,000 images is so near."""
+"""Items are near duplicates if their distance is at most this fraction of the radius (root mean square) of their
+cluster. In MNIST at K = 256 no pair of the 70,000 images is that close."""
 
-MOST_PAIRS = 10_000
-"""Pairs that are listed, the nearest first: what a task returns does not grow with the collection."""
+MAX_PAIRS = 10_000
+"""Maximum number of pairs listed, nearest first, so that the result of a task does not grow with the collection."""
 
 _NEIGHBOURS = 4
-"""Of each item that are measured: a thousand pictures of one scene are a thousand pairs times four, not a million."""
+"""Candidates per item: a thousand pictures of one scene give four thousand pairs, not a million."""
 
 _GROUP_ITEMS = 2**19
-"""Items of a task: the 32 coordinates of each are 64 MiB."""
+"""Items per task: their 32 coordinates take 64 MiB."""
 
 _READ_BYTES = 256 * 2**20
-"""Rows that a task reads again at most."""
+"""Maximum size of the rows that a task reads for comparison, in bytes."""
 
 DUPLICATES_SCHEMA = pa.schema(
     [
@@ -51,7 +52,7 @@ DUPLICATES_SCHEMA = pa.schema(
         ("path", pa.string()),
         ("split", pa.string()),
         ("label", pa.string()),
-        ("of_row", pa.int64()),  # an earlier item
+        ("of_row", pa.int64()),  # an earlier item that it duplicates
         ("of_path", pa.string()),
         ("of_split", pa.string()),
         ("of_label", pa.string()),
@@ -65,67 +66,73 @@ DUPLICATES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Pairs:
-    """Duplicates, exact ones first, then by their distance; every array is (n,).
+    """Pairs of duplicates, exact ones first, then by relative distance; every array has shape (n,).
 
     Attributes
     ----------
-    rows, of_rows : int64
-        Row of the collection of an item, and of an earlier one that it is like.
+    rows : int64
+        Row of an item in the collection.
+    of_rows : int64
+        Row of an earlier item that it duplicates.
     clusters : int32
+        Cluster of both.
     distances : float64
-    shares : float64
-        Distance as a share of the radius of the cluster; exact duplicates have -1.
+        Euclidean distance between their rows.
+    relative_distances : float64
+        Distance as a fraction of the radius of the cluster; -1 for exact duplicates.
     """
 
     rows: NDArray[np.int64]
     of_rows: NDArray[np.int64]
     clusters: NDArray[np.int32]
     distances: NDArray[np.float64]
-    shares: NDArray[np.float64]
+    relative_distances: NDArray[np.float64]
 
 
 def join_pairs(parts: Sequence[Pairs]) -> Pairs:
-    """Keep the nearest pairs of several ranges of clusters, at most `MOST_PAIRS`."""
+    """Combine the pairs of several ranges of clusters; keep at most `MAX_PAIRS`, nearest first."""
     rows = np.concatenate([part.rows for part in parts])
-    shares = np.concatenate([part.shares for part in parts])
-    order = np.lexsort((rows, shares))[:MOST_PAIRS]
+    relative = np.concatenate([part.relative_distances for part in parts])
+    order = np.lexsort((rows, relative))[:MAX_PAIRS]
     return Pairs(
         rows[order],
         np.concatenate([part.of_rows for part in parts])[order],
         np.concatenate([part.clusters for part in parts])[order],
         np.concatenate([part.distances for part in parts])[order],
-        shares[order],
+        relative[order],
     )
 
 
 def duplicates_tasks(
     collection: Collection, features: Features, parts: Path, sizes: NDArray[np.int64], radii: NDArray[np.float64]
 ) -> list[Delayed]:
-    """Make the tasks that look for duplicates, one a range of clusters.
+    """Return the tasks that search for duplicates, one per range of clusters.
 
     Parameters
     ----------
     collection
-        Opened collection.
+        The collection.
     features
-        That the models were fitted on.
+        Features that the models were fitted on.
     parts
-        Folder that the sketches were written in.
+        Folder of the sketches.
     sizes : (k,) int64
-        Items of each cluster of the sketches' model.
+        Number of items in each cluster of the model used for the sketches.
     radii : (k,) float64
-        Root mean square distance to the centre.
+        Root mean square distance to the centre of each cluster.
 
     Returns
     -------
     list of Delayed
-        Each returns `Pairs`; combine them with `join_pairs`.
+        Each returns `Pairs`, to be combined with `join_pairs`.
     """
     groups = np.cumsum(sizes) // _GROUP_ITEMS
     firsts = [int(first) for first in np.unique(groups, return_index=True)[1]]
     task = dask.delayed(search_clusters, pure=False, traverse=False)
-    where = collection.folder, collection.chunk_rows, len(collection.labels), parts.absolute(), broadcast(features)
-    return [task(*where, first, radii[first:end]) for first, end in zip(firsts, [*firsts[1:], len(sizes)], strict=True)]
+    arguments = collection.folder, collection.chunk_rows, len(collection.labels), parts.absolute(), broadcast(features)
+    return [
+        task(*arguments, first, radii[first:end]) for first, end in zip(firsts, [*firsts[1:], len(sizes)], strict=True)
+    ]
 
 
 def search_clusters(
@@ -135,12 +142,14 @@ def search_clusters(
 
     Parameters
     ----------
-    folder, chunk_rows, n_items
-        Of the collection.
+    folder
+        Folder of the collection.
+    chunk_rows, n_items
+        Its number of rows per chunk and of items.
     parts
         Folder of the sketches.
     features
-        That the models were fitted on.
+        Features that the models were fitted on.
     first
         First cluster.
     radii : (n,) float64
@@ -150,120 +159,125 @@ def search_clusters(
     -------
     Pairs
     """
-    wanted = [("cluster", ">=", first), ("cluster", "<", first + len(radii))]
+    in_range = [("cluster", ">=", first), ("cluster", "<", first + len(radii))]
     files = sorted(parts.glob("sketch-*.parquet"))
-    table = pa.concat_tables([pq.read_table(readable(file), filters=wanted) for file in files]).combine_chunks()
+    table = pa.concat_tables([pq.read_table(readable(file), filters=in_range) for file in files]).combine_chunks()
     table = table.take(pa.array(np.lexsort((table["row"].to_numpy(), table["cluster"].to_numpy()))))
     clusters, rows = table["cluster"].to_numpy(), table["row"].to_numpy()
     hashes = np.frombuffer(b"".join(table["hash"].to_pylist()), "V16")
     _, originals, copies = np.unique(hashes, return_index=True, return_inverse=True)
-    (again,) = np.nonzero(originals[copies] != np.arange(len(rows)))
+    (copied,) = np.nonzero(originals[copies] != np.arange(len(rows)))
     exact = Pairs(
-        rows[again], rows[originals[copies[again]]], clusters[again], np.zeros(len(again)), np.full(len(again), -1.0)
+        rows[copied],
+        rows[originals[copies[copied]]],
+        clusters[copied],
+        np.zeros(len(copied)),
+        np.full(len(copied), -1.0),
     )
     if len(originals) < 2:
         return join_pairs([exact])
-    single = np.sort(originals)
-    sketches = table["sketch"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)[single]
-    left, right = _candidates(clusters[single], sketches, radii, first)
+    distinct = np.sort(originals)
+    sketches = table["sketch"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)[distinct]
+    left, right = _candidates(clusters[distinct], sketches, radii, first)
     if len(left):
         row_bytes = features.read_chunk(folder, 0, 1).nbytes
-        most = _READ_BYTES // (2 * row_bytes)
-        nearest = np.argsort(((sketches[left] - sketches[right]) ** 2).sum(axis=1), kind="stable")[:most]
+        max_pairs = _READ_BYTES // (2 * row_bytes)
+        nearest = np.argsort(((sketches[left] - sketches[right]) ** 2).sum(axis=1), kind="stable")[:max_pairs]
         left, right = left[nearest], right[nearest]
-    rows, clusters = rows[single], clusters[single]
+    rows, clusters = rows[distinct], clusters[distinct]
     distances = _distances(folder, features, chunk_rows, n_items, rows[left], rows[right])
-    shares = np.divide(distances, radii[clusters[left] - first])
-    (near,) = np.nonzero(shares <= NEAR)
-    near = near[np.lexsort((shares[near], rows[right[near]]))]
-    near = near[np.unique(rows[right[near]], return_index=True)[1]]  # of each item, the nearest of the earlier ones
-    close = Pairs(rows[right[near]], rows[left[near]], clusters[left[near]], distances[near], shares[near])
+    relative = np.divide(distances, radii[clusters[left] - first])
+    (near,) = np.nonzero(relative <= NEAR)
+    near = near[np.lexsort((relative[near], rows[right[near]]))]
+    near = near[np.unique(rows[right[near]], return_index=True)[1]]  # for each item, the nearest earlier one
+    close = Pairs(rows[right[near]], rows[left[near]], clusters[left[near]], distances[near], relative[near])
     return join_pairs([exact, close])
 
 
 def _candidates(
     clusters: NDArray[np.int32], sketches: NDArray[np.float32], radii: NDArray[np.float64], first: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of items of one cluster whose sketches are near each other; the first is always the smaller."""
+    """Return the positions of pairs of items of one cluster with similar sketches; the first is always the smaller."""
     pairs = [np.empty((0, 2), np.int64)]
     starts = np.searchsorted(clusters, np.arange(first, first + len(radii) + 1))
     for radius, start, stop in zip(radii, starts[:-1], starts[1:], strict=True):
         if stop - start < 2 or not radius > 0:
             continue
-        mine = sketches[start:stop]
-        k = min(_NEIGHBOURS + 1, len(mine))
-        # a little farther than the limit: float32 has rounded the sketches
-        _, found = KDTree(mine).query(mine, k=k, distance_upper_bound=1.001 * NEAR * radius)
-        near = np.stack([np.repeat(np.arange(len(mine)), k), found.ravel()], axis=1)
-        near = np.sort(near[(near[:, 1] < len(mine)) & (near[:, 0] != near[:, 1])], axis=1)
+        own = sketches[start:stop]
+        k = min(_NEIGHBOURS + 1, len(own))
+        # slightly above the limit, because the sketches are rounded to float32
+        _, found = KDTree(own).query(own, k=k, distance_upper_bound=1.001 * NEAR * radius)
+        near = np.stack([np.repeat(np.arange(len(own)), k), found.ravel()], axis=1)
+        near = np.sort(near[(near[:, 1] < len(own)) & (near[:, 0] != near[:, 1])], axis=1)
         pairs.append(np.unique(near, axis=0) + start)
-    both = np.concatenate(pairs)
-    return both[:, 0], both[:, 1]
+    joined = np.concatenate(pairs)
+    return joined[:, 0], joined[:, 1]
 
 
 def _distances(
     folder: Path, features: Features, chunk_rows: int, n_items: int, left: NDArray[np.int64], right: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Read the rows of some pairs, a chunk at a time, and measure how far apart they are."""
+    """Read the rows of some pairs, one chunk at a time, and return their Euclidean distances."""
     if not len(left):
         return np.empty(0)
     needed = np.unique(np.concatenate([left, right]))
     read: list[NDArray[Any]] = []
     for start in np.unique(needed // chunk_rows) * chunk_rows:
-        here = needed[(needed >= start) & (needed < start + chunk_rows)]
+        in_chunk = needed[(needed >= start) & (needed < start + chunk_rows)]
         block = features.read_chunk(folder, int(start), int(min(start + chunk_rows, n_items)))
-        read.append(block[here - start])
+        read.append(block[in_chunk - start])
     rows = np.concatenate(read)
     pairs = zip(np.searchsorted(needed, left), np.searchsorted(needed, right), strict=True)
     return np.array([np.linalg.norm(rows[a].astype(np.float64) - rows[b]) for a, b in pairs])
 
 
 def duplicates_table(pairs: Pairs, items: pa.Table) -> pa.Table:
-    """Make the list of duplicates.
+    """Return the table of duplicates.
 
     Parameters
     ----------
     pairs
-        Of all clusters.
+        Duplicates of all clusters.
     items
-        Items of the collection.
+        Items table of the collection.
 
     Returns
     -------
     pyarrow.Table
-        `DUPLICATES_SCHEMA`; the score is 1 - distance / radius of the cluster, 1 for exact duplicates.
+        Schema `DUPLICATES_SCHEMA`; the score is 1 - distance / radius of the cluster, and 1 for exact duplicates.
     """
-    exact = pairs.shares < 0
+    exact = pairs.relative_distances < 0
     columns: dict[str, Any] = {"kind": np.where(exact, "exact", "near"), "cluster": pairs.clusters}
     columns |= {"row": pairs.rows, "of_row": pairs.of_rows, "distance": pairs.distances}
-    columns["score"] = 1 - np.maximum(pairs.shares, 0.0)
+    columns["score"] = 1 - np.maximum(pairs.relative_distances, 0.0)
     for prefix, rows in (("", pairs.rows), ("of_", pairs.of_rows)):
         columns |= {f"{prefix}{name}": items[name].take(pa.array(rows)) for name in ("path", "split", "label")}
-    told = (columns[name].to_pylist() for name in ("label", "of_label", "split", "of_split"))
-    columns["reason"] = [_reason(*of) for of in zip(pairs.shares, *told, strict=True)]
+    facts = (columns[name].to_pylist() for name in ("label", "of_label", "split", "of_split"))
+    columns["reason"] = [_reason(*of_pair) for of_pair in zip(pairs.relative_distances, *facts, strict=True)]
     return pa.table({name: columns[name] for name in DUPLICATES_SCHEMA.names}, schema=DUPLICATES_SCHEMA)
 
 
-def _reason(share: float, label: str | None, of_label: str | None, split: str, of_split: str) -> str:
-    said = "exactly the same" if share < 0 else f"as far apart as {share:.0%} of their cluster's radius"
+def _reason(relative: float, label: str | None, of_label: str | None, split: str, of_split: str) -> str:
+    reason = "exactly the same" if relative < 0 else f"as far apart as {relative:.0%} of their cluster's radius"
     if label != of_label:
-        said += f"; labels differ: {label} and {of_label}"
-    return said if split == of_split else f"{said}; one is held out, the other fitted"
+        reason += f"; labels differ: {label} and {of_label}"
+    return reason if split == of_split else f"{reason}; one is held out, the other fitted"
 
 
 _AXES = 32
+"""Dimensions of a sketch."""
 
 
 @dataclass(frozen=True)
 class Sketcher:
-    """How sketches are made.
+    """Definition of the sketches.
 
     Attributes
     ----------
     model : int
-        Position of the model whose clusters are searched: the one with the most, which are the smallest.
+        Index of the model whose clusters are searched: the one with the most, and so the smallest, clusters.
     axes : (n_features, n_axes) float32
-        Orthonormal.
+        Orthonormal directions of the projection.
     """
 
     model: int
@@ -271,7 +285,7 @@ class Sketcher:
 
     @classmethod
     def of(cls, models: Sequence[Model]) -> Self:
-        """Choose the model and the axes, the first right singular vectors of its centres."""
+        """Choose the model, and as axes the first right singular vectors of its centres."""
         chosen = max(range(len(models)), key=lambda m: (models[m].k, -m))
         _, _, axes = np.linalg.svd(models[chosen].centres.astype(np.float64), full_matrices=False)
         return cls(chosen, np.ascontiguousarray(axes[:_AXES].T, np.float32))
@@ -285,20 +299,20 @@ def write_sketches(
     clusters: NDArray[np.int32],
     sketcher: Sketcher,
 ) -> None:
-    """Write the sketches of one chunk, sorted by cluster, so that a range of clusters is read alone.
+    """Write the sketches of one chunk, sorted by cluster so that a range of clusters can be read separately.
 
     Parameters
     ----------
     parts
         Folder; ``sketch-<start>.parquet`` is published in it.
     start
-        Row of the collection of the first item.
+        Row of the collection that the chunk starts with.
     block : (n, n_features)
-        Rows.
+        Rows of uint8, float32 or float64.
     readable : (n,) bool
-        Items that count.
+        Items to write.
     clusters : (n,) int32
-        Cluster of each in the sketcher's model.
+        Cluster of each item in the model of the sketcher.
     sketcher
         From `Sketcher.of`.
     """

@@ -1,7 +1,10 @@
-"""How well clusters agree with labels, reduced on the workers: no row is ever gathered.
+"""External metrics: how well clusters agree with labels, or with the clusters of another model.
 
-The reduction is a contingency table, items of each cluster and class: block = `contingency_block`, combine = addition,
-finalize = `scores`, `confusion`, or `agreement` where the classes are the clusters of another model.
+To add a metric, compute it from the contingency table in `agreement` (or `scores`, if it needs the label map), and name
+it in `_AGREEMENTS`. It then appears in metrics.json; tests/evaluation/test_metrics.py compares with scikit-learn.
+
+The reduction is a contingency table, the number of items of each cluster and class, so no rows are gathered: block =
+`contingency_block`, combine = addition, finalize = `scores`, `confusion` or `agreement`.
 """
 
 from __future__ import annotations
@@ -28,54 +31,53 @@ def contingency_block(
 
     Parameters
     ----------
-    clusters
-        (m,) integer cluster of each item; -1: none.
-    labels
-        (m,) integer class of each item; -1: none. Items without a cluster or a label are not counted.
+    clusters : (n,) integer
+        Cluster of each item, -1 = none.
+    labels : (n,) integer
+        Class of each item, -1 = none. Items without a cluster or a label are not counted.
     n_clusters, n_classes
         Shape of the table.
 
     Returns
     -------
-    ndarray
-        (n_clusters, n_classes) int64.
+    (n_clusters, n_classes) int64
 
     Raises
     ------
     ValueError
-        A cluster or a label lies outside the table, or the lengths differ.
+        A cluster or a label is outside the table, or the lengths differ.
     """
     counted = (clusters >= 0) & (labels >= 0)
     rows, columns = clusters[counted].astype(np.int64), labels[counted].astype(np.int64)
-    # unchecked, a class too high would be counted in the next cluster's row
+    # without this check a class that is too high would be counted for the next cluster
     for name, values, limit in (("cluster", rows, n_clusters), ("label", columns, n_classes)):
         if values.size and values.max() >= limit:
-            raise ValueError(f"{name} {values.max()} in a table of {limit}; allowed are -1 to {limit - 1}")
+            raise ValueError(f"{name} {values.max()} in a table of {limit}: must be -1 to {limit - 1}")
     cells = np.bincount(rows * n_classes + columns, minlength=n_clusters * n_classes)
     return cells.astype(np.int64, copy=False).reshape(n_clusters, n_classes)
 
 
 def scores(contingency: NDArray[np.int64], label_map: NDArray[np.int32]) -> dict[str, float | None]:
-    """Scores of a clustering against labels, from its contingency table alone.
+    """Compute the scores of a clustering against labels from its contingency table.
 
     Equal to scikit-learn's functions on the label vectors.
 
     Parameters
     ----------
-    contingency
-        (n_clusters, n_classes) int64 items of each cluster and class.
-    label_map
-        (n_clusters,) int32 class of each cluster, as voted on the fitted part; -1: none.
+    contingency : (n_clusters, n_classes) int64
+        Items of each cluster and class.
+    label_map : (n_clusters,) int32
+        Class of each cluster by majority vote of the fitted items, -1 = none.
 
     Returns
     -------
     dict
-        ``homogeneity``, ``completeness``, ``v_measure`` (Rosenberg and Hirschberg 2007),
-        ``adjusted_rand`` (Hubert and Arabie 1985), ``mutual_information`` in nats,
-        ``normalized_mutual_information`` and ``adjusted_mutual_information`` (Vinh, Epps and Bailey 2010), both by
-        the arithmetic mean of the entropies, ``purity``, the share of items that are of their cluster's largest
-        class here, and ``accuracy``, the share of items whose cluster's label is theirs: items in clusters without
-        a label count as wrong. All are None when no item has a label (JSON has no NaN).
+        ``homogeneity``, ``completeness``, ``v_measure`` (Rosenberg and Hirschberg 2007), ``adjusted_rand`` (Hubert and
+        Arabie 1985), ``mutual_information`` in nats, ``normalized_mutual_information`` and
+        ``adjusted_mutual_information`` (Vinh, Epps and Bailey 2010), both by the arithmetic mean of the entropies;
+        ``purity``, the fraction of items in the largest class of their cluster; and ``accuracy``, the fraction of items
+        whose cluster is mapped to their class (items in clusters without a label count as errors). All are None if no
+        item has a label, because JSON has no NaN.
     """
     items = int(contingency.sum())
     if items == 0:
@@ -83,42 +85,54 @@ def scores(contingency: NDArray[np.int64], label_map: NDArray[np.int32]) -> dict
     return {
         **agreement(contingency),
         "purity": int(contingency.max(axis=1).sum()) / items,
-        "accuracy": share_right(contingency, label_map),
+        "accuracy": mapped_accuracy(contingency, label_map),
     }
 
 
-def share_right(contingency: NDArray[np.int64], mapping: NDArray[np.int32]) -> float | None:
-    """Share of the items of a (n_clusters, n_classes) table whose cluster is mapped to their class; -1: to none."""
-    items = int(contingency.sum())
-    named = np.flatnonzero(mapping >= 0)
-    return int(contingency[named, mapping[named]].sum()) / items if items else None
-
-
-def confusion(contingency: NDArray[np.int64], label_map: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Count the items of each class by the label of their cluster.
+def mapped_accuracy(contingency: NDArray[np.int64], mapping: NDArray[np.int32]) -> float | None:
+    """Compute the fraction of items whose cluster is mapped to their class.
 
     Parameters
     ----------
-    contingency
-        (n_clusters, n_classes) items of each cluster and class.
-    label_map
-        (n_clusters,) int32 class of each cluster; -1: none.
+    contingency : (n_clusters, n_classes) int64
+        Items of each cluster and class.
+    mapping : (n_clusters,) int32
+        Class of each cluster, -1 = none; its items count as errors.
 
     Returns
     -------
-    ndarray
-        (n_classes, n_classes + 1) int64: a row a class of the items, a column a label; the last column counts the
-        items in clusters without a label.
+    float or None
+        0-1; None if there are no items.
+    """
+    items = int(contingency.sum())
+    mapped = np.flatnonzero(mapping >= 0)
+    return int(contingency[mapped, mapping[mapped]].sum()) / items if items else None
+
+
+def confusion(contingency: NDArray[np.int64], label_map: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Compute the confusion matrix: items by class and by label of their cluster.
+
+    Parameters
+    ----------
+    contingency : (n_clusters, n_classes) int64
+        Items of each cluster and class.
+    label_map : (n_clusters,) int32
+        Class of each cluster, -1 = none.
+
+    Returns
+    -------
+    (n_classes, n_classes + 1) int64
+        Rows are true classes, columns predicted ones; the last column counts items in clusters without a label.
     """
     n_classes = contingency.shape[1]
     counts = np.zeros((n_classes, n_classes + 1), np.int64)
-    np.add.at(counts.T, label_map, contingency)  # -1 is the last one
+    np.add.at(counts.T, label_map, contingency)  # -1 is the last column
     return counts
 
 
 _EXACT_ITEMS = 2**22
-"""Above, the expected mutual information is the first term of its expansion in 1 / items (Miller 1955): the exact sum
-takes time and memory in proportion to the items, 32 GB for a billion."""
+"""Number of items above which the expected mutual information is approximated by the first term of its expansion in
+1 / items (Miller 1955), because time and memory of the exact sum are proportional to the items: 32 GB for a billion."""
 
 CONFUSION_SCHEMA = pa.schema(
     [
@@ -126,7 +140,7 @@ CONFUSION_SCHEMA = pa.schema(
         ("k", pa.int32()),
         ("split", pa.string()),
         ("label", pa.string()),
-        ("predicted", pa.string()),  # null = the cluster has no label
+        ("predicted", pa.string()),  # null if the cluster has no label
         ("items", pa.int64()),  # above 0
     ]
 )
@@ -135,23 +149,23 @@ CONFUSION_SCHEMA = pa.schema(
 def confusion_table(
     tables: NDArray[np.int64], label_map: NDArray[np.int32], algorithm: str, class_names: Sequence[str]
 ) -> pa.Table:
-    """Make the rows of the confusion matrices of one model, one for each cell that has items.
+    """Return the confusion matrices of one model as a table, one row per non-empty cell.
 
     Parameters
     ----------
-    tables
-        (2, n_clusters, n_classes) int64, of the fitted and of the held-out part.
-    label_map
-        (n_clusters,) int32 class of each cluster; -1: none.
+    tables : (2, n_clusters, n_classes) int64
+        Contingency tables of the fitted and of the held-out items.
+    label_map : (n_clusters,) int32
+        Class of each cluster, -1 = none.
     algorithm
-        Of the model.
+        Algorithm of the model.
     class_names
         Names of the classes.
 
     Returns
     -------
     pyarrow.Table
-        `CONFUSION_SCHEMA`.
+        Schema `CONFUSION_SCHEMA`.
     """
     names = [*class_names, None]
     cells = [
@@ -163,7 +177,7 @@ def confusion_table(
 
 
 def write_confusion(tables: Sequence[pa.Table], path: Path) -> None:
-    """Publish tables from `confusion_table`, one under the other, as Parquet."""
+    """Concatenate tables from `confusion_table` and publish them as a Parquet file."""
     with publish(path) as partial:
         pq.write_table(pa.concat_tables(tables), partial)
 
@@ -180,25 +194,25 @@ _AGREEMENTS = (
 
 
 def agreement(contingency: NDArray[np.int64]) -> dict[str, float]:
-    """Scores of two partitions of the same items, from the table that counts their pairs.
+    """Compute the scores of two partitions of the same items from their contingency table.
 
-    Equal to scikit-learn's functions on the label vectors. Pairs are counted with Python integers, so the
-    adjusted Rand index stays exact for any number of items.
+    Equal to scikit-learn's functions on the label vectors. Pairs are counted with Python integers, so the adjusted Rand
+    index is exact for any number of items.
 
     Parameters
     ----------
-    contingency
-        (n_clusters, n_classes) int64, not all zero; the classes may be the clusters of another model.
+    contingency : (n_clusters, n_classes) int64
+        Number of items of each cluster and class, not all zero; the classes may be the clusters of another model.
 
     Returns
     -------
     dict
-        The scores of `scores`, without purity and accuracy, which need labels. Above 4 million items the expected
-        information of the adjusted one is approximated.
+        The scores of `scores` without purity and accuracy, which require a label map. Above 4 million items the
+        expected mutual information is approximated.
     """
-    from sklearn.metrics import mutual_info_score  # a second that the tasks, which count, are spared
+    from sklearn.metrics import mutual_info_score  # takes a second, which tasks that only count need not spend
 
-    # absent clusters and classes are no part of the clustering: scikit-learn never sees them
+    # drop empty clusters and classes, which scikit-learn never sees
     table = contingency[contingency.any(axis=1)][:, contingency.any(axis=0)]
     cluster_entropy, class_entropy = _entropy(table.sum(axis=1)), _entropy(table.sum(axis=0))
     information = mutual_info_score(None, None, contingency=table)
@@ -212,7 +226,7 @@ def agreement(contingency: NDArray[np.int64]) -> dict[str, float]:
         "v_measure": v_measure,
         "adjusted_rand": _adjusted_rand(table),
         "mutual_information": float(information),
-        # normalized by the arithmetic mean, mutual information is the V-measure, edge cases included
+        # mutual information normalized by the arithmetic mean is the V-measure, including edge cases
         "normalized_mutual_information": v_measure,
         "adjusted_mutual_information": _adjusted_information(table, (cluster_entropy + class_entropy) / 2),
     }
@@ -220,31 +234,33 @@ def agreement(contingency: NDArray[np.int64]) -> dict[str, float]:
 
 def _entropy(counts: NDArray[np.int64]) -> float:
     """Entropy in nats of positive counts; exactly 0 for a single one."""
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    fractions = counts / counts.sum()
+    return float(-(fractions * np.log(fractions)).sum())
 
 
 def _adjusted_information(table: NDArray[np.int64], entropy: float) -> float:
-    """Mutual information above its expectation, as a share of the most that it could be."""
+    """Mutual information minus its expectation, divided by the maximum of that difference."""
     from sklearn.metrics import mutual_info_score
     from sklearn.metrics.cluster import expected_mutual_information
 
     if 1 in table.shape:
         return float(table.shape == (1, 1))
-    # a sparse table with a row a class, as scikit-learn makes it: where nothing is left but rounding, the order counts
+    # sparse, with classes as rows, as in scikit-learn: if only rounding errors remain, the order of summation matters
     cells = csr_matrix(table.T)
     items = int(table.sum())
     if items <= _EXACT_ITEMS:
         expected = expected_mutual_information(cells, items)
     else:
         expected = (table.shape[0] - 1) * (table.shape[1] - 1) / (2 * items)
-    above, most = mutual_info_score(None, None, contingency=cells) - expected, entropy - expected
-    least = np.finfo(np.float64).eps
-    return float(np.copysign(max(abs(above), least), above) / np.copysign(max(abs(most), least), most))
+    difference, maximum = mutual_info_score(None, None, contingency=cells) - expected, entropy - expected
+    epsilon = np.finfo(np.float64).eps
+    return float(
+        np.copysign(max(abs(difference), epsilon), difference) / np.copysign(max(abs(maximum), epsilon), maximum)
+    )
 
 
 def _adjusted_rand(table: NDArray[np.int64]) -> float:
-    """Compare the pairs of items that clusters, classes or both put together."""
+    """Compute the adjusted Rand index from counts of ordered pairs of items that share a cluster, a class, or both."""
     items = int(table.sum())
     together = _ordered_pairs(table)
     same_cluster_only = _ordered_pairs(table.sum(axis=1)) - together
@@ -259,25 +275,24 @@ def _adjusted_rand(table: NDArray[np.int64]) -> float:
 
 
 def _ordered_pairs(counts: NDArray[np.int64]) -> int:
-    """Ordered pairs inside groups of these sizes, exact."""
+    """Count the ordered pairs within groups of these sizes, exactly."""
     return sum(count * (count - 1) for count in counts.ravel().tolist())
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How well two clusterings agree; nothing here depends on the numbers that the clusters have.
+    """How well two clusterings agree, whatever the indices of their clusters.
 
     Attributes
     ----------
     items : int
-        Items that both have, which is what the scores are of.
+        Number of items in both clusterings, on which the scores are computed.
     only_first, only_second : int
-        Items that one of them lacks.
+        Number of items in only one of them.
     adjusted_rand, adjusted_mutual_information, v_measure : float
-        As in `metrics.agreement`; 1: the same clusters.
+        See `agreement`; 1 if the clusters are the same.
     one_to_one : float
-        Share of the items (0-1) in the same cluster, when each cluster has at most one counterpart in the other
-        clustering, chosen such that the share is largest.
+        Fraction of items (0-1) in corresponding clusters, for the best one-to-one matching of clusters.
     """
 
     items: int
@@ -295,9 +310,8 @@ def compare_clusters(first: pa.Table, second: pa.Table) -> Comparison:
     Parameters
     ----------
     first, second
-        Columns ``path``, ``split`` and ``cluster``, null where an item has none: such items do not count. Items are the
-        same if their path is; where a table has a path twice, as folders of fitted and of held-out items may, if path
-        and split are.
+        Columns ``path``, ``split`` and ``cluster``; items whose cluster is null are ignored. Items are matched by path,
+        or by path and split if a table has a path twice, as separate folders of fitted and held-out items may.
 
     Returns
     -------
@@ -306,7 +320,7 @@ def compare_clusters(first: pa.Table, second: pa.Table) -> Comparison:
     Raises
     ------
     ValueError
-        They have no item in common, or a table has two items of the same path and split.
+        The tables have no item in common, or one has two items of the same path and split.
     """
     first, second = (table.filter(pc.is_valid(table["cluster"])) for table in (first, second))
     keys = ["path"] if all(map(_paths_are_unique, (first, second))) else ["path", "split"]
@@ -315,10 +329,12 @@ def compare_clusters(first: pa.Table, second: pa.Table) -> Comparison:
     )
     if not len(both):
         raise ValueError("they have no item in common")
-    ours, theirs = (both[name].to_numpy() for name in ("cluster", "cluster_of_second"))
-    table = contingency_block(ours, theirs, int(ours.max()) + 1, int(theirs.max()) + 1)
-    scores, matched = agreement(table), share_right(table, one_to_one(table))
-    assert matched is not None  # only of no item
+    first_clusters, second_clusters = (both[name].to_numpy() for name in ("cluster", "cluster_of_second"))
+    table = contingency_block(
+        first_clusters, second_clusters, int(first_clusters.max()) + 1, int(second_clusters.max()) + 1
+    )
+    scores, matched = agreement(table), mapped_accuracy(table, one_to_one(table))
+    assert matched is not None  # only None without items
     return Comparison(
         len(both), len(first) - len(both), len(second) - len(both),
         scores["adjusted_rand"], scores["adjusted_mutual_information"], scores["v_measure"], matched,
@@ -336,20 +352,19 @@ def _paths_are_unique(table: pa.Table) -> bool:
 
 
 def label_map(contingency: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Label of each cluster: the class that most of its items have.
+    """Label each cluster with the class of most of its items.
 
-    Vote on the fitted part, and score the held-out part with the same map.
+    Vote on the fitted items, and score the held-out items with the same map.
 
     Parameters
     ----------
-    contingency
-        (n_clusters, n_classes) items of each cluster and class.
+    contingency : (n_clusters, n_classes) int64
+        Items of each cluster and class.
 
     Returns
     -------
-    ndarray
-        (n_clusters,) int32 class indices. A tie goes to the lowest class index; a cluster without
-        labelled items gets -1, which is never a right answer.
+    (n_clusters,) int32
+        Class indices. Ties go to the lowest index; clusters without labelled items get -1.
     """
     n_clusters, n_classes = contingency.shape
     if n_classes == 0:
@@ -359,17 +374,17 @@ def label_map(contingency: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 def one_to_one(contingency: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Label of each cluster where no two clusters may have the same: the choice with the most items right.
+    """Label each cluster such that no two clusters have the same class and most items are right (Kuhn 1955).
 
     Parameters
     ----------
-    contingency
-        (n_clusters, n_classes) items of each cluster and class.
+    contingency : (n_clusters, n_classes) int64
+        Items of each cluster and class.
 
     Returns
     -------
-    ndarray
-        (n_clusters,) int32 class indices, -1 for the clusters that are left over (Kuhn 1955).
+    (n_clusters,) int32
+        Class indices; -1 for clusters without a class.
     """
     chosen = np.full(len(contingency), -1, np.int32)
     clusters, classes = linear_sum_assignment(contingency, maximize=True)

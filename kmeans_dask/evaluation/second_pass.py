@@ -1,6 +1,6 @@
-"""What can only be told of an item when all clusters are known: a second, cheaper read of the collection.
+"""Second pass over the collection: what depends on the statistics of all clusters, such as label issues and outliers.
 
-It needs no product with all centres: the clusters are read from the rows that the first read has written.
+It is cheaper than the first pass, because it reads the cluster of each item from the parts of the cluster table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kmeans_dask.collection.collection import Collection
 from kmeans_dask.collection.features import Features
-from kmeans_dask.evaluation.first_pass import chunk_starts, part_of, read_chunk
+from kmeans_dask.evaluation.first_pass import chunk_bounds, part_path, read_chunk
 from kmeans_dask.evaluation.internal_metrics import scatter_block
 from kmeans_dask.evaluation.label_issues import (
     MAX_LABEL_ISSUES,
@@ -33,19 +33,19 @@ from kmeans_dask.storage.object_store import readable
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the first read has found out of one model; every array has k rows.
+class ModelStatistics:
+    """Statistics of one model from the first pass; every array has k rows.
 
     Attributes
     ----------
     name : str
-        Prefix of its columns.
+        Prefix of its columns in the cluster table.
     centres, means : (k, n_features)
-        Of the model, and of the fitted rows of each cluster.
+        Centres of the model, and means of the fitted rows of each cluster.
     label_map : (k,) int32
         Class of each cluster, -1 = none.
     purities : (k,) float64
-        Share of the labelled fitted items that are of it.
+        Fraction of the labelled fitted items that have this class.
     mean_distances, deviations : (k,) float64
         Mean and standard deviation of the distances of the fitted items to the centre.
     """
@@ -61,14 +61,14 @@ class Known:
 
 @dataclass(frozen=True)
 class SecondPass:
-    """What one chunk, or all together, say of every model.
+    """Result of the second pass for one or more chunks.
 
     Attributes
     ----------
     scatter : (k_total,) float64
-        Sums of the distances of the fitted items to the means of their clusters.
+        Sum of the distances of the fitted items to the mean of their cluster.
     label_issues, outliers : list of Findings
-        One entry a model.
+        One entry per model.
     """
 
     scatter: NDArray[np.float64]
@@ -76,82 +76,84 @@ class SecondPass:
     outliers: list[Findings]
 
 
-def second_pass_tasks(collection: Collection, features: Features, known: Sequence[Known], parts: Path) -> list[Delayed]:
-    """Make the tasks of the second read, one a chunk.
+def second_pass_tasks(
+    collection: Collection, features: Features, models: Sequence[ModelStatistics], parts: Path
+) -> list[Delayed]:
+    """Return the tasks of the second pass, one per chunk.
 
     Parameters
     ----------
     collection
-        Opened collection.
+        The collection.
     features
-        That the models were fitted on.
-    known
-        What is known of each model.
+        Features that the models were fitted on.
+    models
+        Statistics of each model.
     parts
-        Folder that the tasks of the first read have written to.
+        Folder that the tasks of the first pass wrote to.
 
     Returns
     -------
     list of Delayed
-        Each returns a `SecondPass`; combine them with `join_second_passes`.
+        Each returns a `SecondPass`, to be combined with `join_second_passes`.
     """
-    task = dask.delayed(look_at_chunk, pure=False, traverse=False)
-    shared, shared_features = broadcast(list(known)), broadcast(features)
+    task = dask.delayed(second_pass_chunk, pure=False, traverse=False)
+    shared, shared_features = broadcast(list(models)), broadcast(features)
     return [
         task(collection.folder, shared_features, start, stop, shared, parts.absolute())
-        for start, stop in chunk_starts(collection)
+        for start, stop in chunk_bounds(collection)
     ]
 
 
-def look_at_chunk(
-    folder: Path, features: Features, start: int, stop: int, known: Sequence[Known], parts: Path
+def second_pass_chunk(
+    folder: Path, features: Features, start: int, stop: int, models: Sequence[ModelStatistics], parts: Path
 ) -> SecondPass:
-    """Look at the items ``start:stop`` again.
+    """Run the second pass on the items ``start:stop``.
 
     Parameters
     ----------
     folder
-        Of the collection.
+        Folder of the collection.
     features
-        That the models were fitted on.
+        Features that the models were fitted on.
     start, stop
-        Rows of one chunk.
-    known
-        What is known of each model.
+        First row and end of one chunk.
+    models
+        Statistics of each model.
     parts
-        Folder of the rows that the first read has written.
+        Folder that the tasks of the first pass wrote to.
 
     Returns
     -------
     SecondPass
     """
     chunk = read_chunk(folder, features, start, stop)
-    columns = [f"{model.name}_{what}" for model in known for what in ("cluster", "distance")]
-    part = pq.read_table(readable(part_of(parts, start)), columns=columns)
-    clusters = np.stack([part[f"{model.name}_cluster"].fill_null(-1).to_numpy() for model in known])
-    distances = [part[f"{model.name}_distance"].fill_null(0).to_numpy() for model in known]
+    columns = [f"{model.name}_{column}" for model in models for column in ("cluster", "distance")]
+    part = pq.read_table(readable(part_path(parts, start)), columns=columns)
+    clusters = np.stack([part[f"{model.name}_cluster"].fill_null(-1).to_numpy() for model in models])
+    distances = [part[f"{model.name}_distance"].fill_null(0).to_numpy() for model in models]
     rows = np.arange(start, stop)
-    means = Stack.of([model.means for model in known])
+    means = Stack.of([model.means for model in models])
     return SecondPass(
         scatter_block(chunk.rows, chunk.splits, clusters, means),
         [
             label_issues_block(
-                chunk.rows, rows, chunk.labels, mine, far, model.centres, model.label_map, model.purities
+                chunk.rows, rows, chunk.labels, own, far, model.centres, model.label_map, model.purities
             )
-            for model, mine, far in zip(known, clusters, distances, strict=True)
+            for model, own, far in zip(models, clusters, distances, strict=True)
         ],
         [
-            outliers_block(rows, mine, far, model.mean_distances, model.deviations)
-            for model, mine, far in zip(known, clusters, distances, strict=True)
+            outliers_block(rows, own, far, model.mean_distances, model.deviations)
+            for model, own, far in zip(models, clusters, distances, strict=True)
         ],
     )  # fmt: skip
 
 
-def join_second_passes(looks: Sequence[SecondPass]) -> SecondPass:
-    """Combine what several chunks say."""
-    models = range(len(looks[0].label_issues))
+def join_second_passes(parts: Sequence[SecondPass]) -> SecondPass:
+    """Combine the results of several chunks, given in their order."""
+    models = range(len(parts[0].label_issues))
     return SecondPass(
-        np.sum([look.scatter for look in looks], axis=0),
-        [join_findings([look.label_issues[m] for look in looks], MAX_LABEL_ISSUES) for m in models],
-        [join_findings([look.outliers[m] for look in looks], MAX_OUTLIERS) for m in models],
+        np.sum([part.scatter for part in parts], axis=0),
+        [join_findings([part.label_issues[m] for part in parts], MAX_LABEL_ISSUES) for m in models],
+        [join_findings([part.outliers[m] for part in parts], MAX_OUTLIERS) for m in models],
     )

@@ -99,15 +99,15 @@ def _check_extractor(wanted: Sequence[str], config: Config, record: RunRecord) -
 def _workers(config: Config, folder: RunFolder) -> Iterator[Any]:
     """Yield a client of the workers; mistakes in the input were reported before these imports cost a second."""
     from kmeans_dask.deploy.client import connect
-    from kmeans_dask.deploy.security import open_to_others
-    from kmeans_dask.deploy.workers import dashboard_link, recorded, workers_of
+    from kmeans_dask.deploy.security import exposure_warning
+    from kmeans_dask.deploy.workers import dashboard_link, record_performance, workers_of
     from kmeans_dask.pipeline.plan.image_sizes import check_memory
 
     if config.cluster.is_queued:
         say(f"waiting for workers ({config.cluster.kind}); starting with the first")
     report = folder.path / "performance.html" if config.cluster.performance_report else None
-    with connect(config.cluster, say) as client, explained(folder.path, client), recorded(report):
-        if risk := open_to_others(client):
+    with connect(config.cluster, say) as client, explained(folder.path, client), record_performance(report):
+        if risk := exposure_warning(client):
             say(f"warning: {risk}")
         check_memory(config, folder, workers_of(client))
         if config.cluster.dashboard:

@@ -1,4 +1,4 @@
-"""What is asked of Slurm, PBS, ssh and Kubernetes; whether they do it is tested where they are."""
+"""Requests to Slurm, PBS, ssh and Kubernetes; tests/system runs them on the real thing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def script(config: Cluster) -> list[str]:
         return cluster.job_script().splitlines()
 
 
-def test_a_job_of_slurm():
+def test_slurm_job_script():
     *header, command = script(Cluster(kind="slurm", **JOBS))
 
     for directive in ("-p fast", "-A images", "-n 1", "--cpus-per-task=6", "--mem=3G", "-t 00:20:00"):
@@ -38,7 +38,7 @@ def test_a_job_of_slurm():
     assert command.endswith("--no-dashboard --host 127.0.0.1")
 
 
-def test_a_job_of_pbs():
+def test_pbs_job_script():
     *header, command = script(Cluster(kind="pbs", **JOBS))
 
     for directive in ("-q fast", "-A images", "-l select=1:ncpus=6:mem=3072MB", "-l walltime=00:20:00"):
@@ -46,13 +46,13 @@ def test_a_job_of_pbs():
     assert "--nthreads 2 --memory-limit 1.00GiB --nworkers 3 --nanny" in command
 
 
-def test_workers_listen_on_the_interface_of_the_scheduler():
+def test_workers_use_interface_of_scheduler():
     *_, command = script(Cluster(kind="slurm", **{**JOBS, "host": "lo"}))
 
     assert "--interface lo" in command
 
 
-def test_pods_of_the_operator():
+def test_kubernetes_resource():
     config = Cluster(kind="kubernetes", image="images:1", adaptive=[2, 9], threads_per_worker=2, memory_limit="1GiB")
 
     spec = pods(config)["spec"]
@@ -78,7 +78,7 @@ def test_pods_of_the_operator():
         ),
     ],
 )
-def test_a_package_that_is_missing(config: Cluster, package: str, extra: str, monkeypatch: pytest.MonkeyPatch):
+def test_missing_package_raises(config: Cluster, package: str, extra: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, package, None)
 
     refused = pytest.raises(UserError, match=rf"{package.split('.')[0]}.*: pip install 'kmeans-dask\[{extra}\]'")
@@ -86,18 +86,18 @@ def test_a_package_that_is_missing(config: Cluster, package: str, extra: str, mo
         pass
 
 
-def test_a_queue_that_is_not_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_missing_queue_system_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     interrupt = signal.getsignal(signal.SIGINT)
 
     refused = pytest.raises(UserError, match=r"cluster.kind=slurm cannot be started here: .* 'sbatch'")
     with refused, connect(Cluster(kind="slurm", **JOBS)):
         pass
-    assert signal.getsignal(signal.SIGINT) is interrupt  # dask_jobqueue would take Ctrl-C over
+    assert signal.getsignal(signal.SIGINT) is interrupt  # dask_jobqueue would replace it
 
 
-def test_a_host_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    with socket.socket() as taken:  # bound, but nobody listens
+def test_unreachable_ssh_host_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         (tmp_path / ".ssh").mkdir()
         (tmp_path / ".ssh" / "config").write_text(f"Host *\n  Port {taken.getsockname()[1]}\n")
@@ -109,13 +109,13 @@ def test_a_host_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             pass
 
 
-def test_a_host_without_an_address():
-    refused = pytest.raises(UserError, match=r"cluster\.hosts: no-such-host\.invalid has no address here")
+def test_unknown_ssh_host_raises():
+    refused = pytest.raises(UserError, match=r"cluster\.hosts: no-such-host\.invalid does not resolve to an address")
     with refused, connect(Cluster(kind="ssh", hosts=["no-such-host.invalid", "b"], n_workers=1)):
         pass
 
 
-def test_a_task_of_no_slurm_job(monkeypatch: pytest.MonkeyPatch):
+def test_slurm_runner_outside_slurm_raises(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
     refused = pytest.raises(UserError, match=r"SLURM_JOB_ID.* is not set: start the command with srun")
@@ -123,7 +123,7 @@ def test_a_task_of_no_slurm_job(monkeypatch: pytest.MonkeyPatch):
         pass
 
 
-def test_certificates_of_a_job(tmp_path: Path):
+def test_slurm_job_with_certificates(tmp_path: Path):
     import dask
 
     from kmeans_dask.deploy.security import tls_settings

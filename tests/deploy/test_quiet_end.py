@@ -1,4 +1,4 @@
-"""A job whose scheduler or workers go away says one line, and nothing of Dask's, at whatever moment it ends."""
+"""A job that loses its scheduler or workers reports one line and no output of Dask, whenever that happens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kmeans_dask.deploy.workers import Workers, workers_of
 from kmeans_dask.errors import JobError
 
 ANY_PORT = "127.0.0.1:0"
-"""Without one it would be 8787, and a warning where that is taken."""
+"""The default is 8787, with a warning if that port is in use."""
 
 SERVE = """
 from distributed import LocalCluster
@@ -35,7 +35,7 @@ with LocalCluster(n_workers=1, processes=False, protocol="tcp", dashboard_addres
 
 @contextmanager
 def scheduler() -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Yield address and process of a scheduler and its worker."""
+    """Start a scheduler with one worker; yield its address and process."""
     with subprocess.Popen(
         [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -47,28 +47,26 @@ def scheduler() -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 
 def records_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What would reach the user once everything that nobody needs any more is collected."""
+    """Return the errors logged, including those logged when garbage is collected."""
     for _ in range(2):
         gc.collect()
     return [f"{r.name}: {r.getMessage()} {r.exc_info}" for r in caplog.records if r.levelno >= logging.ERROR]
 
 
-def test_a_scheduler_that_is_killed_while_the_workers_are_prepared(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
+def test_scheduler_killed_while_connecting(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     with scheduler() as (address, process):
 
-        def killed(client: Client) -> None:
+        def kill_scheduler(client: Client) -> None:
             threading.Timer(0.3, process.kill).start()
             try:
                 client.run_on_scheduler(time.sleep, 60)
             finally:
-                time.sleep(0.3)  # by now Dask is about to connect again
+                time.sleep(0.3)  # by now Dask is about to reconnect
 
-        monkeypatch.setattr(client_module, "_prepare", killed)
+        monkeypatch.setattr(client_module, "_prepare", kill_scheduler)
         with (
             dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
-            pytest.raises(JobError, match="went away; the same command goes on from here"),
+            pytest.raises(JobError, match="went away; rerun the same command to resume"),
             connect(Cluster(kind="address", address=address)),
         ):
             pass
@@ -76,7 +74,7 @@ def test_a_scheduler_that_is_killed_while_the_workers_are_prepared(
     assert records_of(caplog) == []
 
 
-def _wait_for_ever() -> None:
+def _wait_forever() -> None:
     with connect(Cluster(kind="threads", n_workers=1)):
         with dask.annotate(resources={"none": 1}):
             powers = [dask.delayed(pow)(2, number) for number in range(3)]
@@ -86,30 +84,30 @@ def _wait_for_ever() -> None:
 
 
 @pytest.fixture
-def own_handler() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, though dask_jobqueue has taken it over if anything here has imported it."""
+def default_interrupt() -> Iterator[None]:
+    """Make Ctrl-C raise KeyboardInterrupt, even if an earlier test has imported dask_jobqueue, which changes that."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("own_handler")
-def test_an_interrupted_job_that_waits_for_workers(caplog: pytest.LogCaptureFixture):
-    """The futures are released when the client ends; what waits for each of them in Dask then fails."""
+@pytest.mark.usefixtures("default_interrupt")
+def test_interrupt_while_waiting_for_workers(caplog: pytest.LogCaptureFixture):
+    """When the client closes, its futures are released, and the coroutines of Dask that wait for them fail."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGUSR1, interrupt)  # dask-jobqueue has set that of SIGINT where it is imported
+    before = signal.signal(signal.SIGUSR1, interrupt)  # not SIGINT, whose handler dask-jobqueue may have set
     try:
         with pytest.raises(KeyboardInterrupt):
-            _wait_for_ever()
+            _wait_forever()
     finally:
         signal.signal(signal.SIGUSR1, before)
 
     assert records_of(caplog) == []
 
 
-def test_a_cluster_whose_workers_have_just_gone_has_one_without_a_limit():
+def test_workers_of_cluster_without_workers():
     with LocalCluster(n_workers=0, processes=False, dashboard_address=ANY_PORT) as cluster, Client(cluster) as client:
         assert workers_of(client) == Workers(1, 1, 0)

@@ -1,4 +1,4 @@
-"""A scheduler and workers that someone else has started, in processes of their own."""
+"""Jobs on a cluster that is already running, in separate processes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from kmeans_dask.deploy import client as client_module
 from kmeans_dask.models.model import read_model
 from tests.support.clusters import Running
 from tests.support.images import draw_images
-from tests.support.jobs import Said, write_config
+from tests.support.jobs import Result, write_config
 from tests.support.processes import Process
 
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Config of a job with ten chunks and many images, which has been run on the default cluster as ``local``."""
+    """Config of a job with ten chunks and many images; its run ``local`` was made on the default cluster."""
     folder = tmp_path_factory.mktemp("job")
     draw_images(folder / "images", count=160, side=160, levels=16)
     config = write_config(
         folder,
         folder / "images",
         name="local",
-        output="runs",  # not absolute: the workers' current folder is another one
+        output="runs",  # relative, although the workers have another working directory
         ingest={"size": [112, 112]},
         fit={"k": 8, "algorithm": ["kmeans", "minibatch"]},
         report=None,
@@ -49,7 +49,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same_results(one: Path, other: Path) -> None:
-    """The same centres and images to the last bit, and the same clusters."""
+    """Assert that centres and images are bitwise equal, and that clusters are equal."""
     models = sorted(path.relative_to(one) for path in one.glob("models/*/*.zarr"))
     assert len(models) == 2
     for path in models:
@@ -64,7 +64,7 @@ def assert_same_results(one: Path, other: Path) -> None:
     assert (one / "items.csv").read_bytes() == (other / "items.csv").read_bytes()
 
 
-def test_the_same_results_as_on_the_default_cluster(
+def test_results_equal_those_of_default_cluster(
     command: Command, running: Running, job: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(job.parent)
@@ -73,20 +73,22 @@ def test_the_same_results_as_on_the_default_cluster(
 
     assert said.status == 0
     assert_same_results(job.parent / "runs" / "local", job.parent / "runs" / "address")
-    assert list(running.folder.glob("**/*.png")) == []  # nothing went to the workers' own folder
+    assert list(running.folder.glob("**/*.png")) == []  # nothing was written to the workers' directory
 
 
-def test_the_cluster_is_left_running(running: Running, job: Path, command: Command, monkeypatch: pytest.MonkeyPatch):
+def test_running_cluster_is_not_shut_down(
+    running: Running, job: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(job.parent)
     for name in ("first", "second"):
         assert command("ingest", job, f"name={name}", "--cluster", running.address).status == 0
 
     with Client(running.address) as client:
         assert len(client.scheduler_info()["workers"]) == 2
-        assert client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)) == []  # nothing is kept
+        assert client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)) == []  # no results are kept
 
 
-def test_workers_that_are_killed_are_made_up_for(running: Running, job: Path, start: Callable[..., Process]):
+def test_results_are_equal_after_workers_are_killed(running: Running, job: Path, start: Callable[..., Process]):
     folder = job.parent / "runs" / "killed"
     process = start("dask", "kmeans", "run", job, "name=killed", "--cluster", running.address, folder=job.parent)
 
@@ -101,20 +103,22 @@ def test_workers_that_are_killed_are_made_up_for(running: Running, job: Path, st
     assert_same_results(job.parent / "runs" / "local", folder)
 
 
-def test_nobody_answers_or_nobody_works(command: Command, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Both are waited for, since a cluster may still be starting; here for less than a quarter of a minute."""
+def test_missing_scheduler_and_missing_workers(
+    command: Command, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The job waits for both, since a cluster may still be starting; here with shorter timeouts."""
     monkeypatch.chdir(job.parent)
     monkeypatch.setattr(client_module, "_CONNECT_SECONDS", 1)
-    nobody = command("ingest", job, "name=nobody", "--cluster", "tcp://127.0.0.1:1")
-    with Running(tmp_path, workers=0) as lonely:
-        monkeypatch.setattr(client_module, "_CONNECT_SECONDS", 5)  # it answers, as soon as it can
-        idle = command("ingest", job, "name=idle", "--cluster", lonely.address)
+    unreachable = command("ingest", job, "name=unreachable", "--cluster", "tcp://127.0.0.1:1")
+    with Running(tmp_path, workers=0) as without_workers:
+        monkeypatch.setattr(client_module, "_CONNECT_SECONDS", 5)  # long enough for it to respond
+        idle = command("ingest", job, "name=idle", "--cluster", without_workers.address)
 
-    assert (nobody.status, idle.status) == (2, 1)
-    for said, name in ((nobody, "nobody"), (idle, "idle")):
+    assert (unreachable.status, idle.status) == (2, 1)
+    for said, name in ((unreachable, "unreachable"), (idle, "idle")):
         assert said.lines[0] == f"{name}: 160 items"
         assert len(said.lines) == 2
         assert said.out == ""
-    assert "kmeans-dask: no Dask scheduler answers at tcp://127.0.0.1:1" in nobody.err
-    assert nobody.err.endswith("start one with `dask scheduler`\n")
-    assert f"kmeans-dask: the scheduler at {lonely.address} has no workers after 5 s" in idle.err
+    assert "kmeans-dask: no Dask scheduler answers at tcp://127.0.0.1:1" in unreachable.err
+    assert unreachable.err.endswith("start one with `dask scheduler`\n")
+    assert f"kmeans-dask: the scheduler at {without_workers.address} has no workers after 5 s" in idle.err

@@ -8,7 +8,7 @@ import pytest
 
 from kmeans_dask.config.cluster import Cluster, Tls
 from kmeans_dask.deploy.client import connect
-from kmeans_dask.deploy.security import listening, of_workers, open_to_others
+from kmeans_dask.deploy.security import exposure_warning, listen_options, worker_listen_options
 from kmeans_dask.errors import UserError
 from tests.support.certificates import Authority
 
@@ -25,27 +25,29 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
         ("localhost", {"host": "localhost"}, {"host": "localhost"}),
         ("10.1.2.3", {"host": "10.1.2.3"}, {}),
         ("lo", {"interface": "lo"}, {"interface": "lo"}),
-        ("ib7", {"interface": "ib7"}, {"interface": "ib7"}),  # of another machine
+        ("ib7", {"interface": "ib7"}, {"interface": "ib7"}),  # an interface of another machine
     ],
 )
-def test_where_scheduler_and_workers_listen(host: str | None, scheduler: dict[str, str], workers: dict[str, str]):
-    assert listening(host) == scheduler
-    assert of_workers(scheduler) == workers
+def test_listen_options(host: str | None, scheduler: dict[str, str], workers: dict[str, str]):
+    assert listen_options(host) == scheduler
+    assert worker_listen_options(scheduler) == workers
 
 
-class Reached:
-    """What a client knows of its scheduler."""
+class StubClient:
+    """A client with the address of its scheduler."""
 
     def __init__(self, address: str) -> None:
         self.scheduler = SimpleNamespace(address=address)
 
 
 @pytest.mark.parametrize("address", ["tcp://10.1.2.3:8786", "tcp://0.0.0.0:8786", "tcp://no-such-host.invalid:8786"])
-def test_an_open_scheduler_is_one_line(address: str):
-    said = open_to_others(Reached(address))
+def test_exposure_warning(address: str):
+    said = exposure_warning(StubClient(address))
 
     assert said is not None
-    assert said.startswith(f"whoever reaches {address} can run any code on the workers")
+    assert said.startswith(
+        f"connections to {address} are not authenticated: anyone who can reach it can run code on the workers"
+    )
     assert "cluster.tls" in said
     assert "\n" not in said
 
@@ -53,11 +55,11 @@ def test_an_open_scheduler_is_one_line(address: str):
 @pytest.mark.parametrize(
     "address", ["tcp://127.0.0.1:1", "tcp://[::1]:1", "tls://10.1.2.3:8786", "inproc://10.1.2.3/1"]
 )
-def test_others_are_none(address: str):
-    assert open_to_others(Reached(address)) is None
+def test_no_exposure_warning_for_safe_addresses(address: str):
+    assert exposure_warning(StubClient(address)) is None
 
 
-def test_local_workers_listen_where_they_are_told_and_ask_for_certificates(ours: Authority):
+def test_local_cluster_with_host_and_certificates(ours: Authority):
     own = psutil.Process()
     before = {connection.laddr for connection in own.net_connections("inet")}
     config = Cluster(kind="local", adaptive=[1, 2], host="127.0.0.2", tls=Tls(**ours.certify("me")))
@@ -79,7 +81,7 @@ def test_local_workers_listen_where_they_are_told_and_ask_for_certificates(ours:
     assert dashboards
 
 
-def test_a_certificate_that_is_none(ours: Authority, tmp_path: Path):
+def test_invalid_certificate_raises(ours: Authority, tmp_path: Path):
     good = ours.certify("good")
     (tmp_path / "empty.pem").write_text("")
     for key in good:

@@ -1,4 +1,4 @@
-"""A scheduler of many jobs does not keep what it knows of each for ever."""
+"""A scheduler that serves many jobs does not keep their spans forever."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distributed import Scheduler, span
 
 from kmeans_dask.config.cluster import Cluster
 from kmeans_dask.deploy.client import connect
-from kmeans_dask.deploy.dask_patches import spans_forgotten
+from kmeans_dask.deploy.dask_patches import forget_spans
 
 
 def spans_of(dask_scheduler: Scheduler) -> set[tuple[str, ...]]:
@@ -25,7 +25,7 @@ def last_seen(dask_scheduler: Scheduler) -> float:
 
 
 def compute(*values: int) -> None:
-    """Computations that share no task."""
+    """Run one computation per value; they share no tasks."""
     for value in values:
         assert da.full(100, value, chunks=10).sum().compute() == 100 * value
 
@@ -35,24 +35,24 @@ def wait_until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("it never happened")
+    raise AssertionError("timed out")
 
 
-def test_the_spans_of_a_job_are_forgotten_and_no_others() -> None:
+def test_forget_spans_removes_only_unnamed_spans_of_the_job() -> None:
     with connect(Cluster(kind="threads", n_workers=1)) as client:
-        with spans_forgotten(client, after_seconds=3600):
+        with forget_spans(client, after_seconds=3600):
             compute(1, 2)
         before = client.run_on_scheduler(spans_of)
-        assert len(before) >= 1  # workers may still tell of them
-        with spans_forgotten(client, after_seconds=0.1):
+        assert len(before) >= 1  # workers may still report on them
+        with forget_spans(client, after_seconds=0.1):
             compute(3, 4, 5)
-            with span("somebody's"):
+            with span("named"):
                 compute(6)
             during = client.run_on_scheduler(spans_of)
-            for _ in range(2):  # a heartbeat that is sent now tells the scheduler of all of these spans, and none later
+            for _ in range(2):  # the second heartbeat reports on all of these spans, later ones on none
                 seen = client.run_on_scheduler(last_seen)
                 wait_until(lambda seen=seen: client.run_on_scheduler(last_seen) > seen)
-        named = {s for s in during if s[0] == "somebody's"}
+        named = {s for s in during if s[0] == "named"}
         assert len(during - before - named) >= 1
         assert len(named) == 1
 

@@ -1,4 +1,4 @@
-"""Jobs whose drivers run on the cluster: whoever submitted them has left."""
+"""Jobs whose driver runs on the cluster after the submitting client has disconnected."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from kmeans_dask.storage.lock import last_driver
 from kmeans_dask.storage.publish import read_json
 from tests.support.clusters import Running
 from tests.support.images import draw_images, hold_later
-from tests.support.jobs import Said, write_config
+from tests.support.jobs import Result, write_config
 from tests.support.processes import Planted, Process
 
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 LONG = {"k": list(range(150, 250)), "init": "k-means||"}
-"""Minutes of work, of which a test waits for none."""
+"""Minutes of work that no test waits for."""
 
 
 @pytest.fixture(scope="module")
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
-    """What the workers and drivers of this module wait for."""
+    """Gate that the workers and drivers of this module wait at."""
     with pytest.MonkeyPatch.context() as patch:
         yield Planted(tmp_path_factory.mktemp("planted") / "modules", patch)
 
@@ -53,7 +53,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
     limit = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < limit, "waited in vain"
+        assert time.monotonic() < limit, "timed out"
         time.sleep(0.02)
 
 
@@ -65,7 +65,7 @@ def state_of(run: Path) -> str | None:
 
 
 def at_work(run: Path, number: int) -> bool:
-    """Whether the driver of this number has come to its images."""
+    """Return whether the driver with this number is quantizing images."""
     last = last_driver(run / "drivers")
     step = last["progress"].get("step") if last else None
     return bool(last and last["number"] == number and step and step["title"] == "quantize")
@@ -76,10 +76,10 @@ def tasks_of(running: Running) -> list[str]:
         return client.run_on_scheduler(lambda dask_scheduler: list(map(str, dask_scheduler.tasks)))
 
 
-def test_jobs_go_on_when_whoever_submitted_them_has_left(
+def test_submitted_jobs_run_without_client(
     command: Command, start: Callable[..., Process], running: Running, job: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Several at a time; the folder that paths are relative to is that of the command."""
+    """Two at a time; relative paths are relative to the working directory of the command."""
     monkeypatch.chdir(job.parent)
     options = ("--cluster", running.address)
     one = start("kmeans-dask", "submit", job, "name=one", *options, folder=job.parent)
@@ -88,28 +88,28 @@ def test_jobs_go_on_when_whoever_submitted_them_has_left(
     assert (one.wait(), two.status) == (0, 0)
     for name, output in zip(names, (one.output, two.out), strict=True):
         run = job.parent / "runs" / name
-        submitted, folder, ask = output.splitlines()
+        submitted, folder, hint = output.splitlines()
         assert re.fullmatch(rf"submitted: kmeans-dask-job-{name}-\w+", submitted)
         assert folder == f"run folder: {run}, on the cluster"
-        assert ask.startswith(f"ask: kmeans-dask status {run} ")
+        assert hint.startswith(f"follow it: kmeans-dask status {run} ")
 
     for name in names:
         wait_until(lambda name=name: state_of(job.parent / "runs" / name) == "finished")
         record = read_json(job.parent / "runs" / name / "run.json")
         assert record["driver_starts"] == 1
         assert len(list((job.parent / "runs" / name / "quantized" / "2").rglob("*.png"))) == 60
-    wait_until(lambda: tasks_of(running) == [])  # the scheduler has nothing more to do with them
+    wait_until(lambda: tasks_of(running) == [])  # the scheduler has forgotten them
     said = command("status", "--cluster", running.address)
     assert said.status == 0
     assert said.out.splitlines()[0] == f"2 jobs were submitted to {running.address}"
     assert read_json(job.parent / "runs" / "one" / "run.json")["command"].startswith("kmeans-dask submit ")
     for name in names:
         run = job.parent / "runs" / name
-        told = rf"^{run} \(kmeans-dask-job-{name}-\w+\): ended with status 0\n  {name}: finished, "
-        assert re.search(told, said.out, re.MULTILINE)
+        expected = rf"^{run} \(kmeans-dask-job-{name}-\w+\): ended with status 0\n  {name}: finished, "
+        assert re.search(expected, said.out, re.MULTILINE)
 
 
-def test_a_submitted_job_is_asked_and_cancelled_from_afar(
+def test_status_logs_and_cancel_of_submitted_job(
     command: Command, running: Running, job: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(job.parent)
@@ -123,23 +123,23 @@ def test_a_submitted_job_is_asked_and_cancelled_from_afar(
     assert "quantize: 60 items in K = 150" in command("logs", run, "--cluster", running.address).out
     said = command(*submit, running.address)
     assert (said.status, len(said.lines)) == (2, 1)
-    assert f"{run} is being worked on by process " in said.err
+    assert f"{run} is in use by process " in said.err
 
     said = command("cancel", run, "--cluster", running.address)
 
     assert (said.status, said.out) == (0, "long: cancelled\n")
-    wait_until(lambda: tasks_of(running) == [])  # nor does the scheduler start it again
+    wait_until(lambda: tasks_of(running) == [])  # the scheduler does not restart it
     assert state_of(run) == "cancelled"
     assert "ended with status 130: kmeans-dask: cancelled; " in command("status", "--cluster", running.address).out
     assert read_json(run / "run.json")["driver_starts"] == 1
 
 
-def test_a_driver_that_is_killed_and_a_worker_that_is_killed_with_its_driver_are_made_up_for(
+def test_submitted_job_survives_killed_driver_and_killed_worker(
     command: Command, running: Running, job: Path, gate: Planted, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(job.parent)
     run = job.parent / "runs" / "killed"
-    draw_images(job.parent / "many", count=256)  # four tasks; those that run when the driver is killed are finished
+    draw_images(job.parent / "many", count=256)  # four tasks; those running when the driver is killed finish
     hold_later(max((job.parent / "many").rglob("*.png")))
     ks = [10, 20]
     submit = ("submit", job, "name=killed", "input.path=many", f"quantize.k={ks}", "--fresh", "--cluster")
@@ -148,7 +148,7 @@ def test_a_driver_that_is_killed_and_a_worker_that_is_killed_with_its_driver_are
     wait_until(lambda: at_work(run, 1))
     os.kill(driver_of(run)["pid"], signal.SIGKILL)
     wait_until(lambda: at_work(run, 2))
-    with Client(running.address) as client:  # the worker process beside which it runs; its nanny starts another one
+    with Client(running.address) as client:  # kill the worker that runs the driver; its nanny restarts it
         pids = client.run(os.getpid).values()
     parent = parent_of(driver_of(run)["pid"])
     assert parent in pids
@@ -158,11 +158,11 @@ def test_a_driver_that_is_killed_and_a_worker_that_is_killed_with_its_driver_are
 
     assert read_json(run / "run.json")["driver_starts"] == 3
     assert len(list((run / "quantized").rglob("*.png"))) == len(ks) * 256
-    assert " is dead; this goes on from where it was" in (run / "logs" / "2.jsonl").read_text()
+    assert " is dead; resuming its work" in (run / "logs" / "2.jsonl").read_text()
     wait_until(lambda: tasks_of(running) == [])
 
 
-def test_retry_of_a_run_that_only_the_cluster_sees(
+def test_retry_of_run_that_only_the_cluster_can_access(
     command: Command, running: Running, job: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(job.parent)
@@ -175,7 +175,7 @@ def test_retry_of_a_run_that_only_the_cluster_sees(
     assert command("run", job, "name=few", "input.path=few", *here).status == 0
     broken.write_bytes(content)
 
-    said = command("retry", "runs/few", "--cluster", running.address)  # which the workers' current folder has
+    said = command("retry", "runs/few", "--cluster", running.address)  # relative to the workers' directory
 
     assert said.status == 0
     assert f"run folder: {run}, on the cluster" in said.out
@@ -183,7 +183,7 @@ def test_retry_of_a_run_that_only_the_cluster_sees(
     wait_until(lambda: tasks_of(running) == [])
     said = command("retry", "runs/nothing", "--cluster", running.address)
     assert (said.status, len(said.lines)) == (2, 1)
-    assert "on the cluster, runs/nothing is no run folder" in said.err
+    assert "on the cluster, runs/nothing is not a run folder" in said.err
 
 
 def driver_of(run: Path) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_what_cannot_be_submitted(command: Command, running: Running, job: Path, monkeypatch: pytest.MonkeyPatch):
+def test_invalid_submissions(command: Command, running: Running, job: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(job.parent)
 
     said = command("submit", job)
@@ -206,7 +206,7 @@ def test_what_cannot_be_submitted(command: Command, running: Running, job: Path,
 
     said = command("submit", job, "input.path=nowhere", "name=lost", "--cluster", running.address)
     assert (said.status, len(said.lines)) == (2, 1)
-    assert f"on the cluster, input.path={job.parent / 'nowhere'}: there is no such file or folder" in said.err
+    assert f"on the cluster, input.path={job.parent / 'nowhere'}: no such file or folder" in said.err
 
     for name in ("status", "cancel", "logs"):
         said = command(name, job.parent / "nothing", "--cluster", running.address)

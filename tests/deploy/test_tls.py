@@ -1,4 +1,4 @@
-"""A whole job over connections that are encrypted, and who is refused."""
+"""A whole job over encrypted connections, and clients that are rejected."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from distributed import Client, Security
 
 from kmeans_dask.storage.publish import read_json
 from tests.support.certificates import Authority
-from tests.support.jobs import Said, write_config
+from tests.support.jobs import Result, write_config
 from tests.support.processes import COMMANDS, Process
 
-Command = Callable[..., Said]
+Command = Callable[..., Result]
 
 
 class Encrypted(NamedTuple):
-    """A scheduler with one worker, both processes of their own, and what to reach them with."""
+    """A scheduler with one worker, in separate processes, and the certificates of clients."""
 
     address: str
     tls: dict[str, str]
@@ -60,7 +60,7 @@ def cluster_file(folder: Path, **keys: object) -> Path:
     return path
 
 
-def test_a_job_through_encrypted_connections(encrypted: Encrypted, command: Command, images: Path, tmp_path: Path):
+def test_job_over_encrypted_connections(encrypted: Encrypted, command: Command, images: Path, tmp_path: Path):
     config = write_config(
         tmp_path, images, report=None, evaluate=None, fit={"k": 3}, quantize={"k": 2}, cluster={"tls": encrypted.tls}
     )
@@ -72,7 +72,7 @@ def test_a_job_through_encrypted_connections(encrypted: Encrypted, command: Comm
     assert read_json(tmp_path / "runs" / "small" / "run.json")["state"] == "finished"
 
 
-def test_a_submitted_job_has_the_certificates_too(encrypted: Encrypted, command: Command, images: Path, tmp_path: Path):
+def test_submitted_job_over_encrypted_connections(encrypted: Encrypted, command: Command, images: Path, tmp_path: Path):
     config = write_config(tmp_path, images, report=None, evaluate=None, fit=None, quantize=None)
     file = cluster_file(tmp_path, address=encrypted.address, tls=encrypted.tls)
 
@@ -84,7 +84,7 @@ def test_a_submitted_job_has_the_certificates_too(encrypted: Encrypted, command:
         time.sleep(0.2)
 
 
-def test_who_has_no_certificate_of_the_authority_is_refused(
+def test_client_without_valid_certificate_is_rejected(
     encrypted: Encrypted, command: Command, images: Path, tmp_path: Path
 ):
     config = write_config(tmp_path, images, report=None)
@@ -99,13 +99,13 @@ def test_who_has_no_certificate_of_the_authority_is_refused(
         assert said.status == 2
         assert said.lines[-1].startswith("kmeans-dask: ")
         assert "Traceback" not in said.err
-    assert "asks for a certificate: give cluster.tls" in none.lines[-1]
+    assert "requires a certificate: give cluster.tls" in none.lines[-1]
     assert "no Dask scheduler answers at tcp://127.0.0.1:" in plain.lines[-1]
     assert all("give certificates of its authority" in said.lines[-1] for said in others)
     assert not list((tmp_path / "runs").rglob("part-*"))
 
 
-def test_the_scheduler_itself_asks_for_a_certificate(encrypted: Encrypted):
+def test_scheduler_requires_certificate(encrypted: Encrypted):
     host, _, port = encrypted.address.removeprefix("tls://").partition(":")
     context = ssl.create_default_context(cafile=encrypted.tls["ca"])
     context.check_hostname = False

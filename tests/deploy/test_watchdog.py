@@ -1,4 +1,4 @@
-"""Lost schedulers, lost and hanging workers: seen on processes that are really killed or stopped."""
+"""Lost schedulers, lost workers and hanging workers, with real processes that are killed or stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def hang_once(marker: Path) -> str:
     return "done"
 
 
-def test_a_task_that_hangs_is_done_again_by_a_new_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_hanging_task_is_rerun_on_restarted_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(watchdog, "HANGS_SECONDS", 1.0)
     monkeypatch.setattr(watchdog, "WATCH_SECONDS", 0.3)
     said: list[str] = []
@@ -50,11 +50,11 @@ def test_a_task_that_hangs_is_done_again_by_a_new_worker(monkeypatch: pytest.Mon
         run_tasks(client, [slow], results.append)
 
     assert results == ["done"] * 5
-    assert said[0].startswith("the task hang_once of items 1,000 to 1,999 runs for ")
-    assert said[0].endswith("this worker is started anew")
+    assert said[0].startswith("the task hang_once of items 1,000 to 1,999 has been running for ")
+    assert said[0].endswith("restarting this worker")
 
 
-def test_clocks_that_jump_and_the_tasks_of_others_make_nobody_hang(monkeypatch: pytest.MonkeyPatch):
+def test_clock_jumps_and_tasks_of_other_clients_do_not_count_as_hanging(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(watchdog, "WATCH_SECONDS", 0.05)
     ahead = waited = 0
     monkeypatch.setattr(distributed.worker, "time", lambda: time.time() + ahead)
@@ -63,21 +63,21 @@ def test_clocks_that_jump_and_the_tasks_of_others_make_nobody_hang(monkeypatch: 
 
     with (
         connect(Cluster(kind="threads", n_workers=2), said.append) as client,
-        Client(client.scheduler.address, set_as_default=False) as somebody,
+        Client(client.scheduler.address, set_as_default=False) as other_client,
     ):
-        theirs, ours = somebody.submit(wait_for_theirs), client.submit(wait_for_ours)
-        while len(executing := client.run_on_scheduler(times_that_dask_tells)) < 2:
+        theirs, ours = other_client.submit(wait_for_theirs), client.submit(wait_for_ours)
+        while len(executing := client.run_on_scheduler(task_seconds_of_dask)) < 2:
             time.sleep(0.01)
         ahead = 3600
-        while max(executing := client.run_on_scheduler(times_that_dask_tells)) < 3600:
+        while max(executing := client.run_on_scheduler(task_seconds_of_dask)) < 3600:
             time.sleep(0.01)
         assert len(executing) == 2
-        seen = client.run_on_scheduler(watchdog._look, client.id)
+        seen = client.run_on_scheduler(watchdog._snapshot, client.id)
         assert (seen.workers, [task.key for task in seen.running], seen.paused) == (2, [ours.key], [])
         OURS.set()
         ours.result()
         waited = 10 * watchdog.HANGS_ALONE_SECONDS
-        time.sleep(0.5)  # ten looks
+        time.sleep(0.5)  # ten checks
         THEIRS.set()
         theirs.result()
 
@@ -95,11 +95,11 @@ def wait_for_theirs() -> None:
     assert THEIRS.wait(120)
 
 
-def times_that_dask_tells(dask_scheduler: Any) -> list[float]:
+def task_seconds_of_dask(dask_scheduler: Any) -> list[float]:
     return [seconds for worker in dask_scheduler.workers.values() for seconds in worker.executing.values()]
 
 
-def test_a_scheduler_that_is_killed_is_one_line(
+def test_killed_scheduler_raises_job_error(
     start: Callable[..., Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     scheduler = start("dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0")
@@ -108,27 +108,27 @@ def test_a_scheduler_that_is_killed_is_one_line(
     listen = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--local-directory", tmp_path]
     worker = start("dask", "worker", address, *listen)
     scheduler.wait_until(lambda: "Register worker" in scheduler.output)
-    monkeypatch.setattr(client_module, "_CONNECT_SECONDS", 5)  # the client looks for the scheduler as long again
+    monkeypatch.setattr(client_module, "_CONNECT_SECONDS", 5)  # the client then tries to reconnect for as long
 
-    def work_until_it_is_killed() -> None:
+    def work_until_killed() -> None:
         with connect(Cluster(kind="address", address=address)) as client, explained(tmp_path, client):
             future = client.submit(time.sleep, 120)
             scheduler.wait_until(lambda: any(client.processing().values()))
             scheduler.signal_all(signal.SIGKILL)
             future.result()
 
-    begun_at = time.monotonic()
+    started_at = time.monotonic()
     with pytest.raises(JobError) as said:
-        work_until_it_is_killed()
+        work_until_killed()
 
-    assert str(said.value) == f"the scheduler at {address} went away; the same command goes on from here"
-    assert time.monotonic() - begun_at < 100  # not the two minutes that the task takes
+    assert str(said.value) == f"the scheduler at {address} went away; rerun the same command to resume"
+    assert time.monotonic() - started_at < 100  # the task itself takes two minutes
     worker.end()
 
 
-def test_workers_that_are_all_gone_are_waited_for_and_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_loss_of_all_workers_is_notified_then_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(watchdog, "WATCH_SECONDS", 0.1)
-    monkeypatch.setattr(watchdog, "_TOLD_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "_NOTIFY_SECONDS", 0.2)
     monkeypatch.setattr(watchdog, "NO_WORKERS_SECONDS", 1.5)
     said: list[str] = []
 
@@ -139,41 +139,41 @@ def test_workers_that_are_all_gone_are_waited_for_and_told(monkeypatch: pytest.M
                 time.sleep(0.01)
             client.submit(int, "2").result()
 
-    with pytest.raises(JobError, match=r"all workers of .* went away, and none has come for"):
+    with pytest.raises(JobError, match=r"all workers of .* are gone, and no new one has appeared for"):
         work_without_workers()
 
     assert len(said) == 1
-    assert "went away; waiting up to 2 s for new ones" in said[0]
+    assert "are gone; waiting up to 2 s for new ones" in said[0]
     assert not [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
 
 
-def told_by_workers(dask_scheduler: Any) -> list[tuple[int, bool]]:
-    """Bytes that each worker takes, and whether it has paused, as far as the scheduler has heard."""
+def memory_of_workers(dask_scheduler: Any) -> list[tuple[int, bool]]:
+    """Return the memory of each worker in bytes and whether it is paused, as known to the scheduler."""
     return [(worker.memory.process, worker.status.name == "paused") for worker in dask_scheduler.workers.values()]
 
 
-TAKEN: list[bytearray] = []
+ALLOCATED: list[bytearray] = []
 
 
-def take_memory(share: float) -> None:
-    """Have this worker process hold so much of its limit, in what Dask can neither spill nor free."""
-    missing = share * LIMIT - psutil.Process().memory_info().rss
-    TAKEN.append(bytearray(b"x") * int(missing))
+def allocate_memory(fraction: float) -> None:
+    """Make this worker process hold a fraction of its limit in memory that Dask can neither spill nor free."""
+    missing = fraction * LIMIT - psutil.Process().memory_info().rss
+    ALLOCATED.append(bytearray(b"x") * int(missing))
 
 
 LIMIT = 500 * 2**20
 
 
-def test_workers_that_have_all_paused_end_the_work_with_the_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_paused_workers_raise_job_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(watchdog, "WATCH_SECONDS", 0.2)
     monkeypatch.setattr(watchdog, "PAUSED_SECONDS", 2.0)
     said: list[str] = []
 
-    def work_on(client: Client, share: float, pauses: bool) -> int:
-        client.run(take_memory, share)
+    def work_on(client: Client, fraction: float, pauses: bool) -> int:
+        client.run(allocate_memory, fraction)
         while not all(
-            taken > 0.98 * share * LIMIT and paused == pauses
-            for taken, paused in client.run_on_scheduler(told_by_workers)
+            used > 0.98 * fraction * LIMIT and paused == pauses
+            for used, paused in client.run_on_scheduler(memory_of_workers)
         ):
             time.sleep(0.05)
         with explained(tmp_path, client):
@@ -181,13 +181,13 @@ def test_workers_that_have_all_paused_end_the_work_with_the_numbers(monkeypatch:
 
     with connect(Cluster(kind="local", n_workers=2, memory_limit="500MiB"), said.append) as client:
         assert work_on(client, 0.7, pauses=False) == 190
-        with pytest.raises(JobError) as told:
+        with pytest.raises(JobError) as caught:
             work_on(client, 0.87, pauses=True)
 
     assert re.fullmatch(
-        r"all 2 workers of tcp://\S+ have begun no task for \d+ s for want of memory: they take up to 4[34]\d MiB of "
-        r"500 MiB each, and begin none above 80%; give each worker 7[23]\d MiB, fewer threads or a smaller "
-        r"ingest.chunk_mib; the same command goes on from here",
-        str(told.value),
+        r"all 2 workers of tcp://\S+ have started no task for \d+ s for lack of memory: they use up to 4[34]\d MiB of "
+        r"500 MiB each, and start none above 80%; give each worker 7[23]\d MiB, fewer threads or a smaller "
+        r"ingest.chunk_mib; rerun the same command to resume",
+        str(caught.value),
     )
     assert said == []

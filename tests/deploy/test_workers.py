@@ -1,4 +1,4 @@
-"""The same fit on real worker processes and in this process: bitwise the same centres."""
+"""A fit on worker processes gives bitwise the same centres as one in this process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from kmeans_dask import KMeans, MiniBatchKMeans, fit_together
 
 DASK = Path(sys.executable).with_name("dask")
-"""The command that was installed with this interpreter."""
+"""The ``dask`` command of this environment."""
 
 
 def rows_of_digits() -> NDArray[np.uint8]:
@@ -38,7 +38,7 @@ WEIGHTS = np.random.default_rng(0).uniform(0, 3, len(ROWS))
 
 
 def fitted(X: da.Array) -> list[Any]:
-    """Bytes: the sums are integers, so that chunks and workers do not matter."""
+    """Fit bytes: their sums are integers, so that chunks and workers do not matter."""
     sweep = [
         KMeans(10, random_state=1),
         KMeans(10, random_state=1, algorithm="lloyd", max_iter=8),
@@ -50,12 +50,12 @@ def fitted(X: da.Array) -> list[Any]:
 
 
 def fitted_to_floats(X: da.Array) -> KMeans:
-    """Floats: the tree of their sums depends on the chunks alone, not on who was first."""
+    """Fit floats: the order of their sums depends on the chunks alone, not on the order of completion."""
     return KMeans(10, random_state=1, max_iter=8).fit(X / np.float32(255), sample_weight=WEIGHTS)
 
 
 class Cluster:
-    """A scheduler and its workers, each a process that was started here and is ended here."""
+    """A scheduler and its workers in separate processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -88,11 +88,11 @@ class Cluster:
     def _address(self) -> str:
         try:
             return str(json.loads(self.scheduler_file.read_text())["address"])
-        except (FileNotFoundError, ValueError):  # not written, or not to its end
+        except (FileNotFoundError, ValueError):  # missing, or half-written
             return ""
 
     def end(self) -> None:
-        """Kill them: there is nothing to be saved, and asked politely they wait for each other."""
+        """Kill all processes: there is nothing to save, and a clean shutdown makes them wait for each other."""
         for process in self.processes:
             process.kill()
         for process in self.processes:
@@ -118,7 +118,7 @@ def here() -> list[Any]:
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
-def test_bitwise_the_same_centres_for_any_number_of_workers(cluster: Cluster, here: list[Any], n_workers: int) -> None:
+def test_fit_is_bitwise_equal_for_any_number_of_workers(cluster: Cluster, here: list[Any], n_workers: int) -> None:
     while len(cluster.processes) < 1 + n_workers:
         cluster.start_worker()
     with Client(scheduler_file=str(cluster.scheduler_file)) as client:

@@ -1,4 +1,4 @@
-"""The table of clusters, its values worked out by hand."""
+"""The table of clusters, with values computed by hand."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ import pytest
 
 from kmeans_dask.evaluation.cluster_facts import (
     FACTS_SCHEMA,
-    ClusterNumbers,
-    Smallest,
+    ClusterMeasurements,
+    SmallestKeys,
     cluster_facts,
     write_cluster_facts,
 )
 
 
-def numbers(**changes: object) -> ClusterNumbers:
-    """Three clusters of a model: one of three fitted items, an empty one, and one of a single item."""
+def measurements(**changes: object) -> ClusterMeasurements:
+    """Return three clusters of a model: with three fitted items, with none, and with a single one."""
     values = {
         "algorithm": "kmeans",
         "centres": np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]], np.float32),
         "label_map": np.array([1, -1, 0], np.int32),
-        "table": np.array([[1, 2], [0, 0], [0, 0]]),  # the item of the third has no label
+        "contingency": np.array([[1, 2], [0, 0], [0, 0]]),  # the item of the third cluster has no label
         "sizes": np.array([[3, 0, 1], [5, 2, 0]]),
-        "squared": np.array([14.0, 0.0, 0.25]),  # distances 1, 2, 3 and 0.5
+        "squared_distances": np.array([14.0, 0.0, 0.25]),  # distances 1, 2, 3 and 0.5
         "distances": np.array([6.0, 0.0, 0.5]),
-        "largest": np.array([3.0, 0.0, 0.5]),
+        "max_distances": np.array([3.0, 0.0, 0.5]),
         "silhouettes": np.array([1.5, 0.0, 0.0]),
         "nearest": np.array([[4, 0, 2], [7, -1, -1], [9, -1, -1]]),
         "farthest": np.array([[2, 0, 4], [7, -1, -1], [9, -1, -1]]),
         "sample": np.array([[0, 4, 2], [-1, -1, -1], [9, -1, -1]]),
         **changes,
     }
-    return ClusterNumbers(**values)  # type: ignore[arg-type]
+    return ClusterMeasurements(**values)  # type: ignore[arg-type]
 
 
-def test_rows_by_hand():
-    table = cluster_facts([numbers()], ("cat", "dog"))
+def test_cluster_facts_by_hand():
+    table = cluster_facts([measurements()], ("cat", "dog"))
 
     first, empty, single = table.to_pylist()
     assert table.schema == FACTS_SCHEMA
@@ -61,19 +61,23 @@ def test_rows_by_hand():
     assert (single["radius_mean"], single["radius_rms"], single["radius_max"]) == (0.5, 0.5, 0.5)
 
 
-def test_one_cluster_has_no_neighbour_and_no_silhouette():
-    arrays = {name: getattr(numbers(), name)[:1] for name in ClusterNumbers.__dataclass_fields__ if name != "algorithm"}
+def test_single_cluster_has_no_neighbour_and_no_silhouette():
+    arrays = {
+        name: getattr(measurements(), name)[:1]
+        for name in ClusterMeasurements.__dataclass_fields__
+        if name != "algorithm"
+    }
     arrays["sizes"] = np.array([[3], [5]])
 
-    (row,) = cluster_facts([numbers(**arrays)], ("cat", "dog")).to_pylist()
+    (row,) = cluster_facts([measurements(**arrays)], ("cat", "dog")).to_pylist()
 
     assert row["nearest_clusters"] == row["nearest_clusters_distances"] == []
     assert row["silhouette"] is None
     assert row["radius_mean"] == 2.0
 
 
-def test_models_stand_one_under_the_other_in_both_files(tmp_path: Path):
-    facts = cluster_facts([numbers(), numbers(algorithm="minibatch")], ("cat", "dog"))
+def test_parquet_and_csv_files_contain_all_models(tmp_path: Path):
+    facts = cluster_facts([measurements(), measurements(algorithm="minibatch")], ("cat", "dog"))
 
     write_cluster_facts(facts, tmp_path / "facts.parquet")
 
@@ -84,16 +88,16 @@ def test_models_stand_one_under_the_other_in_both_files(tmp_path: Path):
     assert plain[0]["radius_rms"] == pytest.approx(math.sqrt(14 / 3))
 
 
-def test_the_smallest_of_blocks_are_the_smallest_of_all_and_ties_go_to_the_first_row():
+def test_smallest_keys_of_blocks_are_those_of_all_rows():
     rng = np.random.default_rng(0)
     keys = rng.integers(0, 9, (2, 40)).astype(float)
     clusters = np.stack([rng.integers(0, 3, 40), rng.integers(3, 5, 40)]).astype(np.int32)
 
     blocks = [
-        Smallest.of(np.ascontiguousarray(keys[:, b]), np.ascontiguousarray(clusters[:, b]), np.arange(40)[b], 5, 4)
+        SmallestKeys.of(np.ascontiguousarray(keys[:, b]), np.ascontiguousarray(clusters[:, b]), np.arange(40)[b], 5, 4)
         for b in (slice(0, 17), slice(17, 18), slice(18, 40))
     ]
-    found = Smallest.join(blocks)
+    found = SmallestKeys.join(blocks)
 
     for cluster in range(5):
         model = int(cluster >= 3)

@@ -1,4 +1,4 @@
-"""Duplicates among real files, found by the whole stage; see also tests/jobs/test_tables.py."""
+"""Duplicates among real files, found by the whole stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.jobs import write_config
 
 @pytest.fixture(scope="module")
 def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The drawn images with one again under another label, and one with a few pixels changed."""
+    """Run on drawn images, a copy of one of them with another label, and a copy with a few changed pixels."""
     folder = tmp_path_factory.mktemp("duplicates")
     source = folder / "images"
     shutil.copytree(images, source)
@@ -25,7 +25,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Image.open(source / "ring" / "002.png") as image:
         pixels = np.array(image)
     pixels[0, :4] ^= 15
-    Image.fromarray(pixels).save(source / "ring" / "touched.png")
+    Image.fromarray(pixels).save(source / "ring" / "changed.png")
     config = write_config(
         folder, source, input={"path": str(source)}, ingest={"size": [24, 24]}, quantize=None, report=None
     )
@@ -33,19 +33,19 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "small"
 
 
-def test_copies_and_changed_copies_are_found(run: Path):
+def test_exact_and_near_duplicates_are_found(run: Path):
     found = {row["path"]: row for row in pyarrow.csv.read_csv(run / "duplicates.csv").to_pylist()}
 
-    assert set(found) == {"disc/000.png", "ring/touched.png"}  # of two items the later one is listed
-    copy, touched = found["disc/000.png"], found["ring/touched.png"]
+    assert set(found) == {"disc/000.png", "ring/changed.png"}  # the later item of each pair
+    copy, changed = found["disc/000.png"], found["ring/changed.png"]
     assert (copy["kind"], copy["of_path"], copy["distance"], copy["score"]) == ("exact", "bar/copy.png", 0, 1)
     assert copy["reason"] == "exactly the same; labels differ: disc and bar"
-    assert (touched["kind"], touched["of_path"]) == ("near", "ring/002.png")
-    assert 0 < touched["distance"] <= np.sqrt(12) * 15
-    assert 0.75 <= touched["score"] < 1
+    assert (changed["kind"], changed["of_path"]) == ("near", "ring/002.png")
+    assert 0 < changed["distance"] <= np.sqrt(12) * 15
+    assert 0.75 <= changed["score"] < 1
 
 
-def test_rows_and_clusters_are_those_of_the_collection(run: Path):
+def test_duplicates_refer_to_rows_of_collection(run: Path):
     clusters = pq.read_table(run / "clusters.parquet").to_pydict()
 
     for row in pyarrow.csv.read_csv(run / "duplicates.csv").to_pylist():

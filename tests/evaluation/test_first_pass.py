@@ -12,7 +12,7 @@ from kmeans_dask.collection.collection import Collection
 from kmeans_dask.collection.features import raw_features
 from kmeans_dask.collection.ingest import finish_collection, ingest_tasks
 from kmeans_dask.config.sections import Ingest, Input
-from kmeans_dask.evaluation.first_pass import FirstPass, evaluation_tasks, join_clusters, join_first_passes
+from kmeans_dask.evaluation.first_pass import FirstPass, first_pass_tasks, join_clusters, join_first_passes
 from kmeans_dask.evaluation.metrics import label_map
 from kmeans_dask.models.model import Model, column_prefix
 from kmeans_dask.sources.listing import list_items
@@ -20,7 +20,7 @@ from kmeans_dask.sources.manifest import write_manifest
 from tests.support.images import draw_images
 
 SIZE = Ingest(size=(96, 96), mode="RGB", chunk_mib=0.001)
-"""32 rows of 27,648 numbers a chunk: 50 items are two chunks, the last one shorter."""
+"""32 rows of 27,648 features per chunk: the items are two chunks of different lengths."""
 
 
 RAW = raw_features((96, 96, 3))
@@ -28,7 +28,7 @@ RAW = raw_features((96, 96, 3))
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
-    """48 drawn images, one broken file, and one image without a label."""
+    """Collection of drawn images, one of them broken and one without a label."""
     folder = tmp_path_factory.mktemp("evaluation")
     draw_images(folder / "images", count=49)
     (folder / "images" / "bar" / "001.png").write_bytes(b"broken")
@@ -46,7 +46,7 @@ def pixels_of(collection: Collection) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def models(collection: Collection) -> list[Model]:
-    """Centres that are items, so that no two algorithms can disagree on the nearest one."""
+    """Models whose centres are items, so that the nearest centre is unambiguous."""
     pixels = pixels_of(collection)
     ok = np.flatnonzero(collection.items["status"].to_numpy() == "ok")
     return [Model("kmeans", pixels[ok[:k]].astype(np.float32), np.zeros(1), 0.0, 1, 0.0) for k in (2, 7)] + [
@@ -56,9 +56,9 @@ def models(collection: Collection) -> list[Model]:
 
 @pytest.fixture(scope="module")
 def chunks(collection: Collection, models: list[Model], tmp_path_factory: pytest.TempPathFactory):
-    """What the tasks return, and the folder that they wrote to."""
+    """Results of the tasks, and the folder that they wrote to."""
     parts = tmp_path_factory.mktemp("parts")
-    return dask.compute(*evaluation_tasks(collection, RAW, models, parts), scheduler="sync"), parts
+    return dask.compute(*first_pass_tasks(collection, RAW, models, parts), scheduler="sync"), parts
 
 
 def expected_distances(collection: Collection, model: Model) -> np.ndarray:
@@ -67,45 +67,46 @@ def expected_distances(collection: Collection, model: Model) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def look(chunks) -> FirstPass:
+def first(chunks) -> FirstPass:
     return join_first_passes(list(chunks[0]))
 
 
-def parts_of(models: list[Model]) -> list[slice]:
-    """Rows of each model among the stacked clusters."""
+def slices_of(models: list[Model]) -> list[slice]:
+    """Return the rows of each model among the stacked clusters."""
     ends = np.cumsum([model.k for model in models])
     return [slice(end - model.k, end) for end, model in zip(ends, models, strict=True)]
 
 
-def test_chunks_add_up_to_the_plain_count(collection: Collection, models: list[Model], chunks, look: FirstPass):
+def test_counts_of_chunks_add_up(collection: Collection, models: list[Model], chunks, first: FirstPass):
     items = collection.items.to_pydict()
     ok = np.array(items["status"]) == "ok"
-    counts = look.counts
+    counts = first.counts
 
     assert len(chunks[0]) == 2
     assert len(ok) == 49
-    for mine, model in zip(parts_of(models), models, strict=True):
+    for own, model in zip(slices_of(models), models, strict=True):
         squared = expected_distances(collection, model)
         nearest = squared.argmin(axis=1)
         for s, split in enumerate(("train", "holdout")):
-            here = ok & (np.array(items["split"]) == split)
-            assert counts.spread.sizes[s, mine].tolist() == np.bincount(nearest[here], minlength=model.k).tolist()
-            assert counts.spread.squared[s, mine].sum() == pytest.approx(squared[here].min(axis=1).sum())
+            in_split = ok & (np.array(items["split"]) == split)
+            assert counts.within.sizes[s, own].tolist() == np.bincount(nearest[in_split], minlength=model.k).tolist()
+            assert counts.within.squared_distances[s, own].sum() == pytest.approx(squared[in_split].min(axis=1).sum())
             table = np.zeros((model.k, 3), int)
-            labelled = here & (collection.labels >= 0)
+            labelled = in_split & (collection.labels >= 0)
             np.add.at(table, (nearest[labelled], collection.labels[labelled]), 1)
-            assert counts.tables[s, mine].tolist() == table.tolist()
+            assert counts.tables[s, own].tolist() == table.tolist()
 
 
-def test_every_cluster_has_its_extreme_items(collection: Collection, models: list[Model], look: FirstPass):
+def test_exemplars_of_every_cluster(collection: Collection, models: list[Model], first: FirstPass):
     ok = collection.items["status"].to_numpy() == "ok"
-    for mine, model in zip(parts_of(models), models, strict=True):
+    for own, model in zip(slices_of(models), models, strict=True):
         squared = expected_distances(collection, model)
         for c in range(model.k):
             members = np.flatnonzero(ok & (squared.argmin(axis=1) == c))
             order = members[np.argsort(squared[members, c], kind="stable")]
             nearest, farthest, sample = (
-                kept.rows[mine][c] for kept in (look.extremes.nearest, look.extremes.farthest, look.extremes.sample)
+                each.rows[own][c]
+                for each in (first.exemplars.nearest, first.exemplars.farthest, first.exemplars.sample)
             )
             n = min(len(order), 12)
             assert nearest.tolist() == [*order[:n], *[-1] * (12 - n)]
@@ -114,30 +115,30 @@ def test_every_cluster_has_its_extreme_items(collection: Collection, models: lis
             assert set(sample[:n]) <= set(members)
 
 
-def test_rivals_are_compared_item_by_item(collection: Collection, models: list[Model], tmp_path: Path):
+def test_contingency_with_rivals(collection: Collection, models: list[Model], tmp_path: Path):
     rivals = [replace(models[0], rival=models[0].centres[::-1].copy()), models[2]]
 
-    looks = dask.compute(*evaluation_tasks(collection, RAW, rivals, tmp_path / "parts"), scheduler="sync")
-    counts = join_first_passes(list(looks)).counts
+    parts = dask.compute(*first_pass_tasks(collection, RAW, rivals, tmp_path / "parts"), scheduler="sync")
+    counts = join_first_passes(list(parts)).counts
 
     (table,) = counts.rivals
-    assert table[[0, 1], [0, 1]].tolist() == [0, 0]  # the same clusters in the other order
-    assert table[[0, 1], [1, 0]].tolist() == counts.spread.sizes[0, :2].tolist()
+    assert table[[0, 1], [0, 1]].tolist() == [0, 0]  # same clusters in reverse order
+    assert table[[0, 1], [1, 0]].tolist() == counts.within.sizes[0, :2].tolist()
     assert pq.read_table(tmp_path / "parts" / "part-000000000000.parquet").column_names[3:] == [
         "kmeans_k2_cluster", "kmeans_k2_distance", "minibatch_k3_cluster", "minibatch_k3_distance",
     ]  # fmt: skip
 
 
-def test_the_broken_and_the_unlabelled_item_are_counted_right(look: FirstPass):
-    assert int(look.counts.spread.sizes.sum()) == 3 * 48  # all but the broken one
-    assert int(look.counts.tables.sum()) == 3 * 47  # nor the one without a label
+def test_broken_and_unlabelled_items_are_not_counted(first: FirstPass):
+    assert int(first.counts.within.sizes.sum()) == 3 * 48  # without the broken item
+    assert int(first.counts.tables.sum()) == 3 * 47  # and without the unlabelled item
 
 
-def test_joined_rows_are_the_items_in_order(
-    collection: Collection, models: list[Model], chunks, look: FirstPass, tmp_path: Path
+def test_join_clusters_keeps_order_of_items(
+    collection: Collection, models: list[Model], chunks, first: FirstPass, tmp_path: Path
 ):
-    tables = look.counts.tables[0]
-    maps = {column_prefix(model): label_map(tables[mine]) for mine, model in zip(parts_of(models), models, strict=True)}
+    tables = first.counts.tables[0]
+    maps = {column_prefix(model): label_map(tables[own]) for own, model in zip(slices_of(models), models, strict=True)}
     path = tmp_path / "clusters.parquet"
 
     join_clusters(chunks[1], path, maps, collection.class_names)
@@ -162,12 +163,12 @@ def test_joined_rows_are_the_items_in_order(
     assert not chunks[1].exists()
 
 
-def test_parts_of_an_earlier_call_are_not_mixed_in(collection: Collection, models: list[Model], tmp_path: Path):
+def test_parts_of_earlier_call_are_removed(collection: Collection, models: list[Model], tmp_path: Path):
     parts = tmp_path / "parts"
     parts.mkdir()
     (parts / "part-000000000005.parquet").write_bytes(b"half")
 
-    dask.compute(*evaluation_tasks(collection, RAW, models, parts), scheduler="sync")
+    dask.compute(*first_pass_tasks(collection, RAW, models, parts), scheduler="sync")
 
     assert sorted(path.name for path in parts.glob("part-*")) == [
         "part-000000000000.parquet",
@@ -175,11 +176,11 @@ def test_parts_of_an_earlier_call_are_not_mixed_in(collection: Collection, model
     ]
 
 
-def test_making_the_tasks_reads_no_image(collection: Collection, models: list[Model], tmp_path: Path):
-    elsewhere = replace(collection, folder=tmp_path / "nothing here")
+def test_building_tasks_reads_no_images(collection: Collection, models: list[Model], tmp_path: Path):
+    missing = replace(collection, folder=tmp_path / "missing")
 
-    assert len(evaluation_tasks(elsewhere, RAW, models, tmp_path / "parts")) == 2
+    assert len(first_pass_tasks(missing, RAW, models, tmp_path / "parts")) == 2
 
 
-def test_columns_are_named_after_the_model(models: list[Model]):
+def test_column_prefix(models: list[Model]):
     assert [column_prefix(model) for model in models] == ["kmeans_k2", "kmeans_k7", "minibatch_k3"]

@@ -9,38 +9,38 @@ from sklearn import metrics as reference
 from sklearn.datasets import load_digits
 
 from kmeans_dask.evaluation.internal_metrics import (
-    Spread,
-    add_spreads,
-    means_of,
+    WithinSums,
+    add_within_sums,
+    cluster_means,
+    internal_scores,
     scatter_block,
-    spread_block,
-    spread_scores,
+    within_sums_block,
 )
 from kmeans_dask.kmeans.kernels import Stack, assign_two
 
 NAMES = ["explained_variance", "silhouette", "davies_bouldin", "calinski_harabasz"]
 
 
-def measure(X: NDArray, models: list[NDArray], splits: NDArray[np.int8], step: int) -> tuple[Spread, list[dict]]:
-    """Both reductions over blocks of `step` rows, and the scores of every model."""
+def measure(X: NDArray, models: list[NDArray], splits: NDArray[np.int8], step: int) -> tuple[WithinSums, list[dict]]:
+    """Return the sums of the first reduction over blocks of `step` rows, and the scores of every model."""
     stack = Stack.of(models)
     blocks = [slice(start, start + step) for start in range(0, len(X), step)]
     nearest = [assign_two(X[block], stack) for block in blocks]
-    spread = add_spreads(
-        [spread_block(X[block], splits[block], near, stack) for block, near in zip(blocks, nearest, strict=True)]
+    within = add_within_sums(
+        [within_sums_block(X[block], splits[block], near, stack) for block, near in zip(blocks, nearest, strict=True)]
     )
-    means = means_of(spread, stack)
-    of_means = Stack.of(np.split(means, stack.offsets[1:-1]))
+    means = cluster_means(within, stack)
+    stacked_means = Stack.of(np.split(means, stack.offsets[1:-1]))
     scatter = sum(
-        scatter_block(X[block], splits[block], near.clusters, of_means)
+        scatter_block(X[block], splits[block], near.clusters, stacked_means)
         for block, near in zip(blocks, nearest, strict=True)
     )
     parts = [slice(a, b) for a, b in zip(stack.offsets[:-1], stack.offsets[1:], strict=True)]
-    return spread, [
-        spread_scores(
-            spread.sizes[0, p],
-            spread.squared[0, p],
-            spread.fitted_silhouettes[p],
+    return within, [
+        internal_scores(
+            within.sizes[0, p],
+            within.squared_distances[0, p],
+            within.fitted_silhouettes[p],
             scatter[p],
             stack.centres[p],
             means[p],
@@ -59,11 +59,11 @@ def assert_equal(ours: dict[str, float | None], theirs: dict[str, float | None])
 
 
 def expected(X: NDArray, centres: NDArray) -> dict[str, float | None]:
-    """The same by scikit-learn, and by plain formulas where it has none."""
+    """Compute the scores with scikit-learn, or by their formulas if it has no function."""
     X, centres = X.astype(np.float64), centres.astype(np.float64)
-    apart = np.sqrt(((X[:, None] - centres) ** 2).sum(axis=2))
-    labels, near = apart.argmin(axis=1), np.sort(apart, axis=1)
-    several = 1 < len(np.unique(labels)) < len(X)
+    distances = np.sqrt(((X[:, None] - centres) ** 2).sum(axis=2))
+    labels, near = distances.argmin(axis=1), np.sort(distances, axis=1)
+    is_defined = 1 < len(np.unique(labels)) < len(X)
     total = ((X - X.mean(axis=0)) ** 2).sum()
     with np.errstate(invalid="ignore"):
         silhouettes = np.nan_to_num((near[:, 1] - near[:, 0]) / near[:, 1]) if len(centres) > 1 else None
@@ -72,8 +72,8 @@ def expected(X: NDArray, centres: NDArray) -> dict[str, float | None]:
     return {
         "explained_variance": 1 - (near[:, 0] ** 2).sum() / total if total else None,
         "silhouette": None if silhouettes is None else silhouettes.mean(),
-        "davies_bouldin": reference.davies_bouldin_score(X, labels) if several else None,
-        "calinski_harabasz": reference.calinski_harabasz_score(X, labels) if several else None,
+        "davies_bouldin": reference.davies_bouldin_score(X, labels) if is_defined else None,
+        "calinski_harabasz": reference.calinski_harabasz_score(X, labels) if is_defined else None,
     }
 
 
@@ -93,48 +93,48 @@ def test_scores_equal_sklearn_on_digits(dtype: type):
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 6)] * 2), min_size=2, max_size=30), st.integers(1, 5), st.integers(0, 99))
-def test_scores_equal_sklearn_on_any_small_table(points: list[tuple[int, int]], k: int, seed: int):
-    """Among them: one cluster, empty clusters, equal rows, as many clusters as rows."""
+def test_scores_equal_sklearn_on_small_data(points: list[tuple[int, int]], k: int, seed: int):
+    """Includes a single cluster, empty clusters, equal rows, and as many clusters as rows."""
     X = np.array(points, np.uint8)
-    centres = np.random.default_rng(seed).uniform(0, 6, (k, 2))  # no row is equally far from two of them
+    centres = np.random.default_rng(seed).uniform(0, 6, (k, 2))  # no row is equally far from two centres
 
     _, (ours,) = measure(X, [centres], np.zeros(len(X), np.int8), 7)
 
     assert_equal(ours, expected(X, centres))
 
 
-def test_sizes_and_radii_by_hand():
+def test_within_sums_by_hand():
     X = np.array([[0], [1], [3], [10], [14]], np.uint8)
 
-    spread, _ = measure(X, [np.array([[1.0], [11.0], [99.0]])], np.array([0, 0, 1, 0, -1], np.int8), 2)
+    within, _ = measure(X, [np.array([[1.0], [11.0], [99.0]])], np.array([0, 0, 1, 0, -1], np.int8), 2)
 
-    assert spread.sizes.tolist() == [[2, 1, 0], [1, 0, 0]]
-    assert spread.distances.tolist() == [[1, 1, 0], [2, 0, 0]]
-    assert spread.squared.tolist() == [[1, 1, 0], [4, 0, 0]]
-    assert spread.largest.tolist() == [[1, 1, 0], [2, 0, 0]]
-    assert spread.silhouettes[0].tolist() == pytest.approx([10 / 11 + 1, 8 / 9, 0])
-    assert spread.fitted.sums.ravel().tolist() == [1, 10, 0]
+    assert within.sizes.tolist() == [[2, 1, 0], [1, 0, 0]]
+    assert within.distances.tolist() == [[1, 1, 0], [2, 0, 0]]
+    assert within.squared_distances.tolist() == [[1, 1, 0], [4, 0, 0]]
+    assert within.max_distances.tolist() == [[1, 1, 0], [2, 0, 0]]
+    assert within.silhouettes[0].tolist() == pytest.approx([10 / 11 + 1, 8 / 9, 0])
+    assert within.fitted.sums.ravel().tolist() == [1, 10, 0]
 
 
-def test_an_item_alone_in_its_cluster_counts_nothing_as_in_sklearn():
+def test_silhouette_of_single_item_is_zero_as_in_sklearn():
     X = np.array([[0], [2], [10], [12], [100], [99]], np.uint8)
 
-    spread, (scores,) = measure(X, [np.array([[1.0], [11.0], [100.0]])], np.array([0, 0, 0, 0, 0, 1], np.int8), 2)
+    within, (scores,) = measure(X, [np.array([[1.0], [11.0], [100.0]])], np.array([0, 0, 0, 0, 0, 1], np.int8), 2)
 
     assert reference.silhouette_samples(X[:5], [0, 0, 1, 1, 2])[4] == 0
-    assert spread.fitted_silhouettes.tolist() == pytest.approx([10 / 11 + 8 / 9, 8 / 9 + 10 / 11, 0])
+    assert within.fitted_silhouettes.tolist() == pytest.approx([10 / 11 + 8 / 9, 8 / 9 + 10 / 11, 0])
     assert scores["silhouette"] == pytest.approx((10 / 11 + 8 / 9) * 2 / 5)
 
 
-def test_as_many_clusters_as_items_do_not_look_good():
+def test_silhouette_is_zero_for_as_many_clusters_as_items():
     X = load_digits().data[:32].astype(np.uint8)
 
-    _, (all_alone, some) = measure(X, [X.astype(np.float64), X[::4].astype(np.float64)], np.zeros(32, np.int8), 9)
+    _, (singletons, some) = measure(X, [X.astype(np.float64), X[::4].astype(np.float64)], np.zeros(32, np.int8), 9)
 
-    assert all_alone["silhouette"] == 0 < some["silhouette"]
+    assert singletons["silhouette"] == 0 < some["silhouette"]
 
 
-def test_held_out_rows_change_no_score():
+def test_held_out_rows_do_not_affect_scores():
     X = load_digits().data.astype(np.uint8)
     centres = X[:9].astype(np.float64)
     splits = (np.arange(len(X)) % 3 == 0).astype(np.int8)
@@ -145,7 +145,7 @@ def test_held_out_rows_change_no_score():
     assert mixed == pytest.approx(alone, rel=1e-12)
 
 
-def test_without_fitted_rows_there_are_no_scores():
+def test_scores_without_fitted_rows_are_none():
     _, (scores,) = measure(np.zeros((3, 2), np.uint8), [np.zeros((2, 2))], np.full(3, -1, np.int8), 2)
 
     assert scores == dict.fromkeys(NAMES)

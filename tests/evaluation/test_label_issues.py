@@ -22,9 +22,9 @@ CENTRES = np.array([[0.0], [10.0], [30.0]], np.float32)
 MAP = np.array([0, 1, 2], np.int32)
 
 
-def test_scores_by_hand():
+def test_label_issues_by_hand():
     X = np.array([[1], [9], [28], [2], [0]], np.uint8)
-    labels = np.array([0, 0, 1, 3, -1], np.int32)  # right; a 0 among the 1; a 1 among the 2; unknown to all; none
+    labels = np.array([0, 0, 1, 3, -1], np.int32)  # correct; 0 among 1; 1 among 2; in no label map; unlabelled
     clusters, squared = assign(X, Stack.of([CENTRES]))
 
     found = label_issues_block(
@@ -36,7 +36,7 @@ def test_scores_by_hand():
     assert found.clusters.tolist() == [0, 2, 1]
 
 
-def test_impure_clusters_and_those_without_a_label_suspect_nobody():
+def test_no_label_issues_in_impure_or_unlabelled_clusters():
     X = np.zeros((1, 1), np.uint8)
     for purities, mapping in ((np.array([0.4, 1, 1]), MAP), (np.ones(3), np.array([-1, 1, 2], np.int32))):
         found = label_issues_block(
@@ -45,18 +45,18 @@ def test_impure_clusters_and_those_without_a_label_suspect_nobody():
         assert len(found.rows) == 0
 
 
-def changed_digits(seed: int, share: float = 0.02) -> tuple[NDArray, NDArray, NDArray]:
-    """Digits, their labels with some changed at random, and which."""
+def changed_digits(seed: int, fraction: float = 0.02) -> tuple[NDArray, NDArray, NDArray]:
+    """Return digits, their labels with some changed at random, and the rows of these."""
     digits = load_digits()
     rng = np.random.default_rng(seed)
-    changed = rng.choice(len(digits.target), int(share * len(digits.target)), replace=False)
+    changed = rng.choice(len(digits.target), int(fraction * len(digits.target)), replace=False)
     labels = digits.target.astype(np.int32)
     labels[changed] = (labels[changed] + rng.integers(1, 10, len(changed))) % 10
     return digits.data.astype(np.uint8), labels, changed
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_planted_mistakes_are_found(seed: int):
+def test_planted_label_errors_are_found(seed: int):
     X, labels, changed = changed_digits(seed)
     centres = KMeans(64, random_state=0).fit(X).cluster_centers_
     clusters, squared = assign(X, Stack.of([centres]))
@@ -84,21 +84,21 @@ def test_outliers_by_hand():
         np.array([0, 0, 1, -1, 2], np.int32),
         np.array([2.0, 8.0, 9.0, 99.0, 50.0]),
         np.array([2.0, 3.0, 0.0]),
-        np.array([1.0, 2.0, 0.0]),  # the third cluster has only items that are equally far
+        np.array([1.0, 2.0, 0.0]),  # in the third cluster all distances are equal
     )
 
     assert (found.rows.tolist(), found.scores.tolist(), found.values.tolist()) == ([1, 2], [6.0, 3.0], [8.0, 9.0])
 
 
-def test_tables_name_the_items():
+def test_tables_describe_items():
     items = pa.table({"path": ["a", "b"], "split": ["train", "holdout"], "label": ["x", None]})
     found = Findings(np.array([0.45]), np.array([0]), np.array([1], np.int32), np.array([0.5]))
 
-    (suspect,) = label_issues_table(
+    (issue,) = label_issues_table(
         found, items, "kmeans", np.array([0, 1], np.int32), np.array([1.0, 0.9]), ("x", "y")
     ).to_pylist()
     (outlier,) = outliers_table(found, items, "kmeans", 2).to_pylist()
 
-    assert (suspect["path"], suspect["label"], suspect["suggested"], suspect["purity"]) == ("a", "x", "y", 0.9)
-    assert suspect["reason"] == "90.0% of its cluster are y; the nearest of x is 2.00 times as far"
+    assert (issue["path"], issue["label"], issue["suggested"], issue["purity"]) == ("a", "x", "y", 0.9)
+    assert issue["reason"] == "90.0% of its cluster are y; the nearest of x is 2.00 times as far"
     assert (outlier["algorithm"], outlier["k"], outlier["path"], outlier["cluster"]) == ("kmeans", 2, "a", 1)

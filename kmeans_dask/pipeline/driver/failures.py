@@ -70,6 +70,6 @@ def _of_folder(error: BaseException, folder: Path) -> str | None:
 def _of_cluster(error: BaseException, client: Any) -> str | None:
     if client is None:
         return None
-    from kmeans_dask.deploy.watchdog import lost  # imported by now; a job without workers never pays for it
+    from kmeans_dask.deploy.watchdog import cluster_failure  # imported by now; a job without workers never pays for it
 
-    return lost(error, client)
+    return cluster_failure(error, client)
