@@ -65,9 +65,8 @@ def start_driver(client: Client, name: str, run: str, config: Mapping[str, Any],
     key = f"kmeans-dask-job-{name}-{uuid4().hex[:12]}"
     client.log_event(_TOPIC, {"job": key, "name": name, "run": run, "event": "submitted"})
     request = {"config": dict(config), "options": {**options, "job": key}}
-    future = client.submit(
-        _drive, key, run, request, key=key, pure=False, priority=100
-    )  # ahead of the tasks of other jobs
+    # the priority puts it ahead of the tasks of other jobs
+    future = client.submit(_drive, key, run, request, key=key, pure=False, priority=100)
     fire_and_forget(future)
     end = time.monotonic() + _CONFIRM_SECONDS
     while not client.run_on_scheduler(_is_kept, key):
@@ -153,7 +152,7 @@ def submitted_jobs(client: Client) -> list[dict[str, Any]]:
 
 
 def run_on_worker(client: Client, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
-    """Call a function on one of the workers, which can access the run folder, at once and concurrently to its tasks.
+    """Call a function on one of the workers, which can access the run folder, at once and alongside its tasks.
 
     Parameters
     ----------

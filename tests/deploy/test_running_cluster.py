@@ -69,9 +69,9 @@ def test_results_equal_those_of_default_cluster(
 ):
     monkeypatch.chdir(job.parent)
 
-    said = command("run", job, "name=address", "--cluster", running.address)
+    result = command("run", job, "name=address", "--cluster", running.address)
 
-    assert said.status == 0
+    assert result.status == 0
     assert_same_results(job.parent / "runs" / "local", job.parent / "runs" / "address")
     assert list(running.folder.glob("**/*.png")) == []  # nothing was written to the workers' directory
 
@@ -115,10 +115,10 @@ def test_missing_scheduler_and_missing_workers(
         idle = command("ingest", job, "name=idle", "--cluster", without_workers.address)
 
     assert (unreachable.status, idle.status) == (2, 1)
-    for said, name in ((unreachable, "unreachable"), (idle, "idle")):
-        assert said.lines[0] == f"{name}: 160 items"
-        assert len(said.lines) == 2
-        assert said.out == ""
+    for result, name in ((unreachable, "unreachable"), (idle, "idle")):
+        assert result.lines[0] == f"{name}: 160 items"
+        assert len(result.lines) == 2
+        assert result.out == ""
     assert "kmeans-dask: no Dask scheduler answers at tcp://127.0.0.1:1" in unreachable.err
     assert unreachable.err.endswith("start one with `dask scheduler`\n")
     assert f"kmeans-dask: the scheduler at {without_workers.address} has no workers after 5 s" in idle.err

@@ -42,14 +42,14 @@ class StubClient:
 
 @pytest.mark.parametrize("address", ["tcp://10.1.2.3:8786", "tcp://0.0.0.0:8786", "tcp://no-such-host.invalid:8786"])
 def test_exposure_warning(address: str):
-    said = exposure_warning(StubClient(address))
+    warning = exposure_warning(StubClient(address))
 
-    assert said is not None
-    assert said.startswith(
+    assert warning is not None
+    assert warning.startswith(
         f"connections to {address} are not authenticated: anyone who can reach it can run code on the workers"
     )
-    assert "cluster.tls" in said
-    assert "\n" not in said
+    assert "cluster.tls" in warning
+    assert "\n" not in warning
 
 
 @pytest.mark.parametrize(

@@ -99,14 +99,14 @@ def test_submitted_jobs_run_without_client(
         assert record["driver_starts"] == 1
         assert len(list((job.parent / "runs" / name / "quantized" / "2").rglob("*.png"))) == 60
     wait_until(lambda: tasks_of(running) == [])  # the scheduler has forgotten them
-    said = command("status", "--cluster", running.address)
-    assert said.status == 0
-    assert said.out.splitlines()[0] == f"2 jobs were submitted to {running.address}"
+    result = command("status", "--cluster", running.address)
+    assert result.status == 0
+    assert result.out.splitlines()[0] == f"2 jobs were submitted to {running.address}"
     assert read_json(job.parent / "runs" / "one" / "run.json")["command"].startswith("kmeans-dask submit ")
     for name in names:
         run = job.parent / "runs" / name
         expected = rf"^{run} \(kmeans-dask-job-{name}-\w+\): ended with status 0\n  {name}: finished, "
-        assert re.search(expected, said.out, re.MULTILINE)
+        assert re.search(expected, result.out, re.MULTILINE)
 
 
 def test_status_logs_and_cancel_of_submitted_job(
@@ -118,16 +118,16 @@ def test_status_logs_and_cancel_of_submitted_job(
     assert command(*submit, running.address).status == 0
     wait_until(lambda: at_work(run, 1))
 
-    said = command("status", run, "--cluster", running.address)
-    assert re.match(r"long: running; process \d+ on .+ is alive\nquantize: \d+ of 60 items", said.out)
+    result = command("status", run, "--cluster", running.address)
+    assert re.match(r"long: running; process \d+ on .+ is alive\nquantize: \d+ of 60 items", result.out)
     assert "quantize: 60 items in K = 150" in command("logs", run, "--cluster", running.address).out
-    said = command(*submit, running.address)
-    assert (said.status, len(said.lines)) == (2, 1)
-    assert f"{run} is in use by process " in said.err
+    result = command(*submit, running.address)
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert f"{run} is in use by process " in result.err
 
-    said = command("cancel", run, "--cluster", running.address)
+    result = command("cancel", run, "--cluster", running.address)
 
-    assert (said.status, said.out) == (0, "long: cancelled\n")
+    assert (result.status, result.out) == (0, "long: cancelled\n")
     wait_until(lambda: tasks_of(running) == [])  # the scheduler does not restart it
     assert state_of(run) == "cancelled"
     assert "ended with status 130: kmeans-dask: cancelled; " in command("status", "--cluster", running.address).out
@@ -175,15 +175,15 @@ def test_retry_of_run_that_only_the_cluster_can_access(
     assert command("run", job, "name=few", "input.path=few", *here).status == 0
     broken.write_bytes(content)
 
-    said = command("retry", "runs/few", "--cluster", running.address)  # relative to the workers' directory
+    result = command("retry", "runs/few", "--cluster", running.address)  # relative to the workers' directory
 
-    assert said.status == 0
-    assert f"run folder: {run}, on the cluster" in said.out
+    assert result.status == 0
+    assert f"run folder: {run}, on the cluster" in result.out
     wait_until(lambda: len(list((run / "quantized").rglob("*.png"))) == 3 and state_of(run) == "finished")
     wait_until(lambda: tasks_of(running) == [])
-    said = command("retry", "runs/nothing", "--cluster", running.address)
-    assert (said.status, len(said.lines)) == (2, 1)
-    assert "on the cluster, runs/nothing is not a run folder" in said.err
+    result = command("retry", "runs/nothing", "--cluster", running.address)
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert "on the cluster, runs/nothing is not a run folder" in result.err
 
 
 def driver_of(run: Path) -> dict[str, Any]:
@@ -199,16 +199,16 @@ def parent_of(pid: int) -> int:
 def test_invalid_submissions(command: Command, running: Running, job: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(job.parent)
 
-    said = command("submit", job)
-    assert (said.status, said.lines) == (
+    result = command("submit", job)
+    assert (result.status, result.lines) == (
         2, ["kmeans-dask: submit needs a cluster that is running already: --cluster tcp://HOST:PORT"],
     )  # fmt: skip
 
-    said = command("submit", job, "input.path=nowhere", "name=lost", "--cluster", running.address)
-    assert (said.status, len(said.lines)) == (2, 1)
-    assert f"on the cluster, input.path={job.parent / 'nowhere'}: no such file or folder" in said.err
+    result = command("submit", job, "input.path=nowhere", "name=lost", "--cluster", running.address)
+    assert (result.status, len(result.lines)) == (2, 1)
+    assert f"on the cluster, input.path={job.parent / 'nowhere'}: no such file or folder" in result.err
 
     for name in ("status", "cancel", "logs"):
-        said = command(name, job.parent / "nothing", "--cluster", running.address)
-        assert (said.status, len(said.lines)) == (2, 1)
+        result = command(name, job.parent / "nothing", "--cluster", running.address)
+        assert (result.status, len(result.lines)) == (2, 1)
     assert command("status").status == 2

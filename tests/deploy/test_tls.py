@@ -65,10 +65,10 @@ def test_job_over_encrypted_connections(encrypted: Encrypted, command: Command, 
         tmp_path, images, report=None, evaluate=None, fit={"k": 3}, quantize={"k": 2}, cluster={"tls": encrypted.tls}
     )
 
-    said = command("run", config, "--cluster", encrypted.address)
+    result = command("run", config, "--cluster", encrypted.address)
 
     assert encrypted.address.startswith("tls://127.0.0.1:")
-    assert said.status == 0, said.err
+    assert result.status == 0, result.err
     assert read_json(tmp_path / "runs" / "small" / "run.json")["state"] == "finished"
 
 
@@ -95,13 +95,13 @@ def test_client_without_valid_certificate_is_rejected(
         for tls in (encrypted.stranger, {**encrypted.stranger, "ca": encrypted.tls["ca"]})
     ]
 
-    for said in (none, plain, *others):
-        assert said.status == 2
-        assert said.lines[-1].startswith("kmeans-dask: ")
-        assert "Traceback" not in said.err
+    for result in (none, plain, *others):
+        assert result.status == 2
+        assert result.lines[-1].startswith("kmeans-dask: ")
+        assert "Traceback" not in result.err
     assert "requires a certificate: give cluster.tls" in none.lines[-1]
     assert "no Dask scheduler answers at tcp://127.0.0.1:" in plain.lines[-1]
-    assert all("give certificates of its authority" in said.lines[-1] for said in others)
+    assert all("give certificates of its authority" in result.lines[-1] for result in others)
     assert not list((tmp_path / "runs").rglob("part-*"))
 
 

@@ -38,20 +38,20 @@ def hang_once(marker: Path) -> str:
 def test_hanging_task_is_rerun_on_restarted_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(watchdog, "HANGS_SECONDS", 1.0)
     monkeypatch.setattr(watchdog, "WATCH_SECONDS", 0.3)
-    said: list[str] = []
+    messages: list[str] = []
     results: list[str] = []
     task = dask.delayed(hang_once, pure=False)
     (tmp_path / "quick").touch()
     quick = [task(tmp_path / "quick", dask_key_name=task_key("hang_once", i, i + 1)) for i in range(4)]
     slow = task(tmp_path / "slow", dask_key_name=task_key("hang_once", 1000, 2000))
 
-    with connect(Cluster(kind="local", n_workers=1), said.append) as client:
+    with connect(Cluster(kind="local", n_workers=1), messages.append) as client:
         run_tasks(client, quick, results.append)
         run_tasks(client, [slow], results.append)
 
     assert results == ["done"] * 5
-    assert said[0].startswith("the task hang_once of items 1,000 to 1,999 has been running for ")
-    assert said[0].endswith("restarting this worker")
+    assert messages[0].startswith("the task hang_once of items 1,000 to 1,999 has been running for ")
+    assert messages[0].endswith("restarting this worker")
 
 
 def test_clock_jumps_and_tasks_of_other_clients_do_not_count_as_hanging(monkeypatch: pytest.MonkeyPatch):
@@ -59,10 +59,10 @@ def test_clock_jumps_and_tasks_of_other_clients_do_not_count_as_hanging(monkeypa
     ahead = waited = 0
     monkeypatch.setattr(distributed.worker, "time", lambda: time.time() + ahead)
     monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + waited))
-    said: list[str] = []
+    messages: list[str] = []
 
     with (
-        connect(Cluster(kind="threads", n_workers=2), said.append) as client,
+        connect(Cluster(kind="threads", n_workers=2), messages.append) as client,
         Client(client.scheduler.address, set_as_default=False) as other_client,
     ):
         theirs, ours = other_client.submit(wait_for_theirs), client.submit(wait_for_ours)
@@ -81,7 +81,7 @@ def test_clock_jumps_and_tasks_of_other_clients_do_not_count_as_hanging(monkeypa
         THEIRS.set()
         theirs.result()
 
-    assert said == []
+    assert messages == []
 
 
 OURS, THEIRS = threading.Event(), threading.Event()
@@ -118,10 +118,10 @@ def test_killed_scheduler_raises_job_error(
             future.result()
 
     started_at = time.monotonic()
-    with pytest.raises(JobError) as said:
+    with pytest.raises(JobError) as caught:
         work_until_killed()
 
-    assert str(said.value) == f"the scheduler at {address} went away; rerun the same command to resume"
+    assert str(caught.value) == f"the scheduler at {address} went away; rerun the same command to resume"
     assert time.monotonic() - started_at < 100  # the task itself takes two minutes
     worker.end()
 
@@ -130,10 +130,10 @@ def test_loss_of_all_workers_is_notified_then_raises(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(watchdog, "WATCH_SECONDS", 0.1)
     monkeypatch.setattr(watchdog, "_NOTIFY_SECONDS", 0.2)
     monkeypatch.setattr(watchdog, "NO_WORKERS_SECONDS", 1.5)
-    said: list[str] = []
+    messages: list[str] = []
 
     def work_without_workers() -> None:
-        with connect(Cluster(kind="local", n_workers=1), said.append) as client, explained(tmp_path, client):
+        with connect(Cluster(kind="local", n_workers=1), messages.append) as client, explained(tmp_path, client):
             client.cluster.scale(0)
             while client.scheduler_info(n_workers=-1)["workers"]:
                 time.sleep(0.01)
@@ -142,8 +142,8 @@ def test_loss_of_all_workers_is_notified_then_raises(monkeypatch: pytest.MonkeyP
     with pytest.raises(JobError, match=r"all workers of .* are gone, and no new one has appeared for"):
         work_without_workers()
 
-    assert len(said) == 1
-    assert "are gone; waiting up to 2 s for new ones" in said[0]
+    assert len(messages) == 1
+    assert "are gone; waiting up to 2 s for new ones" in messages[0]
     assert not [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
 
 
@@ -167,7 +167,7 @@ LIMIT = 500 * 2**20
 def test_paused_workers_raise_job_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(watchdog, "WATCH_SECONDS", 0.2)
     monkeypatch.setattr(watchdog, "PAUSED_SECONDS", 2.0)
-    said: list[str] = []
+    messages: list[str] = []
 
     def work_on(client: Client, fraction: float, pauses: bool) -> int:
         client.run(allocate_memory, fraction)
@@ -179,7 +179,7 @@ def test_paused_workers_raise_job_error(monkeypatch: pytest.MonkeyPatch, tmp_pat
         with explained(tmp_path, client):
             return sum(client.gather(client.map(abs, range(20), pure=False)))
 
-    with connect(Cluster(kind="local", n_workers=2, memory_limit="500MiB"), said.append) as client:
+    with connect(Cluster(kind="local", n_workers=2, memory_limit="500MiB"), messages.append) as client:
         assert work_on(client, 0.7, pauses=False) == 190
         with pytest.raises(JobError) as caught:
             work_on(client, 0.87, pauses=True)
@@ -190,4 +190,4 @@ def test_paused_workers_raise_job_error(monkeypatch: pytest.MonkeyPatch, tmp_pat
         r"ingest.chunk_mib; rerun the same command to resume",
         str(caught.value),
     )
-    assert said == []
+    assert messages == []
