@@ -227,11 +227,11 @@ async def hostile(browser: Browser) -> None:
         "items": {"row": [0, 1, 2, 3], "path": names, "label": [0, 1, 2, 3], "held": [0, 0, 0, 0]},
         "lists": {"label_issues": lists, "outliers": lists, "duplicates": lists}, "totals": {},
         "map": {"x": [0.0, 1.0, 2.0, 3.0], "y": [0.0, 1.0, 0.0, 1.0], "label": [0, 1, 2, 3], "tile": [0, 1, 2, 3],
-                "cluster": [[0, 0, 0, 0]], "shares": [0.5, 0.2], "of": ["kmeans", 1], "centres": [[[1.5], [0.5]]]},
+                "cluster": [[0, 0, 0, 0]], "explained": [0.5, 0.2], "of": ["kmeans", 1], "centres": [[[1.5], [0.5]]]},
         "colours": {"ks": [2], "table": [{"k": 2, "images": 1, "mse": 1.0, "psnr": 40.0, "bytes": 9}],
                     "histograms": [{"k": 2, "edges": [1.0, 2.0], "counts": [1], "median": 1.5, "exact": 0}],
                     "images": [{"path": names[0], "width": 8, "height": 8, "original": 0, "versions": [
-                        {"k": 2, "picture": 0, "mse": 1.0, "psnr": 40.0, "bytes": 9, "palette": ["#000000"]}]}],
+                        {"k": 2, "image": 0, "mse": 1.0, "psnr": 40.0, "bytes": 9, "palette": ["#000000"]}]}],
                     "worst": [{"k": 2, "path": names[0], "mse": 1.0, "psnr": 40.0}], "palettes": []},
         "failed": {"rows": [{"path": n, "status": "bad", "error": n} for n in names], "count": 4},
     }  # fmt: skip
@@ -239,7 +239,7 @@ async def hostile(browser: Browser) -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
         sheets = {"items": pack(tiles), "centres": pack(tiles[:1])}
-        write_report(page, names[1], data, sheets, [encode_webp(tiles[0], exact=True)])
+        write_report(page, names[1], data, sheets, [encode_webp(tiles[0], lossless=True)])
         await browser.open(page)
         await browser.until(_DRAWN)
         elements = await browser.run("document.scripts.length")

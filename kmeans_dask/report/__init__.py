@@ -1,1 +1,1 @@
-"""The report: the one-file page, its pictures and its plots."""
+"""The report: the page in one HTML file, its images and its figures."""

@@ -1,4 +1,4 @@
-"""What the report shows of quantized images: their errors, some of them before and after, palettes."""
+"""Contents of the report's page on quantized images: errors, images before and after, palettes."""
 
 from __future__ import annotations
 
@@ -13,39 +13,43 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kmeans_dask.colours.palette_files import read_palette
-from kmeans_dask.report.gallery import short
-from kmeans_dask.report.thumbnails import encode_webp, within
+from kmeans_dask.report.gallery import round_floats
+from kmeans_dask.report.thumbnails import encode_webp, shrink
 from kmeans_dask.sources.images import ImageError
 
-PICTURE_BYTES = 4 * 2**20
-"""Of all pictures before and after; a page is 4/3 of it, since bytes are written in base 64."""
+IMAGE_BYTES = 4 * 2**20
+"""Limit of all images before and after together; base 64 makes them a third larger in the page."""
 
-_SIDE = 480
-"""Pixels of the longer side of a picture at most."""
+_MAX_SIDE = 480
+"""Maximum length of an image's longer side in pixels."""
 
 _WORST = 12
-"""Images with the largest errors that are listed for each K."""
+"""Number of images listed for each K with the largest errors."""
 
 _BINS = 40
-_COLOURS = 256
-"""The largest palette that is drawn."""
+_MAX_COLOURS = 256
+"""Largest palette that is drawn."""
 
-Reader = Callable[[str], NDArray[np.uint8]]
-"""Path -> (height, width, 3) uint8 pixels; raises ImageError."""
+ItemReader = Callable[[str], NDArray[np.uint8]]
+"""Path of an item -> (height, width, 3) uint8; raises ImageError."""
+
+OutputReader = Callable[[Path], NDArray[np.uint8]]
+"""Quantized file -> (height, width, 3) uint8."""
 
 
 def error_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Sum up the errors, one row a K.
+    """Summarize the errors in one row per K.
 
     Parameters
     ----------
     table
-        ``quantized.parquet``.
+        Table of ``quantized.parquet``.
 
     Returns
     -------
     list of dict
-        ``k``, ``images``, means ``mse``, ``psnr`` (None: no image has an error) and ``mse_oklab``, sum ``bytes``.
+        ``k``; ``images``, their number; the means ``mse``, ``psnr`` in dB (None if no image has an error) and
+        ``mse_oklab``; and ``bytes``, the total size of the outputs.
     """
     rows = []
     for k, part in _of_each_k(table).items():
@@ -61,30 +65,30 @@ def colour_gallery(
     samples: int,
     shared: Mapping[int, NDArray[np.uint8]] | None,
     folder: Path,
-    original: Reader,
-    output: Callable[[Path], NDArray[np.uint8]],
+    original: ItemReader,
+    output: OutputReader,
 ) -> tuple[dict[str, Any], list[bytes]]:
-    """Collect what a page shows of the quantized images.
+    """Collect what the page shows of quantized images.
 
     Parameters
     ----------
     table
-        ``quantized.parquet``.
+        Table of ``quantized.parquet``.
     samples
-        Images before and after, beside those with the largest errors.
+        Number of images shown before and after, in addition to those with the largest errors.
     shared
-        K -> palette (k, 3), where one palette serves all images; None: each image has its own.
+        K -> (k, 3) uint8 palette shared by all images; None: each image has its own.
     folder
-        That the outputs' names start at.
+        Run folder, which output names are relative to.
     original, output
-        Readers of an item by its path, and of a file that was written.
+        Functions that read an item by its path, and a quantized file.
 
     Returns
     -------
     data : dict
-        JSON.
-    pictures : list of bytes
-        WebP files, which ``data`` names by their numbers.
+        JSON values.
+    images : list of bytes
+        WebP files that `data` refers to by index.
     """
     of_k = _of_each_k(table)
     worst = [
@@ -97,10 +101,10 @@ def colour_gallery(
     ]
     paths = list(dict.fromkeys(_done(table)["path"].to_pylist()))
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, samples).astype(int))] if paths else []
-    turns = zip_longest(*([row["path"] for row in worst if row["k"] == k] for k in of_k))
-    worst_first = [path for turn in turns for path in turn if path is not None]
-    images, pictures = _before_after(
-        table, dict.fromkeys([*chosen[:1], *worst_first, *chosen]), folder, original, output, shared is None
+    rounds = zip_longest(*([row["path"] for row in worst if row["k"] == k] for k in of_k))
+    worst_of_all = [path for paths in rounds for path in paths if path is not None]
+    images, encoded = _before_after(
+        table, dict.fromkeys([*chosen[:1], *worst_of_all, *chosen]), folder, original, output, shared is None
     )
     data = {
         "ks": list(of_k),
@@ -108,9 +112,9 @@ def colour_gallery(
         "histograms": [_histogram(k, part["mse"].to_numpy()) for k, part in of_k.items() if len(part)],
         "images": images,
         "worst": worst,
-        "palettes": [{"k": k, "colours": _hex(palette)} for k, palette in (shared or {}).items() if k <= _COLOURS],
+        "palettes": [{"k": k, "colours": _hex(palette)} for k, palette in (shared or {}).items() if k <= _MAX_COLOURS],
     }
-    return data, pictures
+    return data, encoded
 
 
 def _done(table: pa.Table) -> pa.Table:
@@ -123,7 +127,7 @@ def _of_each_k(table: pa.Table) -> dict[int, pa.Table]:
 
 
 def _histogram(k: int, errors: NDArray[np.float64]) -> dict[str, Any]:
-    """Images by error, in bins of one ratio; those without error, which have no logarithm, are counted."""
+    """Histogram of the errors in logarithmic bins; images without error are counted separately."""
     positive = errors[errors > 0]
     exact = len(errors) - len(positive)
     if len(positive) == 0:
@@ -131,50 +135,54 @@ def _histogram(k: int, errors: NDArray[np.float64]) -> dict[str, Any]:
     edges = np.geomspace(positive.min() * 0.95, positive.max() * 1.05, _BINS + 1)
     counts, _ = np.histogram(positive, edges)
     median = float(np.median(positive))
-    return {"k": k, "edges": short(edges.tolist()), "counts": counts.tolist(), "median": median, "exact": exact}
+    return {"k": k, "edges": round_floats(edges.tolist()), "counts": counts.tolist(), "median": median, "exact": exact}
 
 
 def _before_after(
     table: pa.Table,
     paths: Mapping[str, None],
     folder: Path,
-    original: Reader,
-    output: Callable[[Path], NDArray[np.uint8]],
+    original: ItemReader,
+    output: OutputReader,
     own_palettes: bool,
 ) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """Encode images with all their versions until the page is full."""
+    """Encode images together with all their quantized versions, up to `IMAGE_BYTES`."""
     done = _done(table)
     rows_of: dict[str, list[dict[str, Any]]] = {path: [] for path in paths}
-    wanted = done.filter(pc.is_in(done["path"], value_set=pa.array(list(paths), pa.string())))
-    for row in wanted.select(["path", "k", "output", "mse", "psnr", "bytes_out"]).to_pylist():
+    selected = done.filter(pc.is_in(done["path"], value_set=pa.array(list(paths), pa.string())))
+    for row in selected.select(["path", "k", "output", "mse", "psnr", "bytes_out"]).to_pylist():
         rows_of[row["path"]].append(row)
     images: list[dict[str, Any]] = []
-    pictures: list[bytes] = []
+    encoded: list[bytes] = []
     for path, rows in rows_of.items():
         try:
-            before = within(original(path), _SIDE, mix=True)
-        except ImageError:  # it was readable when it was quantized
+            before = shrink(original(path), _MAX_SIDE, smooth=True)
+        except ImageError:  # the file has changed since it was quantized
             continue
-        made = [encode_webp(before, exact=False, quality=90)]
-        made += [encode_webp(within(output(folder / row["output"]), _SIDE, mix=False), exact=True) for row in rows]
-        if sum(map(len, pictures)) + sum(map(len, made)) > PICTURE_BYTES and images:
+        files = [encode_webp(before, lossless=False, quality=90)]
+        files += [
+            encode_webp(shrink(output(folder / row["output"]), _MAX_SIDE, smooth=False), lossless=True) for row in rows
+        ]
+        if sum(map(len, encoded)) + sum(map(len, files)) > IMAGE_BYTES and images:
             break
-        first = len(pictures)
-        pictures += made
+        first = len(encoded)
+        encoded += files
         versions = [
             {
                 "k": row["k"],
-                "picture": first + 1 + i,
+                "image": first + 1 + i,
                 "mse": row["mse"],
                 "psnr": row["psnr"],
                 "bytes": row["bytes_out"],
-                "palette": _hex(read_palette(folder / row["output"])) if own_palettes and row["k"] <= _COLOURS else [],
+                "palette": _hex(read_palette(folder / row["output"]))
+                if own_palettes and row["k"] <= _MAX_COLOURS
+                else [],
             }
             for i, row in enumerate(rows)
         ]
         height, width = before.shape[:2]
         images.append({"path": path, "width": width, "height": height, "original": first, "versions": versions})
-    return images, pictures
+    return images, encoded
 
 
 def _hex(palette: NDArray[np.uint8]) -> list[str]:

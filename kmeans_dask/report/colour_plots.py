@@ -1,4 +1,4 @@
-"""Figures of quantized images: how the errors are distributed, and what is in the palettes."""
+"""Figures of quantized images: distribution of the errors, and palettes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from kmeans_dask.report.plots import DPI
 
 
 def error_distribution(errors: Mapping[int, Sequence[float]]) -> Figure:
-    """Draw the distribution of the images' errors, one panel a K.
+    """Draw the distribution of the images' errors, one panel per K.
 
     Parameters
     ----------
     errors
-        K -> mean squared error of each image, all finite; those of 0 are counted in the panel's title.
+        K -> mean squared error of each image, all finite; images without error are counted in the title of the panel.
 
     Returns
     -------
     Figure
-        Histograms over the logarithm of the error, with a line at the median.
+        Histograms over a logarithmic error axis, with a line at the median.
     """
     figure = Figure(figsize=(11, 2.6 * -(-len(errors) // 4) + 0.4), dpi=DPI, layout="constrained")
     axes = np.ravel(figure.subplots(-(-len(errors) // 4), min(len(errors), 4), squeeze=False))
@@ -51,14 +51,14 @@ def error_distribution(errors: Mapping[int, Sequence[float]]) -> Figure:
 
 
 def palette_strips(palettes: Sequence[NDArray[np.uint8]], titles: Sequence[str]) -> Figure:
-    """Draw palettes as strips of 16 colours a row, one under the other.
+    """Draw palettes as strips with 16 colours per row, one below the other.
 
     Parameters
     ----------
     palettes
-        (k, 3) uint8 each.
+        Palettes, each (k, 3) uint8.
     titles
-        One a palette.
+        One title per palette.
 
     Returns
     -------
@@ -67,8 +67,8 @@ def palette_strips(palettes: Sequence[NDArray[np.uint8]], titles: Sequence[str])
     strips = [palette_strip(palette) for palette in palettes]
     for palette, strip in zip(palettes, strips, strict=True):
         if len(palette) > 16 and len(palette) % 16:
-            strip[-32:, 32 * (len(palette) % 16) :] = 255  # a file has its last colour there, which people would see
-    heights = [0.25 + 0.3 * strip.shape[0] / 32 for strip in strips]  # inches: a title, and the rows
+            strip[-32:, 32 * (len(palette) % 16) :] = 255  # blank the repeats of the last colour
+    heights = [0.25 + 0.3 * strip.shape[0] / 32 for strip in strips]  # in inches: title and rows
     figure = Figure(figsize=(6, sum(heights) + 0.2), dpi=DPI, layout="constrained")
     axes = np.ravel(figure.subplots(len(strips), 1, squeeze=False, height_ratios=heights))
     for panel, strip, title in zip(axes, strips, titles, strict=True):

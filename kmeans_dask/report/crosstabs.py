@@ -1,4 +1,4 @@
-"""Which items lie in which cluster with which label, read from the table of clusters in batches."""
+"""Cross-tabulation of labels and clusters, read in batches from the table of clusters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kmeans_dask.models.model import Model, column_prefix
 from kmeans_dask.storage.object_store import readable
 
 CELL_ROWS = 8
-"""Rows that are kept of each cell, those nearest to their centres."""
+"""Number of items kept per cell of the confusion matrix: those nearest to their centres."""
 
 
 @dataclass
@@ -27,10 +27,10 @@ class Crosstab:
     Attributes
     ----------
     counts : (k, n_classes) int64
-        Items of each cluster and label; items without a label are not in it.
+        Number of items per cluster and label; items without a label are not counted.
     cells, rows : (m,) int64
-        Cell ``label * n_classes + predicted label`` and row of the items kept, `CELL_ROWS` a cell at most, by
-        cell and distance. Clusters without a label predict none and have no cell.
+        Cell (``label * n_classes + predicted label``) and collection row of the items kept, at most `CELL_ROWS` per
+        cell, sorted by cell and distance. Clusters without a label predict none and have no cell.
     """
 
     counts: NDArray[np.int64]
@@ -40,7 +40,7 @@ class Crosstab:
 
     @classmethod
     def empty(cls, k: int, n_classes: int) -> Crosstab:
-        """Table of no items."""
+        """Create a table without items."""
         none = np.empty(0, np.int64)
         return cls(np.zeros((k, n_classes), np.int64), none, none, np.empty(0, np.float32))
 
@@ -52,7 +52,7 @@ class Crosstab:
         distances: NDArray[np.float32],
         first_row: int,
     ) -> None:
-        """Count a batch of items and keep the nearest of each cell; the order of the batches does not matter."""
+        """Count a batch of items, and keep the nearest of each cell; the order of batches does not matter."""
         n_classes = self.counts.shape[1]
         self.counts += contingency_block(clusters, labels, *self.counts.shape)
         has_cell = np.flatnonzero((labels >= 0) & (predicted >= 0))
@@ -67,48 +67,48 @@ class Crosstab:
 
 
 def crosstabs(
-    path: Path, models: Sequence[Model], class_names: Sequence[str], followed: NDArray[np.int64]
+    path: Path, models: Sequence[Model], class_names: Sequence[str], selected: NDArray[np.int64]
 ) -> tuple[list[Crosstab], NDArray[np.int64]]:
-    """Count labels against clusters for several models in one read, and tell where some items lie.
+    """Count labels against clusters for several models in one read, and look up the clusters of some items.
 
     Parameters
     ----------
     path
         ``clusters.parquet`` of a run.
     models
-        With their label maps.
+        Models with label maps.
     class_names
         Names of the classes.
-    followed
-        (m,) int64 ascending rows.
+    selected : (m,) int64
+        Collection rows to look up, ascending.
 
     Returns
     -------
     tables : list of Crosstab
-        One a model.
-    places : (n_models, m) int64
-        Cluster of each followed row in each model, -1: none.
+        One per model.
+    selected_clusters : (n_models, m) int64
+        Cluster of each selected row in each model; -1: none.
     """
     names = [column_prefix(model) for model in models]
     columns = ["label", *(f"{name}_{what}" for name in names for what in ("cluster", "distance"))]
     classes = pa.array(class_names, pa.string())
     tables = [Crosstab.empty(model.k, len(class_names)) for model in models]
-    places = np.full((len(models), len(followed)), -1)
+    selected_clusters = np.full((len(models), len(selected)), -1)
     first_row = 0
     for batch in pq.ParquetFile(readable(path)).iter_batches(columns=columns):
         labels = _integers(pc.index_in(batch["label"].cast(pa.string()), value_set=classes))
-        here = slice(*np.searchsorted(followed, [first_row, first_row + len(batch)]))
+        here = slice(*np.searchsorted(selected, [first_row, first_row + len(batch)]))
         for m, (name, model, table) in enumerate(zip(names, models, tables, strict=True)):
             assert model.label_map is not None
             clusters = _integers(batch[f"{name}_cluster"])
-            places[m, here] = clusters[followed[here] - first_row]
+            selected_clusters[m, here] = clusters[selected[here] - first_row]
             predicted = np.where(clusters >= 0, model.label_map[clusters], -1).astype(np.int64)
             distances = batch[f"{name}_distance"].fill_null(np.inf).to_numpy(zero_copy_only=False)
             table.add(clusters, labels, predicted, distances.astype(np.float32), first_row)
         first_row += len(batch)
-    return tables, places
+    return tables, selected_clusters
 
 
 def _integers(values: pa.Array) -> NDArray[np.int64]:
-    """As int64, -1 for null."""
+    """Convert to int64, with -1 for null."""
     return values.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

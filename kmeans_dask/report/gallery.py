@@ -1,6 +1,6 @@
-"""What the report shows of clusters and items: numbers as JSON, pictures as sheets of tiles.
+"""Contents of the report's views of clusters and items: numbers as JSON, images as sheets of tiles.
 
-Every item is stored once, whatever shows it; those that the page has no room for are left out of the lists.
+The image of an item is stored once, however many views show it; items that do not fit the page are left out of them.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from kmeans_dask.collection.features import Features
 from kmeans_dask.models.model import Model
 from kmeans_dask.report.crosstabs import Crosstab, crosstabs
 from kmeans_dask.report.thumbnails import (
-    Sheets,
-    affordable,
-    in_turns,
+    TileSheets,
+    evenly_spaced_rows,
+    make_tiles,
+    max_tiles,
     pack,
     read_rows,
     read_tiles,
-    spaced_rows,
-    tiles_of,
+    take_turns,
 )
 
 MAP_ITEMS = 3000
-"""Items on the map."""
+"""Maximum number of items on the map."""
 
 LISTED = 200
-"""Rows of each model's label_issues and outliers, and of the duplicates, that are shown; all are in the files."""
+"""Rows shown of each model's label issues and outliers, and of the duplicates; the CSV files have all of them."""
 
-_TURNS = 12
-"""Long lists take turns in parts as long as those of a cluster: the last row of one waits no longer than theirs."""
+_QUEUE_LENGTH = 12
+"""Long lists are cut into queues about as long as those of a cluster, so that they get their images equally early."""
 
 _LISTS = ("nearest", "farthest", "sample")
 _FACTS = ("size", "size_holdout", "purity", "radius_mean", "radius_max", "silhouette")
 
 
 class Gallery(NamedTuple):
-    """Part of a page."""
+    """Contents of the views of clusters and items."""
 
     data: dict[str, Any]
-    """JSON."""
-    items: Sheets
-    centres: Sheets
-    pictures: list[NDArray[np.uint8]]
-    """For each model (k, height, width, channels): its centres, or the items nearest to them."""
+    """JSON values."""
+    items: TileSheets
+    centres: TileSheets
+    cluster_images: list[NDArray[np.uint8]]
+    """For each model, (k, height, width, channels): its centres, or the items nearest to them."""
 
 
 def make_gallery(
@@ -62,71 +62,77 @@ def make_gallery(
     clusters: Path,
     lists: Mapping[str, pa.Table],
 ) -> Gallery:
-    """Collect what a page shows of the models of a run.
+    """Collect what the page shows of the models of a run.
 
     Parameters
     ----------
     collection
-        Of the run.
+        Opened collection of the run.
     features
-        That the models were fitted on.
+        Features that the models were fitted on.
     models
-        With label maps and counts.
+        Models with label maps and counts.
     facts
-        ``cluster_facts.parquet``.
+        Table of ``cluster_facts.parquet``.
     clusters
-        ``clusters.parquet``.
+        Path of ``clusters.parquet``.
     lists
-        Name -> table of items, with a column ``row`` and perhaps ``of_row``, ``algorithm`` and ``k``.
+        Name -> table of items with a column ``row``, and optionally ``of_row``, ``algorithm`` and ``k``.
 
     Returns
     -------
     Gallery
     """
     names = collection.class_names
-    of_model = [_facts_of(facts, model) for model in models]
+    facts_of_models = [_facts_of(facts, model) for model in models]
     shown = {name: _first_of_each_model(table) for name, table in lists.items()}
-    sample = spaced_rows(collection, MAP_ITEMS)
-    tables, places = crosstabs(clusters, models, names, sample)
+    sample = evenly_spaced_rows(collection, MAP_ITEMS)
+    tables, sample_clusters = crosstabs(clusters, models, names, sample)
 
     queues = [
-        *(part for table in shown.values() for name in ("row", "of_row") for part in _parts(table, name)),
-        *_cut(sample.tolist(), _TURNS),
+        *(queue for table in shown.values() for name in ("row", "of_row") for queue in _list_queues(table, name)),
+        *_chunked(sample.tolist(), _QUEUE_LENGTH),
         *(
             rows
-            for facts in of_model
+            for facts in facts_of_models
             for lists in zip(*(facts[name] for name in _LISTS), strict=True)
             for rows in lists
         ),
         *_cell_queues(tables),
     ]
-    rows = in_turns(queues, affordable(collection))
+    rows = take_turns(queues, max_tiles(collection))
     tile_of = {row: tile for tile, row in enumerate(rows)}
-    pictures = [_pictures(collection, features, model, facts) for model, facts in zip(models, of_model, strict=True)]
+    cluster_images = [
+        _cluster_images(collection, features, model, facts)
+        for model, facts in zip(models, facts_of_models, strict=True)
+    ]
     first_centres = np.cumsum([0, *(model.k for model in models)])[:-1].tolist()
     data = {
         "items": _items(collection, rows),
-        "models": [_model(*parts, tile_of) for parts in zip(models, first_centres, of_model, tables, strict=True)],
+        "models": [
+            _model(*parts, tile_of) for parts in zip(models, first_centres, facts_of_models, tables, strict=True)
+        ],
         "centres_are": "centre" if features.to_pixels(models[0].centres) is not None else "item nearest to the centre",
         "scale": features.scale,
-        "lists": {name: _listed(table, tile_of) for name, table in shown.items()},
-        "map": _map(collection, features, models, sample, places, tile_of),
+        "lists": {name: _list_columns(table, tile_of) for name, table in shown.items()},
+        "map": _map(collection, features, models, sample, sample_clusters, tile_of),
     }
-    return Gallery(data, pack(read_tiles(collection, rows)), pack(tiles_of(np.concatenate(pictures))), pictures)
+    centres = pack(make_tiles(np.concatenate(cluster_images)))
+    return Gallery(data, pack(read_tiles(collection, rows)), centres, cluster_images)
 
 
-def _parts(table: pa.Table, name: str) -> Iterator[Sequence[int]]:
-    return _cut(table[name].to_pylist() if name in table.column_names else [], _TURNS)
+def _list_queues(table: pa.Table, name: str) -> Iterator[Sequence[int]]:
+    return _chunked(table[name].to_pylist() if name in table.column_names else [], _QUEUE_LENGTH)
 
 
-def _cut(values: Sequence[int], n: int) -> Iterator[Sequence[int]]:
-    """Cut a list into parts of n; the last one may be shorter."""
+def _chunked(values: Sequence[int], n: int) -> Iterator[Sequence[int]]:
+    """Split a list into lists of n; the last one may be shorter."""
     return (values[start : start + n] for start in range(0, len(values), n))
 
 
 def _facts_of(facts: pa.Table, model: Model) -> dict[str, list[Any]]:
-    mine = pc.and_(pc.equal(facts["algorithm"], model.algorithm), pc.equal(facts["k"], model.k))
-    return facts.filter(mine).sort_by("cluster").to_pydict()
+    is_of_model = pc.and_(pc.equal(facts["algorithm"], model.algorithm), pc.equal(facts["k"], model.k))
+    return facts.filter(is_of_model).sort_by("cluster").to_pydict()
 
 
 def _first_of_each_model(table: pa.Table) -> pa.Table:
@@ -134,13 +140,13 @@ def _first_of_each_model(table: pa.Table) -> pa.Table:
         return table.slice(0, LISTED)
     parts = []
     for model in table.select(["algorithm", "k"]).group_by(["algorithm", "k"]).aggregate([]).to_pylist():
-        mine = pc.and_(pc.equal(table["algorithm"], model["algorithm"]), pc.equal(table["k"], model["k"]))
-        parts.append(table.filter(mine).slice(0, LISTED))
+        is_of_model = pc.and_(pc.equal(table["algorithm"], model["algorithm"]), pc.equal(table["k"], model["k"]))
+        parts.append(table.filter(is_of_model).slice(0, LISTED))
     return pa.concat_tables(parts) if parts else table
 
 
 def _cell_queues(tables: Sequence[Crosstab]) -> list[list[int]]:
-    """Rows of the cells that are mistakes, a queue a cell."""
+    """Return the rows of misclassified cells, one queue per cell."""
     queues = []
     for table in tables:
         starts = np.flatnonzero(np.diff(table.cells, prepend=-1))
@@ -154,29 +160,29 @@ def _cell_queues(tables: Sequence[Crosstab]) -> list[list[int]]:
 
 
 def _items(collection: Collection, rows: Sequence[int]) -> dict[str, list[Any]]:
-    taken = collection.items.select(["path", "split"]).take(pa.array(rows, pa.int64()))
+    selected = collection.items.select(["path", "split"]).take(pa.array(rows, pa.int64()))
     return {
         "row": list(rows),
-        "path": taken["path"].to_pylist(),
+        "path": selected["path"].to_pylist(),
         "label": collection.labels[np.array(rows, np.int64)].tolist(),
-        "held": [int(split == "holdout") for split in taken["split"].to_pylist()],
+        "held": [int(split == "holdout") for split in selected["split"].to_pylist()],
     }
 
 
-def _pictures(
+def _cluster_images(
     collection: Collection, features: Features, model: Model, facts: Mapping[str, list[Any]]
 ) -> NDArray[np.uint8]:
-    """Draw the clusters: the centres, or, where features do not lead back to pixels, the items nearest to them."""
+    """Return one image per cluster: its centre, or the item nearest to it if features cannot be turned into pixels."""
     shape = (model.k, *collection.images.shape[1:])
     pixels = features.to_pixels(model.centres)
     if pixels is not None:
         return np.clip(np.rint(pixels), 0, 255).astype(np.uint8).reshape(shape)
-    made = np.zeros(shape, np.uint8)
+    cluster_images = np.zeros(shape, np.uint8)
     nearest = {cluster: rows[0] for cluster, rows in enumerate(facts["nearest"]) if rows}
     clusters = np.array(list(nearest), np.int64)
     for positions, images in read_rows(collection, np.array(list(nearest.values()), np.int64)):
-        made[clusters[positions]] = images
-    return made
+        cluster_images[clusters[positions]] = images
+    return cluster_images
 
 
 def _model(
@@ -184,7 +190,7 @@ def _model(
 ) -> dict[str, Any]:
     assert model.label_map is not None
     n_classes = table.counts.shape[1]
-    confusion = np.zeros((n_classes, n_classes + 1), np.int64)  # the last column: clusters without a label
+    confusion = np.zeros((n_classes, n_classes + 1), np.int64)  # last column: clusters without a label
     np.add.at(confusion.T, model.label_map, table.counts)
     cells: dict[int, list[int]] = {}
     for cell, row in zip(table.cells.tolist(), table.rows.tolist(), strict=True):
@@ -195,11 +201,11 @@ def _model(
         "k": model.k,
         "first_centre": first_centre,
         "label": model.label_map.tolist(),
-        **{name: short(facts[name]) for name in _FACTS},
+        **{name: round_floats(facts[name]) for name in _FACTS},
         "near": facts["nearest_clusters"],
-        "near_distances": [short(distances) for distances in facts["nearest_clusters_distances"]],
+        "near_distances": [round_floats(distances) for distances in facts["nearest_clusters_distances"]],
         **{name: [[tile_of[row] for row in rows if row in tile_of] for rows in facts[name]] for name in _LISTS},
-        "mix": [_largest(counts) for counts in table.counts],
+        "mix": [_label_counts(counts) for counts in table.counts],
         "confusion": [
             [int(label), int(predicted) if predicted < n_classes else -1, int(confusion[label, predicted])]
             for label, predicted in np.argwhere(confusion)
@@ -208,15 +214,15 @@ def _model(
     }
 
 
-def _largest(counts: NDArray[np.int64]) -> list[list[int]]:
-    """Label and number of items of a cluster, the most frequent first."""
+def _label_counts(counts: NDArray[np.int64]) -> list[list[int]]:
+    """Return (label, number of items) pairs of a cluster, the most frequent label first."""
     order = np.argsort(-counts, kind="stable")
     return [[int(label), int(counts[label])] for label in order if counts[label]]
 
 
-def _listed(table: pa.Table, tile_of: Mapping[int, int]) -> dict[str, Any]:
-    """Columns of a list, with the tiles of its rows."""
-    columns = {name: short(table[name].to_pylist()) for name in table.column_names}
+def _list_columns(table: pa.Table, tile_of: Mapping[int, int]) -> dict[str, Any]:
+    """Return the columns of a list, with the tile of each row (-1: none)."""
+    columns = {name: round_floats(table[name].to_pylist()) for name in table.column_names}
     for rows, tiles in (("row", "tile"), ("of_row", "of_tile")):
         if rows in columns:
             columns[tiles] = [tile_of.get(row, -1) for row in columns[rows]]
@@ -228,10 +234,10 @@ def _map(
     features: Features,
     models: Sequence[Model],
     sample: NDArray[np.int64],
-    places: NDArray[np.int64],
+    sample_clusters: NDArray[np.int64],
     tile_of: Mapping[int, int],
 ) -> dict[str, Any] | None:
-    """Project the sample and all centres onto the plane of the largest model's centres."""
+    """Project the sample and the centres of all models onto the principal plane of the largest model's centres."""
     if len(sample) == 0:
         return None
     largest = max(models, key=lambda model: model.k)
@@ -241,19 +247,19 @@ def _map(
     for positions, block in read_rows(collection, sample, features.read_chunk):
         points[positions] = plane(block)
     return {
-        "x": short(points[:, 0].tolist()),
-        "y": short(points[:, 1].tolist()),
+        "x": round_floats(points[:, 0].tolist()),
+        "y": round_floats(points[:, 1].tolist()),
         "label": collection.labels[sample].tolist(),
         "tile": [tile_of.get(row, -1) for row in sample.tolist()],
-        "cluster": places.tolist(),
-        "shares": plane.shares,
+        "cluster": sample_clusters.tolist(),
+        "explained": plane.explained,
         "of": [largest.algorithm, largest.k],
-        "centres": [[short(axis.tolist()) for axis in plane(model.centres).T] for model in models],
+        "centres": [[round_floats(axis.tolist()) for axis in plane(model.centres).T] for model in models],
     }
 
 
-def short(values: Sequence[Any]) -> list[Any]:
-    """Numbers with six digits; None for what JSON has no number for."""
+def round_floats(values: Sequence[Any]) -> list[Any]:
+    """Round floats to six significant digits; NaN and infinity, which JSON cannot represent, become None."""
     return [
         (float(f"{value:.6g}") if math.isfinite(value) else None) if isinstance(value, float) else value
         for value in values
@@ -261,42 +267,41 @@ def short(values: Sequence[Any]) -> list[Any]:
 
 
 class Projection(NamedTuple):
-    """A plane in the space of the features."""
+    """A plane in feature space."""
 
     mean: NDArray[np.float64]
-    """(n_features,): it becomes the origin."""
+    """(n_features,) origin of the plane."""
     axes: NDArray[np.float64]
-    """(n_features, 2), orthonormal."""
-    shares: tuple[float, float]
-    """Of the centres' variance, along each axis."""
+    """(n_features, 2) orthonormal axes."""
+    explained: tuple[float, float]
+    """Fraction of the centres' variance along each axis."""
 
     def __call__(self, rows: NDArray[np.number]) -> NDArray[np.float64]:
-        """Project (m, n_features) rows onto the plane: (m, 2)."""
+        """Project (m, n_features) rows onto the plane; returns (m, 2)."""
         return np.asarray((rows - self.mean) @ self.axes, np.float64)
 
 
 def principal_plane(centres: NDArray[np.floating], weights: NDArray[np.number]) -> Projection:
-    """Find the plane that shows most of how centres differ (principal component analysis).
+    """Find the plane along which centres vary most: weighted principal component analysis.
 
     Parameters
     ----------
-    centres
-        (k, n_features).
-    weights
-        (k,) items of each; a centre without items does not count.
+    centres : (k, n_features)
+    weights : (k,)
+        Number of items of each centre.
 
     Returns
     -------
     Projection
-        Its axes point so that their largest entry is positive: the same centres give the same picture.
+        The largest entry of each axis is positive, so that equal centres give equal maps.
     """
     points = np.asarray(centres, np.float64)
-    share = np.asarray(weights, np.float64) / max(np.sum(weights), 1)
-    mean = share @ points
-    _, lengths, axes = np.linalg.svd(np.sqrt(share)[:, None] * (points - mean), full_matrices=False)
-    plane = np.zeros((points.shape[1], 2))  # one centre, or one feature, spans less than a plane
+    fractions = np.asarray(weights, np.float64) / max(np.sum(weights), 1)
+    mean = fractions @ points
+    _, lengths, axes = np.linalg.svd(np.sqrt(fractions)[:, None] * (points - mean), full_matrices=False)
+    plane = np.zeros((points.shape[1], 2))  # a single centre or feature does not span a plane
     plane[:, : min(2, len(axes))] = axes[:2].T
     plane *= np.sign(plane[np.abs(plane).argmax(axis=0), [0, 1]] + 1e-300)
     total = max(float((lengths**2).sum()), 1e-300)
-    shares = [*(lengths[:2] ** 2 / total), 0.0, 0.0]
-    return Projection(mean, plane, (float(shares[0]), float(shares[1])))
+    explained = [*(lengths[:2] ** 2 / total), 0.0, 0.0]
+    return Projection(mean, plane, (float(explained[0]), float(explained[1])))

@@ -1,8 +1,8 @@
-"""The report: one HTML file that needs no server and no network.
+"""The report page: one HTML file that needs neither a server nor a network.
 
-What a run has to tell is one JSON value and some pictures; the scripts beside the template draw it. Names and labels
-come from strangers' files: they stand in blocks that no browser runs, the scripts make them text and never markup, and
-the page's content security policy allows the scripts named by their hashes, no other one and no request.
+The contents are one JSON value and a set of images; the scripts in the templates folder render them. File names and
+labels are untrusted: they are embedded in blocks that browsers do not execute, the scripts insert them as text, never
+as markup, and the page's content security policy allows only the scripts with the listed hashes and no requests.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ import jinja2
 from bokeh.util.paths import bokehjs_path
 from markupsafe import Markup
 
-from kmeans_dask.report.thumbnails import Sheets, data_uri
+from kmeans_dask.report.thumbnails import TileSheets, data_uri
 from kmeans_dask.storage.object_store import location
 from kmeans_dask.storage.publish import publish
 
 SCRIPTS = ("dom", "tiles", "charts", "overview", "clusters", "map", "colours", "start")
-"""In the order in which they are run."""
+"""Script templates in execution order."""
 
-_LIBRARY = ("bokeh", "bokeh-api")
+_BOKEH = ("bokeh", "bokeh-api")
 
 
 def write_report(
-    path: str | Path, title: str, data: Mapping[str, Any], sheets: Mapping[str, Sheets], pictures: Sequence[bytes] = ()
+    path: str | Path, title: str, data: Mapping[str, Any], tiles: Mapping[str, TileSheets], images: Sequence[bytes] = ()
 ) -> None:
-    """Write a report, published by one rename.
+    """Write a report page atomically.
 
     Parameters
     ----------
     path
-        HTML file; its folder exists.
+        HTML file in an existing folder.
     title
         Heading of the page, for example the name of the run.
     data
-        What the scripts read, of JSON values. Its keys are those that `jobs.report` collects.
-    sheets
-        ``items`` and ``centres``: their tiles.
-    pictures
-        WebP files, which ``data`` names by their numbers.
+        JSON values for the scripts, with the keys of `contents.PageContents.data`.
+    tiles
+        Tile sheets of ``items`` and ``centres``.
+    images
+        WebP files that `data` refers to by index.
 
     Raises
     ------
@@ -60,55 +60,60 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    told = {**data, "title": title, "sheets": {name: part.layout for name, part in sheets.items()}}
-    scripts = [*(_library(name) for name in _LIBRARY), *(_template(f"{name}.js") for name in SCRIPTS)]
-    blocks = {f"picture-{i}": data_uri(picture) for i, picture in enumerate(pictures)}
-    for name, part in sheets.items():
-        blocks |= {f"{name}-{i}": data_uri(picture) for i, picture in enumerate(part.pictures)}
+    values = {**data, "title": title, "sheets": {name: sheets.layout for name, sheets in tiles.items()}}
+    scripts = [*(_library(name) for name in _BOKEH), *(_template(f"{name}.js") for name in SCRIPTS)]
+    blocks = {f"image-{i}": data_uri(image) for i, image in enumerate(images)}
+    for name, sheets in tiles.items():
+        blocks |= {f"{name}-{i}": data_uri(sheet) for i, sheet in enumerate(sheets.images)}
     page = environment.get_template("report.html").render(
         title=title,
         policy=content_policy(scripts),
         style=Markup(_template("page.css")),
-        data=Markup(as_data(told)),
-        pictures=blocks,
+        data=Markup(as_data(values)),
+        images=blocks,
         scripts=[Markup(script) for script in scripts],
     )
     with publish(location(path)) as partial:
-        # file names may hold bytes that are no UTF-8; they become readable backslash escapes
+        # file names may contain bytes that are not UTF-8: show them as backslash escapes
         partial.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def as_data(value: Any) -> str:
-    """Write JSON that may stand inside a script element.
+    """Serialize a value to JSON that is safe inside a script element.
 
     Parameters
     ----------
     value
-        Of JSON values, without NaN.
+        JSON value.
 
     Returns
     -------
     str
-        ``<`` is escaped, as JSON allows inside strings: nothing ends the element, and nothing begins a comment.
+        JSON with every ``<`` escaped, so that no string can end the element or begin a comment.
+
+    Raises
+    ------
+    ValueError
+        The value contains NaN or infinity.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    # a lone surrogate stands for a byte of a file name that is no UTF-8; it becomes a readable backslash escape
+    # lone surrogates represent bytes of file names that are not UTF-8: show them as backslash escapes
     text = re.sub("[\ud800-\udfff]", lambda found: f"\\\\u{ord(found[0]):04x}", text)
     return text.replace("<", "\\u003c")
 
 
 def content_policy(scripts: Sequence[str]) -> str:
-    """Return the content security policy of a page with these scripts: they may run, and nothing may be loaded.
+    """Return a content security policy that allows these scripts only, and no request.
 
     Parameters
     ----------
     scripts
-        Their texts.
+        Source text of the scripts.
 
     Returns
     -------
     str
-        Pictures may come from the page itself; Bokeh styles its elements by rules it writes.
+        Policy that also allows images embedded in the page, and inline styles, which Bokeh generates.
     """
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
@@ -123,6 +128,6 @@ def _template(name: str) -> str:
 
 
 def _library(name: str) -> str:
-    """Return a script of the installed Bokeh."""
+    """Return the source of a script that comes with Bokeh."""
     path = Path(bokehjs_path()) / "js" / f"{name}.min.js"
     return path.read_text(encoding="utf-8")

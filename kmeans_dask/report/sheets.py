@@ -1,4 +1,4 @@
-"""The pictures of a run as files: centres, samples, curves, confusion, images before and after."""
+"""Figures of a run as PNG files: samples, centres, curves, confusion matrices, images before and after."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kmeans_dask.collection.collection import Collection
 from kmeans_dask.colours.palette_files import read_palette
 from kmeans_dask.models.model import Model
-from kmeans_dask.report.colour_gallery import Reader
+from kmeans_dask.report.colour_gallery import ItemReader, OutputReader
 from kmeans_dask.report.colour_plots import error_distribution, palette_strips
 from kmeans_dask.report.plots import (
     before_after_sheet,
@@ -25,34 +25,34 @@ from kmeans_dask.report.plots import (
     sample_sheet,
     save,
 )
-from kmeans_dask.report.thumbnails import read_rows, spaced_rows
+from kmeans_dask.report.thumbnails import evenly_spaced_rows, read_rows
 from kmeans_dask.sources.images import ImageError
 
 _WORST, _STRIPS, _STRIP_COLOURS = 8, 6, 256
-"""Images with the largest errors; images whose palettes are drawn; the largest K whose palette is drawn."""
+"""Number of images shown with the largest errors, number of images whose palettes are drawn, largest palette drawn."""
 
 
 def draw_collection(sheets: Path, collection: Collection, samples: int) -> None:
-    """Draw how many items each label has, and a sample of the items.
+    """Draw the number of items per label, and a sample of the items.
 
     Parameters
     ----------
     sheets
-        Folder of the pictures.
+        Output folder.
     collection
-        Of the run.
+        Opened collection of the run.
     samples
-        Items on the sample sheet.
+        Number of items on the sample sheet.
     """
     counts = np.bincount(collection.labels[collection.labels >= 0], minlength=len(collection.class_names))
     if len(counts):
         save(label_counts(collection.class_names, counts.tolist()), sheets / "label-counts.png")
-    rows = spaced_rows(collection, samples)
-    pictures = np.empty((len(rows), *collection.images.shape[1:]), np.uint8)
-    for positions, images in read_rows(collection, rows):
-        pictures[positions] = images
-    titles = [_name(collection.labels[row], collection.class_names) for row in rows]
-    save(sample_sheet(pictures, titles), sheets / "samples.png")
+    rows = evenly_spaced_rows(collection, samples)
+    images = np.empty((len(rows), *collection.images.shape[1:]), np.uint8)
+    for positions, block in read_rows(collection, rows):
+        images[positions] = block
+    titles = [_label_name(collection.labels[row], collection.class_names) for row in rows]
+    save(sample_sheet(images, titles), sheets / "samples.png")
 
 
 def draw_models(
@@ -60,33 +60,33 @@ def draw_models(
     names: Sequence[str],
     models: Sequence[Model],
     metrics: Sequence[Mapping[str, Any]],
-    pictures: Sequence[NDArray[np.uint8]],
+    cluster_images: Sequence[NDArray[np.uint8]],
     confusions: Sequence[Sequence[Sequence[int]]],
 ) -> None:
-    """Draw the centres of every model, its confusion matrix, and the figures over K.
+    """Draw the clusters and the confusion matrix of every model, and the metrics over K.
 
     Parameters
     ----------
     sheets
-        Folder of the pictures.
+        Output folder.
     names
-        Labels.
+        Class names.
     models
-        With label maps and counts.
+        Models with label maps and counts.
     metrics
-        One row a model.
-    pictures
-        For each model (k, height, width, channels) uint8.
+        One row per model.
+    cluster_images
+        For each model, (k, height, width, channels) uint8.
     confusions
-        For each model label, predicted label (-1: none) and items of each cell.
+        For each model, (label, predicted label or -1, number of items) of each non-empty cell.
     """
     if len({row["k"] for row in metrics}) > 1:
         save(metric_curves(metrics), sheets / "curves.png")
-    for model, drawn, cells in zip(models, pictures, confusions, strict=True):
+    for model, images, cells in zip(models, cluster_images, confusions, strict=True):
         assert model.label_map is not None
         assert model.counts is not None
-        titles = [_name(label, names) for label in model.label_map]
-        sheet = centroid_sheet(drawn, titles, model.counts.tolist())
+        titles = [_label_name(label, names) for label in model.label_map]
+        sheet = centroid_sheet(images, titles, model.counts.tolist())
         save(sheet, sheets / f"centres-{model.algorithm}-k{model.k}.png")
         if names:
             table = np.zeros((len(names), len(names)), np.int64)
@@ -97,24 +97,24 @@ def draw_models(
 
 
 def draw_colours(
-    folder: Path, sheets: Path, table: pa.Table, samples: int, palette: str, original: Reader, output: Any
+    folder: Path, sheets: Path, table: pa.Table, samples: int, palette: str, original: ItemReader, output: OutputReader
 ) -> None:
-    """Draw the distribution of the errors, images before and after, those with the largest errors, and palettes.
+    """Draw the distribution of errors, images before and after, the ones with the largest errors, and palettes.
 
     Parameters
     ----------
     folder
-        That the outputs' names start at.
+        Run folder, which output names are relative to.
     sheets
-        Folder of the pictures.
+        Output folder of the figures.
     table
-        ``quantized.parquet``.
+        Table of ``quantized.parquet``.
     samples
-        Images before and after.
+        Number of images shown before and after.
     palette
-        The config's ``quantize.palette``.
+        Value of ``quantize.palette`` in the config.
     original, output
-        Readers of an item by its path, and of a file that was written.
+        Functions that read an item by its path, and a quantized file.
     """
     done = table.filter(pc.equal(table["status"], "ok"))
     if len(done) == 0:
@@ -124,18 +124,18 @@ def draw_colours(
     paths = list(dict.fromkeys(done["path"].to_pylist()))
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, samples).astype(int))]
     worst = of_k[max(of_k)].sort_by([("mse", "descending"), ("path", "ascending")]).slice(0, _WORST)["path"].to_pylist()
-    for name, drawn in (("before-after", chosen), ("quantized-worst", worst)):
-        outputs: dict[str, dict[int, str]] = {path: {} for path in drawn}
-        wanted = done.filter(pc.is_in(done["path"], value_set=pa.array(drawn, pa.string())))
-        for row in wanted.select(["path", "k", "output"]).to_pylist():
+    for name, selected in (("before-after", chosen), ("quantized-worst", worst)):
+        outputs: dict[str, dict[int, str]] = {path: {} for path in selected}
+        rows = done.filter(pc.is_in(done["path"], value_set=pa.array(selected, pa.string())))
+        for row in rows.select(["path", "k", "output"]).to_pylist():
             outputs[row["path"]][row["k"]] = row["output"]
         originals, versions, titles = [], [], []
         for path, written in outputs.items():
-            if len(written) < len(of_k):  # one of them could not be written
+            if len(written) < len(of_k):  # not written in every K
                 continue
             try:
                 originals.append(original(path))
-            except ImageError:  # it was readable when it was quantized
+            except ImageError:  # the file has changed since it was quantized
                 continue
             versions.append([output(folder / written[k]) for k in of_k])
             titles.append(path)
@@ -144,11 +144,11 @@ def draw_colours(
 
 
 def _draw_palettes(folder: Path, sheets: Path, done: pa.Table, palette: str, paths: Sequence[str]) -> None:
-    """Draw the one palette of each K, or some images' own."""
+    """Draw the palettes of some images, or the shared palette of each K."""
     strips, titles = [], []
     if palette == "image":
-        wanted = done.filter(pc.is_in(done["path"], value_set=pa.array(paths, pa.string())))
-        for row in wanted.select(["path", "k", "output"]).to_pylist():
+        rows = done.filter(pc.is_in(done["path"], value_set=pa.array(paths, pa.string())))
+        for row in rows.select(["path", "k", "output"]).to_pylist():
             if row["k"] <= _STRIP_COLOURS:
                 strips.append(read_palette(folder / row["output"]))
                 titles.append(f"{row['path']}, K = {row['k']}")
@@ -161,5 +161,5 @@ def _draw_palettes(folder: Path, sheets: Path, done: pa.Table, palette: str, pat
         save(palette_strips(strips, titles), sheets / "palettes.png")
 
 
-def _name(label: int, class_names: Sequence[str]) -> str:
+def _label_name(label: int, class_names: Sequence[str]) -> str:
     return class_names[label] if label >= 0 else "–"

@@ -152,7 +152,7 @@ def test_report_shows_errors_and_palettes(command: Command, photos: Path, tmp_pa
     assert next(row for row in colours["worst"] if row["k"] == 6)["path"] == worst["path"]
     for image in colours["images"]:
         for version in image["versions"]:
-            drawn = page.picture(f"picture-{version['picture']}").convert("RGB")
+            drawn = page.image(f"image-{version['image']}").convert("RGB")
             found = {"#" + bytes(colour).hex() for _, colour in drawn.getcolors() or []}
             assert found <= set(version["palette"])
             assert len(version["palette"]) <= version["k"]

@@ -13,7 +13,7 @@ from kmeans_dask.report.plots import render
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])
-def test_a_panel_for_every_k(count):
+def test_one_panel_per_k(count):
     errors = {k: [1.0 * k, 2.0, 300.0] for k in range(1, count + 1)}
     figure = error_distribution(errors)
     assert [axes.get_title("left") for axes in figure.axes if axes.axison] == [f"K = {k}" for k in errors]
@@ -23,10 +23,10 @@ def test_a_panel_for_every_k(count):
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [0.0, 5.0], [5.0]])
-def test_images_without_error_are_counted(values):
+def test_images_without_error_are_counted_in_title(values):
     (axes,) = error_distribution({7: values}).axes
-    told = axes.get_title("left")
-    assert ("without error" in told) == (0.0 in values)
+    title = axes.get_title("left")
+    assert ("without error" in title) == (0.0 in values)
     render(axes.figure)
 
 

@@ -12,7 +12,7 @@ from kmeans_dask.report.crosstabs import CELL_ROWS, crosstabs
 NAMES = ("cat", "dog", "owl")
 
 
-def test_it_counts_and_keeps_the_nearest_of_each_cell(tmp_path: Path):
+def test_counts_and_nearest_items_of_each_cell(tmp_path: Path):
     rng = np.random.default_rng(0)
     n, k = 5000, 6
     clusters = rng.integers(-1, k, n)
@@ -28,18 +28,18 @@ def test_it_counts_and_keeps_the_nearest_of_each_cell(tmp_path: Path):
     )
     pq.write_table(table, tmp_path / "clusters.parquet", row_group_size=700)
     model = Model("kmeans", np.zeros((k, 2), np.float32), np.zeros(1), 0.0, 1, 0.0, label_map, np.zeros(k, np.int64))
-    followed = np.array([0, 1, 699, 700, 4999])
+    selected = np.array([0, 1, 699, 700, 4999])
 
-    (made,), places = crosstabs(tmp_path / "clusters.parquet", [model], NAMES, followed)
+    (crosstab,), selected_clusters = crosstabs(tmp_path / "clusters.parquet", [model], NAMES, selected)
 
     for cluster in range(k):
         for label in range(len(NAMES)):
-            assert made.counts[cluster, label] == ((clusters == cluster) & (labels == label)).sum()
+            assert crosstab.counts[cluster, label] == ((clusters == cluster) & (labels == label)).sum()
     predicted = np.where(clusters >= 0, label_map[clusters], -1)
     for label in range(len(NAMES)):
         for guess in range(len(NAMES)):
             (inside,) = np.nonzero((labels == label) & (predicted == guess))
             nearest = inside[np.argsort(distances[inside])][:CELL_ROWS]
-            np.testing.assert_array_equal(made.rows[made.cells == label * len(NAMES) + guess], nearest)
-    assert len(made.cells) == len(NAMES) ** 2 * CELL_ROWS
-    np.testing.assert_array_equal(places, [clusters[followed]])
+            np.testing.assert_array_equal(crosstab.rows[crosstab.cells == label * len(NAMES) + guess], nearest)
+    assert len(crosstab.cells) == len(NAMES) ** 2 * CELL_ROWS
+    np.testing.assert_array_equal(selected_clusters, [clusters[selected]])

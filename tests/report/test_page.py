@@ -25,24 +25,24 @@ TILES = np.arange(5 * 8 * 6, dtype=np.uint8).reshape(5, 8, 6, 1)
 
 def page(folder: Path, title: str = "run", **data: Any) -> Page:
     path = folder / "report.html"
-    write_report(path, title, data, {"items": pack(TILES)}, [encode_webp(TILES[0], exact=True)])
+    write_report(path, title, data, {"items": pack(TILES)}, [encode_webp(TILES[0], lossless=True)])
     assert list(folder.glob("*.partial")) == []
     return Page(path)
 
 
-def test_what_the_scripts_read_is_what_was_written(tmp_path: Path):
-    told = {"items": [1, 2.5, None, True], "names": {"ключ": ["ü", "\n", "a\\udce9b"]}}
+def test_data_round_trip(tmp_path: Path):
+    data = {"items": [1, 2.5, None, True], "names": {"ключ": ["ü", "\n", "a\\udce9b"]}}
 
-    read = page(tmp_path, **told).data
+    read = page(tmp_path, **data).data
 
-    assert {key: read[key] for key in told} == told
+    assert {key: read[key] for key in data} == data
     assert read["title"] == "run"
     layout = {"width": 6, "height": 8, "pitch": [6, 8], "across": 32, "count": 5}
     assert read["sheets"] == {"items": layout}
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_names_and_labels_are_only_data(tmp_path: Path, text: str):
+def test_names_and_labels_never_become_markup(tmp_path: Path, text: str):
     harmless = page(tmp_path, "run", path="a.png")
 
     hostile = page(tmp_path, text, path=text, **{text: [text]})
@@ -54,54 +54,54 @@ def test_names_and_labels_are_only_data(tmp_path: Path, text: str):
     assert text in hostile.text  # the heading
 
 
-def test_only_the_named_scripts_may_run_and_nothing_may_be_loaded(tmp_path: Path):
-    made = page(tmp_path)
-    (policy,) = (a["content"] for tag, a in made.elements if tag == "meta" and "http-equiv" in a)
+def test_policy_allows_only_the_scripts_of_the_page(tmp_path: Path):
+    parsed = page(tmp_path)
+    (policy,) = (a["content"] for tag, a in parsed.elements if tag == "meta" and "http-equiv" in a)
     assert policy is not None
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
-    run = [text for attributes, text in made.scripts if "type" not in attributes]
+    executed = [text for attributes, text in parsed.scripts if "type" not in attributes]
 
-    assert len(run) == 2 + len(SCRIPTS)
-    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in run]
+    assert len(executed) == 2 + len(SCRIPTS)
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in executed]
     assert rules["script-src"].split() == hashes
     assert rules["default-src"] == "'none'"
     assert rules["img-src"] == "data: blob:"
     assert set(rules) == {"default-src", "script-src", "img-src", "style-src", "base-uri", "form-action"}
 
 
-def test_the_page_names_nothing_outside_itself(tmp_path: Path):
-    made = page(tmp_path)
+def test_page_references_nothing_external(tmp_path: Path):
+    parsed = page(tmp_path)
 
-    for tag, attributes in made.elements:
+    for tag, attributes in parsed.elements:
         assert tag not in ("iframe", "object", "embed", "base")
         for name in ("src", "href", "action", "srcset", "data"):
             assert str(attributes.get(name, "data:")).startswith("data:")
-    own = "".join(text for attributes, text in made.scripts if "type" not in attributes and len(text) < 50_000)
+    own = "".join(text for attributes, text in parsed.scripts if "type" not in attributes and len(text) < 50_000)
     assert own.count('"use strict";') == len(SCRIPTS)
     assert re.findall(r"fetch\(|XMLHttp|WebSocket|innerHTML|adjacentHTML|document\.write|eval\(", own) == []
 
 
-def test_pictures_are_inside_the_page(tmp_path: Path):
-    made = page(tmp_path)
+def test_images_are_embedded(tmp_path: Path):
+    parsed = page(tmp_path)
 
-    np.testing.assert_array_equal(np.asarray(made.picture("picture-0").convert("L")), TILES[0, :, :, 0])
-    np.testing.assert_array_equal(np.asarray(made.picture("items-0").convert("L"))[:, 6:12], TILES[1, :, :, 0])
+    np.testing.assert_array_equal(np.asarray(parsed.image("image-0").convert("L")), TILES[0, :, :, 0])
+    np.testing.assert_array_equal(np.asarray(parsed.image("items-0").convert("L"))[:, 6:12], TILES[1, :, :, 0])
 
 
-def test_file_names_that_are_no_utf8_are_readable():
+def test_file_names_that_are_not_utf8_are_escaped():
     assert as_data({"path": "caf\udce9<.png"}) == '{"path":"caf\\\\udce9\\u003c.png"}'
 
 
-def test_a_value_that_is_no_json_is_refused():
+def test_nan_raises():
     with pytest.raises(ValueError):
         as_data([float("nan")])
 
 
-def test_the_policy_of_no_script_allows_none():
+def test_policy_without_scripts_allows_none():
     assert "script-src ;" in content_policy([])
 
 
-def test_a_failing_report_leaves_the_old_one(tmp_path: Path):
+def test_failed_write_keeps_the_old_page(tmp_path: Path):
     page(tmp_path, words="old")
     with pytest.raises(ValueError):
         page(tmp_path, words=float("nan"))

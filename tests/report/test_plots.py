@@ -22,7 +22,7 @@ def _texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_every_centre_is_drawn_pixel_by_pixel_under_its_label() -> None:
+def test_centres_are_drawn_exactly_below_their_labels() -> None:
     centres = np.random.default_rng(0).uniform(0, 255, size=(3, 28, 28, 1))
     figure = plots.centroid_sheet(centres, ["7", "no label", "1"], counts=[12, 0, 3456])
     assert _texts(figure) == ["7 · 12", "no label · 0", "1 · 3,456"]
@@ -33,30 +33,30 @@ def test_every_centre_is_drawn_pixel_by_pixel_under_its_label() -> None:
     assert any((windows[y, x] == enlarged).all() for y, x in np.argwhere(corners))
 
 
-def test_grey_keeps_the_scale_from_0_to_255() -> None:
+def test_grey_levels_are_not_rescaled() -> None:
     drawn = _pixels(plots.centroid_sheet(np.full((4, 8, 8, 1), 100.0), list("abcd")))
     assert (drawn == 100).all(axis=2).sum() == 4 * 224 * 224
 
 
-def test_colours_are_kept() -> None:
+def test_colours_are_not_changed() -> None:
     image = np.full((1, 16, 16, 3), (250, 20, 130), np.uint8)
     drawn = _pixels(plots.sample_sheet(image, ["pink"]))
     assert (drawn == (250, 20, 130)).all(axis=2).sum() == 224 * 224
 
 
 @pytest.mark.parametrize("k", [1, 10, 158, 256])
-def test_sheets_of_any_k_fit_the_width(k: int) -> None:
+def test_sheet_of_any_k_fits_the_width(k: int) -> None:
     figure = plots.centroid_sheet(np.zeros((k, 8, 8, 1)), ["a name that is rather long"] * k, [10**6] * k)
     assert len(_texts(figure)) == k
     assert figure.get_figwidth() * plots.DPI < plots.SHEET_WIDTH + 1
 
 
-def test_large_images_are_made_smaller() -> None:
+def test_large_images_are_shrunk() -> None:
     drawn = _pixels(plots.sample_sheet(np.zeros((2, 900, 300, 3), np.uint8), ["a", "b"]))
     assert drawn.shape[0] < 300
 
 
-def test_long_titles_lose_their_middle_and_keep_the_count() -> None:
+def test_long_title_is_shortened_but_keeps_the_count() -> None:
     figure = plots.centroid_sheet(np.zeros((1, 8, 8, 1)), ["Luiz_Inacio_Lula_da_Silva"], [48])
     (text,) = _texts(figure)
     assert text.startswith("Luiz")
@@ -65,13 +65,13 @@ def test_long_titles_lose_their_middle_and_keep_the_count() -> None:
 
 
 @pytest.mark.parametrize("title", ["$\\frac", "a\nb", "<b>", "猫", "\udc80.png", "", "_^{"])
-def test_any_text_can_be_a_title_or_a_label(title: str) -> None:
+def test_any_text_as_title_or_label(title: str) -> None:
     plots.render(plots.sample_sheet(np.zeros((1, 8, 8, 1), np.uint8), [title]))
     plots.render(plots.label_counts([title], [1]))
     plots.render(plots.metric_curves([{"algorithm": "kmeans", "k": 2, "homogeneity": 0.5}]))
 
 
-def test_quantized_images_show_only_their_colours() -> None:
+def test_quantized_images_gain_no_colours() -> None:
     rng = np.random.default_rng(0)
     two = np.array([[250, 0, 0], [0, 0, 250]], np.uint8)[rng.integers(2, size=(900, 1200))]
     original = np.full((900, 1200), 128, np.uint8)
@@ -84,7 +84,7 @@ def test_quantized_images_show_only_their_colours() -> None:
     assert colours.tolist() == [[0, 0, 250], [128, 128, 128], [250, 0, 0], [255, 255, 255]]
 
 
-def test_images_of_different_sizes_stand_on_one_sheet() -> None:
+def test_images_of_different_sizes_on_one_sheet() -> None:
     originals = [np.zeros((40, 300, 3), np.uint8), np.zeros((500, 20, 3), np.uint8)]
     figure = plots.before_after_sheet(originals, [[image] for image in originals], [2], ["wide", "tall"])
     assert _texts(figure) == ["wide", "K = 2", "tall", "K = 2"]
@@ -96,7 +96,7 @@ def test_few_labels_keep_their_order() -> None:
     assert [text.get_text() for text in axes.texts] == ["1", "2,000"]
 
 
-def test_of_many_labels_the_most_frequent_are_drawn_and_the_rest_is_stated() -> None:
+def test_many_labels_are_reduced_to_the_most_frequent() -> None:
     counts = list(range(1, 159))
     axes = plots.label_counts([f"person {count}" for count in counts], counts).axes[0]
     assert len(axes.patches) == 30
@@ -104,7 +104,7 @@ def test_of_many_labels_the_most_frequent_are_drawn_and_the_rest_is_stated() -> 
     assert f"{sum(range(1, 129)):,} items in 128 others" in axes.get_title(loc="left")
 
 
-def test_curves_have_one_line_an_algorithm_sorted_by_k() -> None:
+def test_curves_have_one_line_per_algorithm_sorted_by_k() -> None:
     rows = [
         {"algorithm": algorithm, "k": k, "inertia_per_sample": 1000.0 / k, "homogeneity": k / 300}
         | {"accuracy_train": k / 290, "accuracy_holdout": None}
@@ -134,7 +134,7 @@ def test_save_publishes_only_the_finished_file(tmp_path: Path, suffix: str, star
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_figures_need_neither_a_display_nor_pyplot() -> None:
+def test_pyplot_is_not_imported() -> None:
     code = (
         "import sys; from kmeans_dask.report import plots;"
         "plots.render(plots.label_counts(['a'], [1]));"

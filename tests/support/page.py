@@ -1,4 +1,4 @@
-"""A report as a browser reads it."""
+"""Parsing a report page the way a browser does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 class Page(HTMLParser):
-    """A report as a browser reads it: elements with their attributes, and the texts of the scripts."""
+    """A parsed report page: elements with their attributes, and the text of the scripts."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -35,20 +35,20 @@ class Page(HTMLParser):
             self.text += data
 
     def _open(self) -> bool:
-        return self.cdata_elem == "script"  # the parser is inside a script, whose content is no markup
+        return self.cdata_elem == "script"  # inside a script, content is not markup
 
     def block(self, name: str) -> str:
-        """Text of the script block with an id."""
+        """Return the text of the script block with an id."""
         (text,) = (text for attributes, text in self.scripts if attributes.get("id") == name)
         return text
 
     @property
     def data(self) -> Any:
-        """What the scripts of the page read."""
+        """The JSON value that the scripts read."""
         return json.loads(self.block("data"))
 
-    def picture(self, name: str) -> Image.Image:
-        """A picture that lies in the page."""
+    def image(self, name: str) -> Image.Image:
+        """Decode an image embedded in the page."""
         kind, _, data = self.block(name).partition(",")
         assert kind == "data:image/webp;base64"
         return Image.open(io.BytesIO(base64.b64decode(data)))

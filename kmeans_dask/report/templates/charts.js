@@ -1,16 +1,16 @@
 "use strict";
-// Charts by Bokeh. Colours are those of Okabe and Ito, which colour-blind people tell apart; lines also differ in
-// marker and dash, and whatever a chart shows can be saved as CSV.
+// Charts by Bokeh. The colours are the colour-blind safe ones of Okabe and Ito; lines also differ in marker and dash.
+// The data of every chart can be saved as CSV.
 
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C7A00"];
 const MARKERS = ["circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x"];
 
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-/** Text for a chart: Bokeh would read what stands between double dollars as a formula. */
+/** Escape text for a chart: Bokeh renders text between double dollars as a formula. */
 const plain = (text) => String(text).replaceAll("$$", "$\u200b$");
 
-/** An empty plot in the page's colours. */
+/** An empty plot in the colours of the page. */
 function plot(options) {
   const made = Bokeh.Plotting.figure({
     height: 300, sizing_mode: "stretch_width", toolbar_location: null, tools: "", background_fill_color: null,
@@ -27,7 +27,7 @@ function plot(options) {
   return made;
 }
 
-/** A figure with a plot and its buttons; `ready` gets the drawn view. */
+/** A figure with a plot and its buttons; `ready` is called with the rendered view. */
 function chart(name, caption, made, headings, rows, { ready = null, extra = [] } = {}) {
   const place = el("div", { class: "chart", role: "img", "aria-label": caption });
   let view = null;
@@ -45,15 +45,15 @@ function chart(name, caption, made, headings, rows, { ready = null, extra = [] }
   return figure(caption, [...extra, button("svg"), button("png"), csvButton(name, headings, rows)], place);
 }
 
-/** Plots are drawn once their elements are in the page and have a width. */
+/** Plots are drawn after their elements have been added to the page and have a width. */
 const drawings = [], charts = new Map();
 function drawAll() {
-  for (const view of charts.values()) view.remove(); // those of the view before
+  for (const view of charts.values()) view.remove(); // charts of the previous view
   charts.clear();
   for (const draw of drawings.splice(0)) draw();
 }
 
-/** Lines over K. Series: {name, points: [[k, value]...], group (colour and marker), dashed}. */
+/** Lines over K. Series: {name, points: [[k, value]...], group (selects colour and marker), dashed}. */
 function curves(name, caption, series, label) {
   const ks = [...new Set(series.flatMap((line) => line.points.map(([k]) => k)))].sort((a, b) => a - b);
   const made = plot({ x_axis_type: "log", x_axis_label: "K", y_axis_label: plain(label), tools: "hover",
@@ -78,7 +78,7 @@ function curves(name, caption, series, label) {
   return chart(name, caption, made, ["series", "K", label], rows);
 }
 
-/** Ticks of the horizontal axis, and grid lines at them. */
+/** Set the ticks of the horizontal axis, and the grid lines of a dimension to match. */
 function useTicks(made, dimension, ticker) {
   made.below[0].ticker = ticker;
   for (const grid of made.center) if (grid instanceof Bokeh.Grid && grid.dimension === dimension) grid.ticker = ticker;
@@ -102,20 +102,20 @@ function bars(name, caption, names, values, label) {
   return chart(name, caption, made, ["name", label], names.map((text, i) => [text, values[i]]));
 }
 
-/** Bars between edges on a logarithmic axis, with a dashed line. */
-function histogram(name, caption, edges, counts, middle, label) {
+/** Histogram on a logarithmic axis, with a dashed line at the median. */
+function histogram(name, caption, edges, counts, median, label) {
   const made = plot({ x_axis_type: "log", x_axis_label: label, y_axis_label: "images", height: 220,
     y_range: [0, 1.08 * Math.max(...counts)] });
   made.quad({ left: edges.slice(0, -1), right: edges.slice(1), top: counts, bottom: 0, fill_color: COLOURS[0],
     line_color: ink("page") });
-  made.line({ x: [middle, middle], y: [0, 1.08 * Math.max(...counts)], line_color: COLOURS[1], line_dash: "dashed",
+  made.line({ x: [median, median], y: [0, 1.08 * Math.max(...counts)], line_color: COLOURS[1], line_dash: "dashed",
     line_width: 3 });
   useTicks(made, 0, new Bokeh.LogTicker({ desired_num_ticks: 5 }));
   made.below[0].formatter = new Bokeh.NumeralTickFormatter({ format: "0,0.[0000]" });
   return chart(name, caption, made, ["from", "to", "images"], counts.map((n, i) => [edges[i], edges[i + 1], n]));
 }
 
-/** Call a function with the indices that a click selects. */
+/** Call a function with the indices selected by a click. */
 function onSelect(source, act) {
   source.selected.properties.indices.change.connect(() => {
     if (source.selected.indices.length) act(source.selected.indices);

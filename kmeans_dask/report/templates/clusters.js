@@ -1,5 +1,5 @@
 "use strict";
-// The views of one model: its clusters, one cluster, the confusion matrix, one cell of it.
+// Views of one model: its clusters, one cluster, the confusion matrix, one of its cells.
 
 const modelId = (model) => `${model.algorithm}-${model.k}`;
 const modelName = (model) => `${model.algorithm}, K = ${model.k}`;
@@ -9,15 +9,15 @@ const ORDERS = {
   number: ["number", (model) => (c) => c],
   size: ["size", (model) => (c) => -model.size[c]],
   label: ["label", (model) => (c) => labelName(model.label[c])],
-  impure: ["least pure first", (model) => (c) => model.purity[c]],
-  pure: ["purest first", (model) => (c) => (model.purity[c] === null ? null : -model.purity[c])],
-  wide: ["widest first", (model) => (c) => (model.radius_mean[c] === null ? null : -model.radius_mean[c])],
+  impure: ["purity, lowest first", (model) => (c) => model.purity[c]],
+  pure: ["purity, highest first", (model) => (c) => (model.purity[c] === null ? null : -model.purity[c])],
+  wide: ["mean radius, largest first", (model) => (c) => (model.radius_mean[c] === null ? null : -model.radius_mean[c])],
 };
 
 const gallery = { order: "size", needle: "", label: "", purity: 100 };
 
 function clusters(model) {
-  const cards = el("div", { class: "cards" }), told = el("p", { class: "soft", role: "status" });
+  const cards = el("div", { class: "cards" }), status = el("p", { class: "soft", role: "status" });
   function chosen() {
     const key = ORDERS[gallery.order][1](model), needle = gallery.needle.toLowerCase();
     return [...model.size.keys()]
@@ -29,7 +29,7 @@ function clusters(model) {
   function fill() {
     const found = chosen();
     cards.replaceChildren(...found.map((c) => card(model, c)));
-    told.textContent = `${found.length} of ${model.k} clusters`;
+    status.textContent = `${found.length} of ${model.k} clusters`;
   }
   const change = (name) => (value) => { gallery[name] = value; fill(); };
   const labels = [...new Set(model.label)].sort((a, b) => a - b).map((label) => [String(label), labelName(label)]);
@@ -49,11 +49,11 @@ function clusters(model) {
           change("purity")(Number(event.target.value));
         } }), limit) : null,
       csvButton(`clusters-${modelId(model)}`, FACT_HEADINGS, () => chosen().map((c) => factRow(model, c)))),
-    told, cards,
+    status, cards,
   ];
 }
 
-const FACT_HEADINGS = ["cluster", "label", "size", "size held out", "purity", "mean radius", "largest radius", "silhouette", "nearest cluster"];
+const FACT_HEADINGS = ["cluster", "label", "size", "held-out size", "purity", "mean radius", "largest radius", "silhouette", "nearest cluster"];
 
 function factRow(model, c) {
   return [c, labelName(model.label[c]), model.size[c], model.size_holdout[c], model.purity[c], model.radius_mean[c],
@@ -70,9 +70,9 @@ function card(model, c) {
       bar, purity === null ? null : el("span", { class: "soft" }, percent(purity))));
 }
 
-function fillBar(share) {
+function fillBar(fraction) {
   const part = el("span");
-  part.style.width = `${100 * share}%`;
+  part.style.width = `${100 * fraction}%`;
   return part;
 }
 
@@ -91,36 +91,36 @@ function cluster(model, c) {
         ...(model.silhouette[c] === null ? [] : [["silhouette", shown(model.silhouette[c])]])])),
     el("h3", {}, "Nearest to the centre"), itemStrip(model.nearest[c], label, 72),
     el("h3", {}, "Farthest from the centre"), itemStrip(model.farthest[c], label, 72),
-    el("h3", {}, "A random sample"), itemStrip(model.sample[c], label, 72),
+    el("h3", {}, "Random sample"), itemStrip(model.sample[c], label, 72),
     el("h3", {}, "Nearest clusters"), el("div", { class: "cards" }, model.near[c].map((other) => card(model, other))),
     mix.length ? table(`labels-of-cluster-${c}`, [
       { heading: "label", value: ([index]) => labelName(index) },
       { heading: "items", number: true, value: ([, n]) => n },
-      { heading: "share", number: true, value: ([, n]) => n / total, cell: ([, n]) => percent(n / total) },
-    ], mix, { caption: "Labels of its items, fitted and held out" }) : null,
+      { heading: "fraction", number: true, value: ([, n]) => n / total, cell: ([, n]) => percent(n / total) },
+    ], mix, { caption: "Labels of its items, fitted and held-out" }) : null,
   ];
 }
 
 // ---- confusion
 
-const NAMED = 40, NUMBERED = 20;
+const NAMED = 40, NUMBERED = 20; // maximum number of labels for which names and numbers are drawn
 
 function confusion(model) {
   const name = `confusion-${modelId(model)}`, n = DATA.labels.names.length;
   const rows = new Map();
   for (const [label, , items] of model.confusion) rows.set(label, (rows.get(label) ?? 0) + items);
   const predicted = (index) => (index < 0 ? "no label" : DATA.labels.names[index]);
-  const cells = model.confusion.map(([label, guess, items]) => ({ label, guess, items, share: items / rows.get(label) }));
+  const cells = model.confusion.map(([label, guess, items]) => ({ label, guess, items, fraction: items / rows.get(label) }));
   const mistakes = cells.filter((cell) => cell.label !== cell.guess).sort((a, b) => b.items - a.items);
   const link = (cell) => `#cell/${modelId(model)}/${cell.label}/${cell.guess}`;
   const list = table(`${name}-mistakes`, [
     { heading: "label", value: (cell) => labelName(cell.label), cell: (cell) => el("a", { href: link(cell) }, labelName(cell.label)) },
     { heading: "label of the cluster", value: (cell) => predicted(cell.guess) },
     { heading: "items", number: true, value: (cell) => cell.items },
-    { heading: "share of the label", number: true, value: (cell) => cell.share, cell: (cell) => percent(cell.share) },
-  ], mistakes, { filter: true, caption: "Mistakes, the most frequent first" });
+    { heading: "fraction of the label", number: true, value: (cell) => cell.fraction, cell: (cell) => percent(cell.fraction) },
+  ], mistakes, { filter: true, caption: "Misclassified items, most frequent first" });
   return [el("h2", {}, `Confusion of ${modelName(model)}`),
-    el("p", { class: "soft" }, "Items of each label, fitted and held out, by the label of their cluster. A click on a cell, or a link in the table, shows its clusters and images."),
+    el("p", { class: "soft" }, "Number of items by their label and by the label of their cluster, fitted and held-out. Click a cell, or a link in the table, to see its clusters and images."),
     confusionChart(name, cells, n, predicted, link), list];
 }
 
@@ -130,11 +130,11 @@ function confusionChart(name, cells, n, predicted, link) {
   const made = plot({ x_range: across, y_range: [...factors].reverse(), height: Math.min(760, 120 + 34 * n), tools: "tap,hover",
     x_axis_label: "label of the cluster", y_axis_label: "label", x_axis_location: "above" });
   const [low, high] = [ink("heat-low"), ink("heat-high")];
-  const colours = cells.map((cell) => blend(low, high, Math.sqrt(cell.share)));
+  const colours = cells.map((cell) => blend(low, high, Math.sqrt(cell.fraction)));
   const source = new Bokeh.ColumnDataSource({ data: {
     x: cells.map((cell) => plain(predicted(cell.guess))), y: cells.map((cell) => factors[cell.label]),
-    items: cells.map((cell) => cell.items), share: cells.map((cell) => percent(cell.share)), colour: colours,
-    text: cells.map((cell) => cell.items.toLocaleString("en")), ink: cells.map((cell) => ink(cell.share > 0.3 ? "heat-on-high" : "text")),
+    items: cells.map((cell) => cell.items), fraction: cells.map((cell) => percent(cell.fraction)), colour: colours,
+    text: cells.map((cell) => cell.items.toLocaleString("en")), ink: cells.map((cell) => ink(cell.fraction > 0.3 ? "heat-on-high" : "text")),
   } });
   made.rect({ x: { field: "x" }, y: { field: "y" }, width: 0.96, height: 0.96, source, fill_color: { field: "colour" },
     line_color: null, nonselection_fill_alpha: 1 });
@@ -148,17 +148,17 @@ function confusionChart(name, cells, n, predicted, link) {
     else if (axis === made.above[0] && n > 12) axis.major_label_orientation = "vertical";
   }
   for (const grid of made.center) if (grid instanceof Bokeh.Grid) grid.grid_line_color = null;
-  hover(made, [["label", "@y"], ["cluster's label", "@x"], ["items", "@items"], ["share of the label", "@share"]]);
+  hover(made, [["label", "@y"], ["cluster's label", "@x"], ["items", "@items"], ["fraction of the label", "@fraction"]]);
   onSelect(source, ([i]) => { location.hash = link(cells[i]); });
   return chart(name, "Confusion matrix", made, ["label", "label of the cluster", "items"],
     cells.map((cell) => [labelName(cell.label), predicted(cell.guess), cell.items]));
 }
 
-/** A colour between two, "#rrggbb". */
-function blend(a, b, share) {
+/** Interpolate between two colours "#rrggbb". */
+function blend(a, b, fraction) {
   const channels = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
   const [from, to] = [channels(a), channels(b)];
-  return `#${from.map((v, i) => Math.round(v + share * (to[i] - v)).toString(16).padStart(2, "0")).join("")}`;
+  return `#${from.map((v, i) => Math.round(v + fraction * (to[i] - v)).toString(16).padStart(2, "0")).join("")}`;
 }
 
 function cell(model, label, guess) {
@@ -168,15 +168,15 @@ function cell(model, label, guess) {
   const tiles = model.cells[label * DATA.labels.names.length + guess] ?? [];
   return [
     el("nav", { class: "steps" }, el("a", { href: `#confusion/${modelId(model)}` }, `← confusion of ${modelName(model)}`)),
-    el("h2", {}, `${labelName(label)} in clusters of ${labelName(guess)}`),
+    el("h2", {}, `${labelName(label)} in clusters ${guess < 0 ? "without a label" : `labelled ${labelName(guess)}`}`),
     el("p", {}, `${items.toLocaleString("en")} items in ${inCell.length} ${inCell.length === 1 ? "cluster" : "clusters"}.`),
-    el("h3", {}, "Images nearest to their centres"), itemStrip(tiles, null, 72),
+    el("h3", {}, "Items nearest to their centres"), itemStrip(tiles, null, 72),
     el("h3", {}, "Clusters"),
     table(`cell-${label}-${guess}`, [
       { heading: "cluster", number: true, value: ([c]) => c, cell: ([c]) => clusterLink(model, c, centre(model, c, 48), ` ${c}`) },
       { heading: `items labelled ${labelName(label)}`, number: true, value: ([, n]) => n },
-      { heading: "fitted items of the cluster", number: true, value: ([c]) => model.size[c] },
+      { heading: "fitted items in the cluster", number: true, value: ([c]) => model.size[c] },
       { heading: "purity", number: true, value: ([c]) => model.purity[c], cell: ([c]) => percent(model.purity[c]) },
-    ], inCell, { caption: "Clusters of the cell" }),
+    ], inCell, { caption: "Clusters in this cell" }),
   ];
 }

@@ -1,12 +1,12 @@
 "use strict";
-// The view of the quantized images: errors, before and after, palettes.
+// View of the quantized images: errors, before and after, palettes.
 
 const slider = { image: 0, k: null, at: 50 };
 
 function colours() {
   const { ks, table: rows, histograms, images, worst, palettes } = DATA.colours;
   const columns = [["K", "k"], ["images", "images"], ["mean MSE", "mse"], ["mean PSNR, dB", "psnr"], ["bytes", "bytes"],
-    ["mean MSE in OKLab (white is 255)", "mse_oklab"]]
+    ["mean MSE in OKLab (× 255)", "mse_oklab"]]
     .filter(([, key]) => rows.some((row) => row[key] !== null && row[key] !== undefined))
     .map(([heading, key]) => ({ heading, number: true, value: (row) => row[key] ?? null, decimals: 2 }));
   const open = (path, k) => {
@@ -17,10 +17,10 @@ function colours() {
   };
   return [
     el("h2", {}, "Quantized images"),
-    table("colours", columns, rows, { caption: "Errors of all images" }),
-    el("p", { class: "soft" }, "MSE is the mean over the pixels of the squared RGB distance to the original, in bytes; PSNR is in dB."),
+    table("colours", columns, rows, { caption: "Mean errors over all images" }),
+    el("p", { class: "soft" }, "MSE is the squared RGB distance to the original (channels 0–255, summed), averaged over the pixels of an image."),
     images.length ? el("section", { id: "compare" }, el("h3", {}, "Before and after"), compareImages(images, ks)) : null,
-    el("section", {}, el("h3", {}, "How the errors are distributed"), el("div", { class: "panels" },
+    el("section", {}, el("h3", {}, "Distribution of the errors"), el("div", { class: "panels" },
       histograms.map((h) => histogram(`errors-k${h.k}`, `K = ${h.k}${h.exact ? `, ${h.exact.toLocaleString("en")} without error` : ""}; dashed: median`,
         h.edges, h.counts, h.median, "MSE")))),
     table("worst", [
@@ -30,7 +30,7 @@ function colours() {
       { heading: "MSE", number: true, value: (row) => row.mse, decimals: 2 },
       { heading: "PSNR, dB", number: true, value: (row) => row.psnr, decimals: 2 },
     ], worst, { filter: true, caption: "Images with the largest errors" }),
-    palettes.length ? el("section", {}, el("h3", {}, "Palettes for all images"), palettes.map(({ k, colours: made }) => palette(`K = ${k}`, made))) : null,
+    palettes.length ? el("section", {}, el("h3", {}, "Shared palettes"), palettes.map(({ k, colours: hexColours }) => palette(`K = ${k}`, hexColours))) : null,
   ];
 }
 
@@ -39,8 +39,8 @@ function compareImages(images, ks) {
   const version = image.versions.find(({ k }) => k === slider.k) ?? image.versions[0];
   const choose = (change) => { Object.assign(slider, change); render(); };
   const before = el("img", { alt: `${image.path}, original` }), after = el("img", { alt: `${image.path}, K = ${version.k}` });
-  for (const [shownAs, number] of [[before, image.original], [after, version.picture]]) {
-    shownAs.src = document.getElementById(`picture-${number}`).textContent;
+  for (const [img, index] of [[before, image.original], [after, version.image]]) {
+    img.src = document.getElementById(`image-${index}`).textContent;
   }
   if (image.width < 240) [before, after].forEach((img) => img.classList.add("pixels"));
   const line = el("span", { class: "line", "aria-hidden": "true" });
@@ -74,13 +74,13 @@ function compareImages(images, ks) {
     version.palette.length ? palette(`Palette, K = ${version.k}`, version.palette) : null);
 }
 
-/** Swatches of a palette. */
-function palette(caption, made) {
-  const swatches = made.map((colour) => {
+/** The colours of a palette as swatches. */
+function palette(caption, hexColours) {
+  const swatches = hexColours.map((colour) => {
     const swatch = el("span", { title: colour });
     swatch.style.background = colour;
     return swatch;
   });
-  return figure(caption, [csvButton("palette", ["colour"], made.map((colour) => [colour]))],
-    el("div", { class: "palette", role: "img", "aria-label": made.slice(0, 64).join(" ") }, swatches));
+  return figure(caption, [csvButton("palette", ["colour"], hexColours.map((colour) => [colour]))],
+    el("div", { class: "palette", role: "img", "aria-label": hexColours.slice(0, 64).join(" ") }, swatches));
 }

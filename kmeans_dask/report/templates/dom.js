@@ -1,9 +1,9 @@
 "use strict";
-// What all views use: elements whose text is only ever text, tables that sort and filter, downloads.
+// Shared by all views: elements whose text is always text, tables that sort and filter, downloads.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
-/** Make an element. Attributes whose value is a function listen to events; strings become text, never markup. */
+/** Create an element. Functions become event listeners; strings become text, never markup. */
 function el(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -15,7 +15,7 @@ function el(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** A number with separators and so many decimals at most; a dash for what is missing. */
+/** Format a number with separators and at most `decimals` decimals; a dash for missing values. */
 function shown(value, decimals = 4) {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return String(value);
@@ -23,7 +23,7 @@ function shown(value, decimals = 4) {
   return value.toLocaleString("en", { maximumFractionDigits: Math.abs(value) >= 1000 ? 1 : decimals });
 }
 
-const percent = (share) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(1)} %`);
+const percent = (fraction) => (fraction === null || fraction === undefined ? "–" : `${(100 * fraction).toFixed(1)} %`);
 
 function download(name, content, type) {
   const blob = content instanceof Blob ? content : new Blob([content], { type });
@@ -32,7 +32,7 @@ function download(name, content, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-/** Rows as CSV (RFC 4180). A spreadsheet would run text that begins like a formula, so that gets an apostrophe. */
+/** Rows as CSV (RFC 4180). Text that a spreadsheet would execute as a formula gets a leading apostrophe. */
 function csv(headings, rows) {
   const cell = (value) => {
     if (value === null || value === undefined) return "";
@@ -47,23 +47,23 @@ function csvButton(name, headings, rows) {
   return el("button", { type: "button", class: "small", "aria-label": `save ${name} as CSV`, click: save }, "CSV");
 }
 
-/** A figure with its caption and buttons, and below it what it shows. */
+/** A figure: caption and buttons, with the content below. */
 function figure(caption, buttons, ...content) {
   const bar = el("figcaption", {}, el("span", {}, caption), el("span", { class: "buttons" }, buttons));
   return el("figure", {}, bar, ...content);
 }
 
-const ROWS_AT_ONCE = 25, LONG = 30;
-const COLUMNS_OF_A_PAGE = 12; // of numbers, in print; wider tables get a page turned on its side
+const INITIAL_ROWS = 25, LONG_TEXT = 30;
+const PORTRAIT_COLUMNS = 12; // in print; tables with more columns get a landscape page
 
 /**
- * A table whose headings sort. Columns: {heading, value(row) -> what sorts and is saved, cell(row) -> what is shown,
- * number: bool}. With a filter, a box searches the text of all values.
+ * A table that sorts by its headings. Columns: {heading, value(row) -> value to sort by and to save, cell(row) -> element
+ * to show, number: bool}. With a filter, a search box matches the text of all values.
  */
 function table(name, columns, rows, { filter = false, caption = name } = {}) {
-  let order = null, needle = "", limit = ROWS_AT_ONCE;
+  let order = null, needle = "", limit = INITIAL_ROWS;
   const body = el("tbody"), more = el("button", { type: "button", click: () => { limit *= 4; fill(); } });
-  const told = el("span", { class: "soft", role: "status" });
+  const status = el("span", { class: "soft", role: "status" });
   const heads = columns.map((column) => {
     const sort = () => {
       order = { column, down: order?.column === column ? !order.down : Boolean(column.number) };
@@ -72,7 +72,7 @@ function table(name, columns, rows, { filter = false, caption = name } = {}) {
     const button = el("button", { type: "button", click: sort }, column.heading);
     return el("th", { scope: "col", class: column.number ? "number" : null }, button);
   });
-  const long = columns.map((column) => !column.number && rows.some((row) => String(column.value(row) ?? "").length > LONG));
+  const long = columns.map((column) => !column.number && rows.some((row) => String(column.value(row) ?? "").length > LONG_TEXT));
   const values = (row) => columns.map((column) => column.value(row));
 
   function chosen() {
@@ -88,22 +88,22 @@ function table(name, columns, rows, { filter = false, caption = name } = {}) {
         column.cell ? column.cell(row) : shown(column.value(row), column.decimals))))));
     heads.forEach((head, i) => head.setAttribute("aria-sort",
       order?.column !== columns[i] ? "none" : order.down ? "descending" : "ascending"));
-    more.textContent = `Show more of ${found.length.toLocaleString("en")}`;
+    more.textContent = `Show more (${found.length.toLocaleString("en")} rows)`;
     more.hidden = found.length <= limit;
-    told.textContent = filter ? `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")}` : "";
+    status.textContent = filter ? `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")}` : "";
   }
-  const search = el("input", { type: "search", "aria-label": `search in ${caption}`, placeholder: "search",
+  const search = el("input", { type: "search", "aria-label": `search ${caption}`, placeholder: "Search",
     input: (event) => { needle = event.target.value.toLowerCase(); fill(); } });
   fill();
-  const made = figure(caption,
-    [...(filter ? [told, search] : []), csvButton(name, columns.map((c) => c.heading), () => chosen().map(values))],
+  const element = figure(caption,
+    [...(filter ? [status, search] : []), csvButton(name, columns.map((c) => c.heading), () => chosen().map(values))],
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
       el("table", {}, el("thead", {}, el("tr", {}, heads)), body)), more);
-  made.classList.toggle("wide", columns.length > COLUMNS_OF_A_PAGE);
-  return made;
+  element.classList.toggle("wide", columns.length > PORTRAIT_COLUMNS);
+  return element;
 }
 
-/** Numbers by size, text as people count (2 before 10), what is missing last. */
+/** Sort order: numbers by value, text naturally (2 before 10), missing values last. */
 function compare(a, b) {
   if (a === b) return 0;
   if (a === null || a === undefined) return 1;
@@ -118,7 +118,7 @@ function select(label, options, value, change) {
   return el("label", {}, label, " ", box);
 }
 
-/** Names and values. */
+/** A list of names and values. */
 function facts(pairs) {
   return el("dl", {}, pairs.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 }

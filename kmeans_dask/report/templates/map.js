@@ -1,30 +1,30 @@
 "use strict";
-// The map: a sample of the items and the centres of a model in a plane, to pan and zoom.
+// The map: a sample of the items and the centres of a model in a plane, with pan and zoom.
 
-const mapState = { label: "", pictures: true };
+const mapState = { label: "", images: true };
 
 function map(model) {
-  const { x, y, label, tile: tiles, cluster: places, shares, of } = DATA.map;
+  const { x, y, label, tile: tiles, cluster: clustersOf, explained, of } = DATA.map;
   const m = DATA.models.indexOf(model), names = DATA.labels.names;
-  const asked = mapState.label === "" ? null : Number(mapState.label);
-  const colour = (index) => (index < 0 || (asked !== null && index !== asked) ? ink("faint") : COLOURS[index % COLOURS.length]);
+  const highlighted = mapState.label === "" ? null : Number(mapState.label);
+  const colour = (index) => (index < 0 || (highlighted !== null && index !== highlighted) ? ink("faint") : COLOURS[index % COLOURS.length]);
   const marker = (index) => (index < 0 ? "dot" : MARKERS[Math.floor(index / COLOURS.length) % MARKERS.length]);
-  // what is highlighted is drawn last, above the others
-  const order = x.map((_, i) => i).sort((a, b) => (label[a] === asked) - (label[b] === asked));
+  // draw highlighted items last, on top of the others
+  const order = x.map((_, i) => i).sort((a, b) => (label[a] === highlighted) - (label[b] === highlighted));
   const pick = (values) => order.map((i) => values[i]);
   const source = new Bokeh.ColumnDataSource({ data: {
     x: pick(x), y: pick(y), colour: order.map((i) => colour(label[i])), marker: order.map((i) => marker(label[i])),
-    label: order.map((i) => plain(labelName(label[i]))), cluster: order.map((i) => places[m][i]),
+    label: order.map((i) => plain(labelName(label[i]))), cluster: order.map((i) => clustersOf[m][i]),
   } });
   const [centreX, centreY] = DATA.map.centres[m];
-  const made = plot({ height: 620, tools: "pan,wheel_zoom,tap,hover", x_range: wide([...x, ...centreX]), y_range: wide([...y, ...centreY]),
-    x_axis_label: `first component, ${percent(shares[0])} of the centres' variance`,
-    y_axis_label: `second component, ${percent(shares[1])}` });
+  const made = plot({ height: 620, tools: "pan,wheel_zoom,tap,hover", x_range: padded([...x, ...centreX]), y_range: padded([...y, ...centreY]),
+    x_axis_label: `first component, ${percent(explained[0])} of the centres' variance`,
+    y_axis_label: `second component, ${percent(explained[1])}` });
   made.toolbar.active_scroll = made.toolbar.tools.find((tool) => tool instanceof Bokeh.WheelZoomTool);
   made.scatter({ x: { field: "x" }, y: { field: "y" }, marker: { field: "marker" }, source, size: 7, fill_alpha: 0.75,
     fill_color: { field: "colour" }, line_color: { field: "colour" }, line_alpha: 0.75, nonselection_fill_alpha: 0.75, nonselection_line_alpha: 0.75 });
   onSelect(source, ([i]) => {
-    const item = order[i], c = places[m][item];
+    const item = order[i], c = clustersOf[m][item];
     if (tiles[item] >= 0) {
       showItem(tiles[item], [["cluster", clusterLink(model, c, `${c} (${labelName(model.label[c])})`)]]);
     }
@@ -32,18 +32,18 @@ function map(model) {
   const centres = new Bokeh.ColumnDataSource({ data: {
     x: centreX, y: centreY, cluster: [...centreX.keys()], label: model.label.map((index) => plain(labelName(index))),
   } });
-  made.scatter({ x: { field: "x" }, y: { field: "y" }, marker: "square", source: centres, size: mapState.pictures ? 26 : 9,
+  made.scatter({ x: { field: "x" }, y: { field: "y" }, marker: "square", source: centres, size: mapState.images ? 26 : 9,
     fill_color: ink("page"), line_color: ink("text"), nonselection_fill_alpha: 1, nonselection_line_alpha: 1 });
   onSelect(centres, ([c]) => { location.hash = `#cluster/${modelId(model)}/${c}`; });
   hover(made, [["label", "@label"], ["cluster", "@cluster"]]);
 
   const options = names.map((name, i) => [String(i), name]);
-  const rows = order.map((i) => [labelName(label[i]), x[i], y[i], places[m][i]]);
+  const rows = order.map((i) => [labelName(label[i]), x[i], y[i], clustersOf[m][i]]);
   const shown = chart(`map-${modelId(model)}`, "Map", made, ["label", "x", "y", "cluster"], rows,
     { extra: zoomButtons(), ready: (_, place) => keys(made, place) });
-  if (mapState.pictures) {
-    centreAddresses(model).then((url) => {
-      if (!shown.isConnected) return; // another view was opened meanwhile
+  if (mapState.images) {
+    centreUris(model).then((url) => {
+      if (!shown.isConnected) return; // another view has been opened in the meantime
       made.image_url({ url, x: centreX, y: centreY, w: { value: 24, units: "screen" }, h: { value: 24, units: "screen" },
         anchor: "center" });
     });
@@ -51,18 +51,18 @@ function map(model) {
   return [
     el("h2", {}, `Map of ${modelName(model)}`),
     el("p", { class: "soft" }, `${x.length.toLocaleString("en")} items and the ${model.k} centres, in the plane of the first two principal components of the ` +
-      `centres of ${of[0]}, K = ${of[1]}. Drag to move, turn the wheel to zoom; with the keyboard: arrows, + and −, 0. A point opens its item, a square its cluster.`),
+      `centres of ${of[0]}, K = ${of[1]}. Drag to pan, scroll to zoom; on the keyboard: arrow keys, + and −, 0 to reset. Click a point to open its item, a square to open its cluster.`),
     el("div", { class: "controls" },
       names.length ? select("Highlight", [["", "all labels"], ...options], mapState.label, (value) => { mapState.label = value; render(); }) : null,
-      el("label", {}, el("input", { type: "checkbox", checked: mapState.pictures,
-        change: (event) => { mapState.pictures = event.target.checked; render(); } }), " pictures of the centres")),
+      el("label", {}, el("input", { type: "checkbox", checked: mapState.images,
+        change: (event) => { mapState.images = event.target.checked; render(); } }), " show centres as images")),
     legend(names),
     shown,
   ];
 }
 
-/** A little more than the range of values. */
-function wide(values) {
+/** The range of some values plus a margin. */
+function padded(values) {
   const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
   const margin = (high - low || 1) * 0.05;
   return [low - margin, high + margin];
@@ -78,8 +78,8 @@ function legend(names) {
   }));
 }
 
-/** Pictures of the centres as addresses, which the chart draws. */
-async function centreAddresses(model) {
+/** The images of the centres as data URIs, for the chart. */
+async function centreUris(model) {
   const canvases = [...model.size.keys()].map((c) => centre(model, c, 24));
   await Promise.all(sheets.values());
   return canvases.map((canvas) => canvas.toDataURL());
@@ -114,6 +114,6 @@ function keys(made, place) {
 }
 
 function zoomButtons() {
-  return [["+", "zoom in"], ["-", "zoom out"], ["0", "whole map"]].map(([key, name]) =>
+  return [["+", "zoom in"], ["-", "zoom out"], ["0", "reset"]].map(([key, name]) =>
     el("button", { type: "button", class: "small", "aria-label": name, title: name, "data-key": key }, key === "0" ? "⤢" : key === "-" ? "−" : key));
 }

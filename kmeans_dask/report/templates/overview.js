@@ -1,11 +1,11 @@
 "use strict";
-// The views of the run as a whole: overview, items to look at, failed items.
+// Views of the whole run: overview, lists of items to review, failed items.
 
 const METRICS = [
-  // heading of a panel, [column of the metrics, name, dashed], what is said of it
+  // [panel heading, [[metrics column, series name, dashed], ...]]
   ["Inertia per sample", [["inertia_per_sample", "fitted", false], ["inertia_per_sample_holdout", "held out", true]]],
   ["Accuracy by majority label", [["accuracy_train", "fitted", false], ["accuracy_holdout", "held out", true]]],
-  ["Accuracy, one cluster a label", [["accuracy_one_to_one", "fitted", false], ["accuracy_one_to_one_holdout", "held out", true]]],
+  ["Accuracy, one cluster per label", [["accuracy_one_to_one", "fitted", false], ["accuracy_one_to_one_holdout", "held out", true]]],
   ["Homogeneity and completeness", [["homogeneity", "homogeneity", false], ["completeness", "completeness", true]]],
   ["V-measure and purity", [["v_measure", "V", false], ["purity", "purity", true]]],
   ["Adjusted Rand index and mutual information", [["adjusted_rand", "ARI", false], ["adjusted_mutual_information", "AMI", true]]],
@@ -13,8 +13,8 @@ const METRICS = [
   ["Silhouette (simplified)", [["silhouette", "", false]]],
   ["Davies-Bouldin (lower is better)", [["davies_bouldin", "", false]]],
   ["Calinski-Harabasz", [["calinski_harabasz", "", false]]],
-  ["Stability with a second seed", [["stability", "", false]]],
-  ["Seconds of the fit", [["seconds", "", false]]],
+  ["Stability under a second seed", [["stability", "", false]]],
+  ["Fit time in seconds", [["seconds", "", false]]],
 ];
 
 function overview() {
@@ -23,19 +23,19 @@ function overview() {
     el("h2", {}, "Overview"),
     facts(run.facts),
     metrics.length ? el("section", {}, el("h3", {}, "Models"), DATA.choice.map(choice), metricsTable(),
-      el("p", { class: "soft" }, "Labels are given to clusters by the majority of their fitted items, and accuracy is the " +
-        "share of items whose cluster has their label: it grows with K by construction, so compare it at equal K. Inertia " +
-        `is the sum of squared distances to the nearest centre, ${DATA.scale}.`),
+      el("p", { class: "soft" }, "Each cluster gets the majority label of its fitted items, and accuracy is the fraction of " +
+        "items whose cluster has their label. It grows with K by construction, so compare models at equal K. Inertia is the " +
+        `sum of squared distances to the nearest centre, ${DATA.scale}.`),
       el("div", { class: "panels" }, METRICS.map(metricCurves))) : null,
     el("section", {}, el("h3", {}, "Run"), el("div", { class: "panels" }, timings(),
-      labels?.counts.length ? labelBars() : null), 
+      labels?.counts.length ? labelBars() : null),
       el("div", { class: "panels" }, run.shapes.length ? shapes() : null, run.changes.length ? changes() : null),
       el("details", {}, el("summary", {}, "Software and seed"), facts(run.versions)),
       el("details", {}, el("summary", {}, "Config"), el("pre", { tabindex: 0 }, run.config))),
   ];
 }
 
-const choice = (made) => el("p", { class: "note" }, el("strong", {}, `K = ${made.k} is proposed for ${made.algorithm}. `), made.reason);
+const choice = ({ algorithm, k, reason }) => el("p", { class: "note" }, el("strong", {}, `Suggested for ${algorithm}: K = ${k}. `), reason);
 
 function metricsTable() {
   const known = ["algorithm", "k", "accuracy_train", "accuracy_holdout", "homogeneity", "v_measure", "adjusted_rand", "silhouette",
@@ -48,7 +48,7 @@ function metricsTable() {
   }));
   const name = columns[1].value;
   columns[1].cell = (row) => el("a", { href: `#clusters/${row.algorithm}-${row.k}` }, String(name(row)));
-  return table("metrics", columns, DATA.metrics, { caption: "Figures of every model" });
+  return table("metrics", columns, DATA.metrics, { caption: "Metrics of all models" });
 }
 
 function metricCurves([caption, parts]) {
@@ -63,51 +63,51 @@ function metricCurves([caption, parts]) {
 
 function timings() {
   const { timings: stages } = DATA.run;
-  return stages.length ? bars("stages", "Seconds of each stage", stages.map(([name]) => name), stages.map(([, s]) => s), "seconds") : null;
+  return stages.length ? bars("stages", "Time per stage", stages.map(([name]) => name), stages.map(([, s]) => s), "seconds") : null;
 }
 
-const BARS = 30;
+const MAX_BARS = 30;
 
 function labelBars() {
   const { names, counts } = { names: DATA.labels.names, counts: DATA.labels.counts };
   const order = counts.map((_, i) => i);
-  if (counts.length <= BARS) return bars("labels", "Items of each label", names, counts, "items");
+  if (counts.length <= MAX_BARS) return bars("labels", "Items per label", names, counts, "items");
   order.sort((a, b) => counts[b] - counts[a]);
-  const first = order.slice(0, BARS);
-  return el("div", {}, bars("labels", `Items of the ${BARS} most frequent labels`, first.map((i) => names[i]), first.map((i) => counts[i]), "items"),
+  const first = order.slice(0, MAX_BARS);
+  return el("div", {}, bars("labels", `Items per label: the ${MAX_BARS} most frequent`, first.map((i) => names[i]), first.map((i) => counts[i]), "items"),
     table("all-labels", [{ heading: "label", value: (i) => names[i] }, { heading: "items", number: true, value: (i) => counts[i] }],
-      order, { filter: true, caption: "Items of all labels" }));
+      order, { filter: true, caption: "Items per label: all labels" }));
 }
 
 function shapes() {
-  const columns = ["width × height, pixels", "mode", "items"].map((heading, i) =>
+  const columns = ["width × height in pixels", "mode", "items"].map((heading, i) =>
     ({ heading, number: i === 2, value: (row) => row[i] }));
-  return table("shapes", columns, DATA.run.shapes, { caption: "Original images" });
+  return table("shapes", columns, DATA.run.shapes, { caption: "Sizes of the original images" });
 }
 
 function changes() {
-  const columns = ["done to items beside resizing", "how", "items"].map((heading, i) =>
+  const columns = ["conversion", "method", "items"].map((heading, i) =>
     ({ heading, number: i === 2, value: (row) => row[i] }));
-  return table("changes", columns, DATA.run.changes, { caption: "Changes to the images" });
+  return table("changes", columns, DATA.run.changes, { caption: "Conversions apart from resizing" });
 }
 
 // ---- lists of items
 
 const LISTS = {
-  label_issues: ["Suspects", "Items whose label disagrees with a cluster that is nearly pure: perhaps they are labelled wrongly."],
+  label_issues: ["Label issues", "Items whose label disagrees with a nearly pure cluster: the label is possibly wrong."],
   outliers: ["Outliers", "Items far from the centre of their cluster."],
-  duplicates: ["Duplicates", "Items with the same pixels as another one, or nearly the same."],
+  duplicates: ["Duplicates", "Items with the same or nearly the same pixels as another item."],
 };
 
 function list(model, name) {
-  const [title, words] = LISTS[name], columns = DATA.lists[name];
+  const [title, description] = LISTS[name], columns = DATA.lists[name];
   const n = columns.row.length;
   let rows = Array.from({ length: n }, (_, i) => i);
   const ofModel = "algorithm" in columns;
   if (ofModel && model) rows = rows.filter((i) => columns.algorithm[i] === model.algorithm && columns.k[i] === model.k);
-  const pictured = (tiles) => (i) => (columns[tiles][i] < 0 ? "–" : itemButton(columns[tiles][i], null, 48));
-  const made = [{ heading: "item", value: (i) => columns.row[i], cell: pictured("tile"), number: true }];
-  if ("of_tile" in columns) made.push({ heading: "of", value: (i) => columns.of_row[i], cell: pictured("of_tile"), number: true });
+  const image = (tiles) => (i) => (columns[tiles][i] < 0 ? "–" : itemButton(columns[tiles][i], null, 48));
+  const shownColumns = [{ heading: "item", value: (i) => columns.row[i], cell: image("tile"), number: true }];
+  if ("of_tile" in columns) shownColumns.push({ heading: "of", value: (i) => columns.of_row[i], cell: image("of_tile"), number: true });
   for (const key of Object.keys(columns)) {
     if (["row", "of_row", "tile", "of_tile", "algorithm", "k"].includes(key)) continue;
     const value = (i) => columns[key][i];
@@ -115,21 +115,22 @@ function list(model, name) {
     if (key === "cluster" && model) {
       column.cell = (i) => el("a", { href: `#cluster/${modelId(clusterModel(columns, i, model))}/${value(i)}` }, String(value(i)));
     }
-    made.push(column);
+    shownColumns.push(column);
   }
   const total = DATA.totals[name] ?? n;
   return [
     el("h2", {}, title),
-    el("p", {}, words, ` ${total.toLocaleString("en")} in ${name}.csv${ofModel ? ", of all models" : ""}; ` +
-      `${rows.length.toLocaleString("en")} ${ofModel ? `of ${modelName(model)} ` : ""}are shown, the most certain first.`),
-    rows.length ? table(name, made, rows, { filter: true, caption: title }) : el("p", { class: "note" }, `No ${name} were found.`),
+    el("p", {}, description, ` ${name}.csv has ${total.toLocaleString("en")}${ofModel ? " over all models" : ""}; shown here: ` +
+      `${rows.length.toLocaleString("en")}${ofModel ? ` of ${modelName(model)}` : ""}, most certain first.`),
+    rows.length ? table(name, shownColumns, rows, { filter: true, caption: title }) :
+      el("p", { class: "note" }, `No ${title.toLowerCase()} found.`),
   ];
 }
 
-/** Lists of one model only, such as duplicates, speak of the model with the most clusters. */
+/** The model that a row's cluster refers to; lists without a model, such as duplicates, use the one with the largest K. */
 function clusterModel(columns, i, model) {
   if ("algorithm" in columns) return model;
-  return DATA.models.reduce((most, other) => (other.k > most.k ? other : most));
+  return DATA.models.reduce((largest, other) => (other.k > largest.k ? other : largest));
 }
 
 function failed() {
@@ -137,9 +138,9 @@ function failed() {
   const columns = ["path", "status", "error"].map((heading) => ({ heading, value: (row) => row[heading] }));
   return [
     el("h2", {}, "Failed items"),
-    count === 0 ? el("p", {}, "Every item was read.") :
-      el("p", {}, `${count.toLocaleString("en")} items could not be read; all are listed in items.csv with the reason.` +
-        (rows.length < count ? ` The first ${rows.length} are shown here.` : "")),
+    count === 0 ? el("p", {}, "All items were read.") :
+      el("p", {}, `${count.toLocaleString("en")} items could not be read; items.csv lists all of them with the reason.` +
+        (rows.length < count ? ` The first ${rows.length.toLocaleString("en")} are shown here.` : "")),
     count ? table("failed", columns, rows, { filter: true, caption: "Failed items" }) : null,
   ];
 }

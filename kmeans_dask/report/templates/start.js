@@ -1,28 +1,28 @@
 "use strict";
-// The address after # says what is shown: #overview, #clusters/MODEL, #cluster/MODEL/17, #cell/MODEL/3/5 and so on.
+// The URL fragment selects the view: #overview, #clusters/MODEL, #cluster/MODEL/17, #cell/MODEL/3/5 and so on.
 
 const has = (list) => Array.isArray(list) && list.length > 0;
-const ofModels = has(DATA.models);
+const hasModels = has(DATA.models);
 
-/** Name -> [title, whether there is such a view, whether it is of one model, function that makes its elements]. */
+/** Name -> [title in the navigation, is available, belongs to one model, function that returns its elements]. */
 const VIEWS = {
   overview: ["Overview", true, false, () => overview()],
-  clusters: ["Clusters", ofModels, true, clusters],
-  cluster: [null, ofModels, true, (model, c) => cluster(model, Number(c))],
-  confusion: ["Confusion", ofModels && has(DATA.labels.names), true, confusion],
-  cell: [null, ofModels, true, (model, label, guess) => cell(model, Number(label), Number(guess))],
-  map: ["Map", ofModels && DATA.map !== null, true, map],
+  clusters: ["Clusters", hasModels, true, clusters],
+  cluster: [null, hasModels, true, (model, c) => cluster(model, Number(c))],
+  confusion: ["Confusion", hasModels && has(DATA.labels.names), true, confusion],
+  cell: [null, hasModels, true, (model, label, guess) => cell(model, Number(label), Number(guess))],
+  map: ["Map", hasModels && DATA.map !== null, true, map],
   ...Object.fromEntries(Object.entries(LISTS).map(([name, [title]]) =>
     [name, [title, name in DATA.lists, true, (model) => list(model, name)]])),
   colours: ["Quantized", DATA.colours !== null, false, () => colours()],
   failed: ["Failed", true, false, () => failed()],
 };
 
-/** Views below another one, which the navigation shows instead. */
-const ABOVE = { cluster: "clusters", cell: "confusion" };
+/** Subordinate view -> the view that the navigation highlights for it. */
+const PARENTS = { cluster: "clusters", cell: "confusion" };
 
-/** What the address asks for, or the overview where that is not there. */
-function asked() {
+/** The view that the URL asks for, or the overview if there is no such view. */
+function requested() {
   const [view, id, ...rest] = location.hash.slice(1).split("/");
   if (!VIEWS[view]?.[1]) return { view: "overview", model: current, rest: [] };
   const model = DATA.models.find((other) => modelId(other) === id) ?? current;
@@ -31,19 +31,19 @@ function asked() {
   return missing ? { view: "clusters", model, rest: [] } : { view, model, rest };
 }
 
-let current = DATA.models.find(({ algorithm, k }) => DATA.choice.some((made) => made.algorithm === algorithm && made.k === k)) ??
-  DATA.models.reduce((most, model) => (most === null || model.k > most.k ? model : most), null);
+let current = DATA.models.find(({ algorithm, k }) => DATA.choice.some((choice) => choice.algorithm === algorithm && choice.k === k)) ??
+  DATA.models.reduce((largest, model) => (largest === null || model.k > largest.k ? model : largest), null);
 
 function render() {
-  const { view, model, rest } = asked();
+  const { view, model, rest } = requested();
   current = model;
-  const [title, , ofModel, make] = VIEWS[view];
+  const [, , ofModel, make] = VIEWS[view];
   const main = document.getElementById("main");
   document.documentElement.classList.toggle("dark", matchMedia("(prefers-color-scheme: dark)").matches);
   main.replaceChildren(...make(...(ofModel ? [model, ...rest] : [])).filter(Boolean));
   document.title = `${main.querySelector("h2").textContent} – ${DATA.title}`;
   for (const link of document.querySelectorAll("#nav a")) {
-    const here = link.dataset.view === (ABOVE[view] ?? view);
+    const here = link.dataset.view === (PARENTS[view] ?? view);
     if (here) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
     if (VIEWS[link.dataset.view][2]) link.href = `#${link.dataset.view}/${modelId(model)}`;
@@ -55,12 +55,12 @@ function render() {
 }
 
 function start() {
-  const links = Object.entries(VIEWS).filter(([, [title, there]]) => title && there)
+  const links = Object.entries(VIEWS).filter(([, [title, available]]) => title && available)
     .map(([name, [title]]) => el("li", {}, el("a", { href: `#${name}`, "data-view": name }, title)));
   document.getElementById("nav").append(el("ul", {}, links));
-  const another = (id) => { location.hash = `#${ABOVE[asked().view] ?? asked().view}/${id}`; };
+  const switchModel = (id) => { location.hash = `#${PARENTS[requested().view] ?? requested().view}/${id}`; };
   const options = DATA.models.map((model) => [modelId(model), modelName(model)]);
-  document.getElementById("model").append(select("Model", options, "", another));
+  document.getElementById("model").append(select("Model", options, "", switchModel));
   addEventListener("hashchange", () => {
     document.getElementById("item").close();
     render();
@@ -68,16 +68,16 @@ function start() {
     scrollTo(0, 0);
   });
   document.getElementById("skip").addEventListener("click", () => document.getElementById("main").focus());
-  addEventListener("keydown", turn);
+  addEventListener("keydown", stepThroughClusters);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", render);
   render();
 }
 
-/** Left and right turn the pages of the clusters, unless a field or the map has the focus. */
-function turn(event) {
-  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key], { view, model, rest } = asked();
+/** The left and right arrow keys step through the clusters, unless a field or the map has the focus. */
+function stepThroughClusters(event) {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], { view, model, rest } = requested();
   const busy = event.target.closest("input, select, dialog, .chart, .scroll") || event.altKey || event.ctrlKey || event.metaKey;
-  if (by && view === "cluster" && !busy) location.hash = `#cluster/${modelId(model)}/${(Number(rest[0]) + by + model.k) % model.k}`;
+  if (step && view === "cluster" && !busy) location.hash = `#cluster/${modelId(model)}/${(Number(rest[0]) + step + model.k) % model.k}`;
 }
 
 document.addEventListener("DOMContentLoaded", start);

@@ -7,28 +7,28 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from kmeans_dask.report.thumbnails import ACROSS, TILE_SIDE, Sheets, encode_webp, pack, tiles_of, within
+from kmeans_dask.report.thumbnails import ACROSS, TILE_SIDE, TileSheets, encode_webp, make_tiles, pack, shrink
 
 
-def tile(sheets: Sheets, number: int) -> NDArray[np.uint8]:
+def tile(sheets: TileSheets, number: int) -> NDArray[np.uint8]:
     """Cut a tile out of its sheet, as the page does."""
-    picture = np.asarray(Image.open(io.BytesIO(sheets.pictures[number // ACROSS**2])).convert("RGB"))
-    place = number % ACROSS**2
-    x, y = place % ACROSS * sheets.pitch[0], place // ACROSS * sheets.pitch[1]
-    return picture[y : y + sheets.height, x : x + sheets.width]
+    sheet = np.asarray(Image.open(io.BytesIO(sheets.images[number // ACROSS**2])).convert("RGB"))
+    position = number % ACROSS**2
+    x, y = position % ACROSS * sheets.pitch[0], position // ACROSS * sheets.pitch[1]
+    return sheet[y : y + sheets.height, x : x + sheets.width]
 
 
-def test_small_grey_tiles_are_kept_bit_by_bit():
+def test_small_grey_tiles_are_lossless():
     tiles = np.random.default_rng(0).integers(0, 256, (ACROSS**2 + 40, 9, 7, 1), dtype=np.uint8)
 
     sheets = pack(tiles)
 
-    assert len(sheets.pictures) == 2
+    assert len(sheets.images) == 2
     for number in (0, 1, ACROSS, ACROSS**2 - 1, ACROSS**2, ACROSS**2 + 39):
         np.testing.assert_array_equal(tile(sheets, number)[:, :, 1:2], tiles[number])
 
 
-def test_lossy_tiles_do_not_run_into_each_other():
+def test_lossy_tiles_do_not_bleed_into_each_other():
     tiles = np.zeros((40, 20, 20, 3), np.uint8)
     tiles[::2] = (255, 0, 0)
     tiles[1::2] = (0, 0, 255)
@@ -37,15 +37,15 @@ def test_lossy_tiles_do_not_run_into_each_other():
 
     assert sheets.pitch == (32, 32)
     for number in (0, 1, 33, 39):
-        apart = np.abs(tile(sheets, number).astype(int) - tiles[number])
-        assert apart[1:, 1:].max() <= 8  # decoders smooth colours over the edge of a block, by one pixel
+        difference = np.abs(tile(sheets, number).astype(int) - tiles[number])
+        assert difference[1:, 1:].max() <= 8  # decoders smooth one pixel across block edges
 
 
 @pytest.mark.parametrize(
     ("shape", "expected"), [((28, 28), (28, 28)), ((250, 100), (64, 26)), ((1, 4096), (1, 64)), ((64, 65), (63, 64))]
 )
 def test_large_images_become_small_tiles(shape: tuple[int, int], expected: tuple[int, int]):
-    tiles = tiles_of(np.full((2, *shape, 3), 77, np.uint8))
+    tiles = make_tiles(np.full((2, *shape, 3), 77, np.uint8))
 
     assert tiles.shape == (2, *expected, 3)
     assert max(tiles.shape[1:3]) <= TILE_SIDE
@@ -53,25 +53,25 @@ def test_large_images_become_small_tiles(shape: tuple[int, int], expected: tuple
 
 
 def test_no_tiles():
-    sheets = pack(tiles_of(np.zeros((0, 100, 100, 1), np.uint8)))
+    sheets = pack(make_tiles(np.zeros((0, 100, 100, 1), np.uint8)))
 
-    assert (sheets.n, sheets.pictures) == (0, [])
+    assert (sheets.n, sheets.images) == (0, [])
 
 
-def test_a_smaller_picture_without_mixing_has_no_new_colour():
+def test_shrinking_without_smoothing_adds_no_colours():
     image = np.zeros((90, 60, 3), np.uint8)
     image[::2] = 255
 
-    small = within(image, 30, mix=False)
+    small = shrink(image, 30, smooth=False)
 
     assert small.shape == (30, 20, 3)
     assert set(np.unique(small)) <= {0, 255}
-    assert within(image, 100, mix=True).shape == image.shape
+    assert shrink(image, 100, smooth=True).shape == image.shape
 
 
-def test_an_exact_picture_comes_back():
+def test_lossless_round_trip():
     image = np.random.default_rng(1).integers(0, 256, (30, 20, 3), dtype=np.uint8)
 
-    back = np.asarray(Image.open(io.BytesIO(encode_webp(image, exact=True))))
+    back = np.asarray(Image.open(io.BytesIO(encode_webp(image, lossless=True))))
 
     np.testing.assert_array_equal(back, image)

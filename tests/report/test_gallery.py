@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 from kmeans_dask.report.gallery import principal_plane
 
 
-def test_it_is_the_plane_of_scikit_learns_pca():
+def test_principal_plane_matches_scikit_learn_pca():
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(30, 12)) * np.geomspace(5, 0.1, 12)
 
@@ -14,10 +14,10 @@ def test_it_is_the_plane_of_scikit_learns_pca():
 
     pca = PCA(2, svd_solver="full").fit(centres)
     np.testing.assert_allclose(np.abs(plane(centres)), np.abs(pca.transform(centres)), atol=1e-9)
-    np.testing.assert_allclose(plane.shares, pca.explained_variance_ratio_)
+    np.testing.assert_allclose(plane.explained, pca.explained_variance_ratio_)
 
 
-def test_weights_count_like_repeated_centres():
+def test_weights_equal_repeated_centres():
     rng = np.random.default_rng(1)
     centres, weights = rng.normal(size=(8, 5)), rng.integers(0, 5, 8)
 
@@ -27,10 +27,10 @@ def test_weights_count_like_repeated_centres():
     np.testing.assert_allclose(weighted(centres), repeated(centres), atol=1e-9)
 
 
-def test_what_spans_no_plane_lies_on_a_line_or_a_point():
+def test_degenerate_centres_give_a_line_or_a_point():
     line = principal_plane(np.array([[0.0], [2.0]]), np.ones(2))
     point = principal_plane(np.array([[3.0, 4.0]]), np.array([7]))
 
     np.testing.assert_allclose(line(np.array([[0.0], [2.0]])), [[-1, 0], [1, 0]])
     np.testing.assert_allclose(point(np.array([[3.0, 4.0]])), [[0, 0]], atol=1e-12)
-    assert line.shares == (1.0, 0.0)
+    assert line.explained == (1.0, 0.0)

@@ -1,4 +1,4 @@
-"""The page of a small run tells what the run's tables tell."""
+"""The page of a small run against the tables of the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kmeans_dask.collection.features import open_features
 from kmeans_dask.models.model import read_model
 from kmeans_dask.report import thumbnails
 from kmeans_dask.report.gallery import make_gallery
-from kmeans_dask.report.thumbnails import in_turns, read_rows
+from kmeans_dask.report.thumbnails import read_rows, take_turns
 from kmeans_dask.storage.publish import read_json
 from tests.support.jobs import write_config
 from tests.support.page import Page
@@ -36,15 +36,15 @@ def page(run_folder: Path) -> Page:
     return Page(run_folder / "report.html")
 
 
-def tile(page: Page, strip: str, number: int) -> np.ndarray:
-    """Cut a small picture out of its sheet."""
-    layout = page.data["sheets"][strip]
+def tile(page: Page, kind: str, number: int) -> np.ndarray:
+    """Cut a tile out of its sheet."""
+    layout = page.data["sheets"][kind]
     x, y = number % layout["across"] * layout["pitch"][0], number // layout["across"] * layout["pitch"][1]
-    sheet = np.asarray(page.picture(f"{strip}-0").convert("RGB"))
+    sheet = np.asarray(page.image(f"{kind}-0").convert("RGB"))
     return sheet[y : y + layout["height"], x : x + layout["width"]].astype(int)
 
 
-def test_every_cluster_is_there(run_folder: Path, page: Page):
+def test_clusters_match_the_table_of_clusters(run_folder: Path, page: Page):
     clusters = pq.read_table(run_folder / "clusters.parquet").to_pydict()
     for model in page.data["models"]:
         name = f"{model['algorithm']}_k{model['k']}"
@@ -60,43 +60,43 @@ def test_every_cluster_is_there(run_folder: Path, page: Page):
             assert nearest[0] == members[distances.argmin()]
             assert items["row"][model["farthest"][cluster][0]] == members[distances.argmax()]
             labels = [clusters["label"][row] for row in members]
-            told = {page.data["labels"]["names"][label]: n for label, n in model["mix"][cluster]}
-            assert told == {label: labels.count(label) for label in set(labels)}
+            shown = {page.data["labels"]["names"][label]: n for label, n in model["mix"][cluster]}
+            assert shown == {label: labels.count(label) for label in set(labels)}
 
 
-def test_the_confusion_counts_all_items(run_folder: Path, page: Page):
+def test_confusion_counts_all_items(run_folder: Path, page: Page):
     clusters = pq.read_table(run_folder / "clusters.parquet").to_pydict()
     names = page.data["labels"]["names"]
     for model in page.data["models"]:
         pairs = list(zip(clusters["label"], clusters[f"{model['algorithm']}_k{model['k']}_label"], strict=True))
-        told = {(names[label], names[guess]): n for label, guess, n in model["confusion"]}
-        assert told == {pair: pairs.count(pair) for pair in set(pairs)}
+        shown = {(names[label], names[guess]): n for label, guess, n in model["confusion"]}
+        assert shown == {pair: pairs.count(pair) for pair in set(pairs)}
 
 
-def test_pictures_are_those_of_the_items(run_folder: Path, page: Page):
+def test_item_tiles_show_the_items(run_folder: Path, page: Page):
     collection = open_collection(run_folder / "collection.zarr")
     items = page.data["items"]
     rows = np.array(items["row"])
     pixels = collection.images.compute(scheduler="sync")
     for number in (0, len(rows) // 2, len(rows) - 1):
         shown = tile(page, "items", number)
-        # lossy, but nearer to its own image than to any other
-        apart = np.abs(pixels.astype(int) - shown).mean(axis=(1, 2, 3))
-        assert apart.argmin() == rows[number]
+        # lossy, but closer to its own image than to any other
+        difference = np.abs(pixels.astype(int) - shown).mean(axis=(1, 2, 3))
+        assert difference.argmin() == rows[number]
         assert items["path"][number] == collection.items["path"][int(rows[number])].as_py()
         assert items["label"][number] == collection.labels[rows[number]]
 
 
-def test_centres_are_drawn(run_folder: Path, page: Page):
-    for told in page.data["models"]:
-        centres = read_model(run_folder / "models" / told["algorithm"] / f"k={told['k']}.zarr").centres
-        for cluster in (0, told["k"] - 1):
-            shown = tile(page, "centres", told["first_centre"] + cluster)
-            # lossy, but nearer to its own centre than to any other
+def test_centre_tiles_show_the_centres(run_folder: Path, page: Page):
+    for model in page.data["models"]:
+        centres = read_model(run_folder / "models" / model["algorithm"] / f"k={model['k']}.zarr").centres
+        for cluster in (0, model["k"] - 1):
+            shown = tile(page, "centres", model["first_centre"] + cluster)
+            # lossy, but closer to its own centre than to any other
             assert np.abs(centres - shown.ravel()).mean(axis=1).argmin() == cluster
 
 
-def test_the_map_shows_every_readable_item(page: Page):
+def test_map_shows_every_readable_item(page: Page):
     drawn = page.data["map"]
 
     assert len(drawn["x"]) == len(drawn["label"]) == 60
@@ -105,34 +105,34 @@ def test_the_map_shows_every_readable_item(page: Page):
         assert set(drawn["cluster"][m]) == set(range(model["k"]))
 
 
-def test_figures_of_the_models(run_folder: Path, page: Page):
+def test_metrics_timings_and_facts(run_folder: Path, page: Page):
     assert page.data["metrics"] == read_json(run_folder / "metrics.json")
     assert [stage for stage, _ in page.data["run"]["timings"]] == ["ingest", "fit", "evaluate"]
     assert dict(page.data["run"]["facts"])["items"] == "60"
 
 
-def test_pages_of_many_clusters_show_less_of_each(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_lists_are_shortened_to_fit_the_page(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("kmeans_dask.report.thumbnails.TILE_BYTES", 4000)
     collection = open_collection(run_folder / "collection.zarr")
     models = [read_model(run_folder / "models" / "kmeans" / f"k={k}.zarr") for k in (3, 5)]
     facts = pq.read_table(run_folder / "cluster_facts.parquet")
 
-    made = make_gallery(collection, open_features(run_folder), models, facts, run_folder / "clusters.parquet", {})
+    gallery = make_gallery(collection, open_features(run_folder), models, facts, run_folder / "clusters.parquet", {})
 
-    assert sum(map(len, made.items.pictures)) < 8000
-    assert len(made.data["items"]["row"]) < 60
-    whole = facts.to_pylist()
-    shown = [numbers for model in made.data["models"] for numbers in model["nearest"]]
-    assert all(len(numbers) <= len(fact["nearest"]) for numbers, fact in zip(shown, whole, strict=True))
-
-
-def test_lists_take_turns():
-    assert in_turns([[1, 2, 3], [4, 1, 5], [6]], 4) == [6, 4, 1, 2]
-    assert in_turns([[1, 2], [2, 1]], 9) == [2, 1]
-    assert in_turns([], 9) == []
+    assert sum(map(len, gallery.items.images)) < 8000
+    assert len(gallery.data["items"]["row"]) < 60
+    complete = facts.to_pylist()
+    shown = [numbers for model in gallery.data["models"] for numbers in model["nearest"]]
+    assert all(len(numbers) <= len(fact["nearest"]) for numbers, fact in zip(shown, complete, strict=True))
 
 
-def test_rows_from_all_over_come_in_their_places(run_folder: Path):
+def test_queues_take_turns():
+    assert take_turns([[1, 2, 3], [4, 1, 5], [6]], 4) == [6, 4, 1, 2]
+    assert take_turns([[1, 2], [2, 1]], 9) == [2, 1]
+    assert take_turns([], 9) == []
+
+
+def test_read_rows_in_any_order(run_folder: Path):
     collection = open_collection(run_folder / "collection.zarr")
     pixels = collection.images.compute(scheduler="sync")
     rows = np.array([59, 0, 1, 30, 30, 58])
@@ -145,9 +145,9 @@ def test_rows_from_all_over_come_in_their_places(run_folder: Path):
     np.testing.assert_array_equal(got, pixels[rows])
 
 
-def test_the_pictures_are_opened_by_others(page: Page):
-    for strip in ("items", "centres"):
-        picture = page.picture(f"{strip}-0")
-        assert isinstance(picture, Image.Image)
-        assert picture.format == "WEBP"
-        assert picture.size[0] == page.data["sheets"][strip]["pitch"][0] * thumbnails.ACROSS
+def test_sheets_are_valid_webp(page: Page):
+    for kind in ("items", "centres"):
+        sheet = page.image(f"{kind}-0")
+        assert isinstance(sheet, Image.Image)
+        assert sheet.format == "WEBP"
+        assert sheet.size[0] == page.data["sheets"][kind]["pitch"][0] * thumbnails.ACROSS
