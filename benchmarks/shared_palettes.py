@@ -12,17 +12,12 @@ from PIL import Image
 from sklearn.cluster import KMeans
 
 from benchmarks.quantize_stage import MAX_PIXELS, config_of, files_of, peak_memory, run_stage, some, workers
-from kmeans_dask.colours.quantize import (
-    QuantizeJob,
-    finish_quantized,
-    missing_outputs,
-    plan_batches,
-    quantize_tasks,
-)
+from kmeans_dask.colours.quantize import QuantizeJob, finish_quantized, missing_outputs, quantize_tasks
 from kmeans_dask.colours.shared_palette import count_tasks, fit_shared
 from kmeans_dask.colours.table import ColourTable, nearest
 from kmeans_dask.colours.weighted_kmeans import coarse_centres
 from kmeans_dask.pipeline.stages.listing import list_items_of
+from kmeans_dask.sources.batches import plan_batches
 from kmeans_dask.sources.images import open_image
 from kmeans_dask.sources.manifest import read_manifest
 from kmeans_dask.storage import zarr_groups

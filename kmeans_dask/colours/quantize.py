@@ -18,31 +18,34 @@ from typing import Any, NamedTuple
 import dask
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
+from kmeans_dask.colours.dither import Dither
 from kmeans_dask.colours.palette_files import write_palette
 from kmeans_dask.colours.palettes import Palettes, colour_limit, fit_palette, path_seed
-from kmeans_dask.colours.remap import PNG_LEVEL, PreparedImage, encode, prepare_image, remap
+from kmeans_dask.colours.remap import PNG_LEVEL, Format, PreparedImage, encode, prepare_image, remap
+from kmeans_dask.colours.seeding import Init
 from kmeans_dask.colours.spaces import Space
 from kmeans_dask.colours.table import psnr
+from kmeans_dask.config.loading import Source, check_section, input_of
 from kmeans_dask.config.sections import Quantize
-from kmeans_dask.errors import JobError
+from kmeans_dask.errors import JobError, UserError
 from kmeans_dask.reduction import task_key
+from kmeans_dask.sources.batches import plan_batches
 from kmeans_dask.sources.images import Content, ImageError, open_image
-from kmeans_dask.sources.manifest import REMOVED, read_manifest
+from kmeans_dask.sources.listing import list_items
+from kmeans_dask.sources.manifest import REMOVED, read_manifest, write_manifest
 from kmeans_dask.sources.reading import find_unreadable, raise_if_source_lost, read_contents
 from kmeans_dask.sources.sandbox import attempt
 from kmeans_dask.storage.fingerprint import file_digest, fingerprint_of
 from kmeans_dask.storage.journal import Journal, Outcome, find_journal, open_journal, write_table
-from kmeans_dask.storage.object_store import is_local, put, storage_failure
+from kmeans_dask.storage.object_store import is_local, location, make_folder, put, storage_failure
 from kmeans_dask.storage.output_names import output_names, plain_name, write_file
 
-_BATCHES = 8
-"""Minimum number of batches per thread: threads finish at about the same time, and a killed worker loses little."""
-_ITEMS, _BYTES = (64, 1024), (2**18, 2**22)
-"""Lower and upper limits of a batch. 1,024 images of 28 x 28 take 1.2 s, of which Dask's scheduler takes 4 ms; 4 MiB of
-JPEG are about 24 megapixels, 2 s."""
+_THREADS = 32
+"""Assumed by `quantize_folder`, which does not know the cluster; it only affects the size of the batches."""
 _FORMAT_VERSION = 3
 
 
@@ -89,47 +92,71 @@ class BatchSummary(NamedTuple):
     """Wall time of the task."""
 
 
-def batch_limits(n_items: int, n_bytes: int, threads: int) -> tuple[int, int]:
-    """Return the maximum number of items and of file bytes per batch, which are lower for small jobs.
+def quantize_folder(
+    source: Source,
+    dest: str | os.PathLike[str],
+    k: int | Sequence[int],
+    *,
+    init: Init = "k-means++",
+    sample: float = 1.0,
+    space: Space = "rgb",
+    rare: float = 0.0,
+    dither: Dither = "none",
+    file_format: Format = "png",
+    seed: int = 0,
+) -> pa.Table:
+    """Quantize every image of a folder or another source to K colours, each with a palette of its own.
+
+    The work runs on the active Dask client, if there is one. Calling the function again with the same arguments skips
+    the images that are finished; with other settings it replaces them.
 
     Parameters
     ----------
-    n_items, n_bytes
-        Number of items of the job, and total size of their files.
-    threads
-        Number of threads of all workers together.
-    """
-    pieces = _BATCHES * max(threads, 1)
-    items, n_bytes = (
-        min(max(-(-total // pieces), least), most) for total, (least, most) in ((n_items, _ITEMS), (n_bytes, _BYTES))
-    )
-    return items, n_bytes
-
-
-def plan_batches(manifest: pa.Table, threads: int = 1) -> list[tuple[int, int]]:
-    """Divide the items into batches, one per task; the outputs do not depend on the division.
-
-    Parameters
-    ----------
-    manifest
-        Table of `manifest.MANIFEST_SCHEMA`.
-    threads
-        Number of threads of all workers together.
+    source
+        Folder, archive, array, table, list of paths or glob pattern, local or as a URL; one or several.
+    dest
+        Folder that all workers can write, or a URL in an object store. The images are written to
+        ``quantized/<k>/<path>.png`` in it.
+    k
+        Number of colours, 1-65,536; one or several. An image is decoded once for all of them.
+    init, sample, space, rare, dither
+        See `quantize_image`.
+    file_format
+        ``png``: indexed PNG. ``webp``: lossless WebP. ``gif``: at most 256 colours.
+    seed
+        Random seed; with the path of an image it determines its palettes.
 
     Returns
     -------
-    list of (start, stop)
-        Ranges of manifest rows. A batch exceeds `batch_limits` only if it is a single item.
+    pyarrow.Table
+        One row per image and K, in natural order of the paths: `journal.QUANTIZED_SCHEMA`. Among its columns are
+        ``path``, ``k``, ``output`` (file in `dest`), ``mse`` and ``psnr``, ``bytes_in`` and ``bytes_out``, ``status``
+        (``ok``, or what is wrong with the image) and ``error``.
+
+    Raises
+    ------
+    UserError
+        An argument is invalid, the source is missing or has no images, or `dest` holds something else.
     """
-    sizes = manifest["bytes"].to_pylist()
-    max_items, max_bytes = batch_limits(len(sizes), sum(sizes), threads)
-    batches, start, total = [], 0, 0
-    for row, size in enumerate(sizes):
-        if row > start and (row - start == max_items or total + size > max_bytes):
-            batches.append((start, row))
-            start, total = row, 0
-        total += size
-    return [*batches, (start, len(manifest))] if len(manifest) else []
+    folder, images = location(dest).absolute(), input_of(source, labels="none")
+    _check_dest(folder)
+    settings = check_section(
+        Quantize, k=k, init=init, sample=sample, space=space, rare=rare, dither=dither, format=file_format
+    )
+    items = list_items(images, seed, folder)
+    own = pc.starts_with(items["file"], os.fsencode(f"{folder}/"))  # outputs of an earlier call, if dest is in source
+    make_folder(folder)
+    write_manifest(items.filter(pc.invert(own)), folder / "manifest.parquet")
+    job = QuantizeJob(folder / "manifest.parquet", folder, settings, seed, images.max_pixels)
+    dask.compute(*quantize_tasks(job, missing_outputs(job), threads=_THREADS))
+    return finish_quantized(folder, settings.k or [])
+
+
+def _check_dest(folder: Path) -> None:
+    """Refuse a folder of other things: outputs of other settings are removed from it."""
+    names = {entry.name for entry in folder.iterdir()} - {"manifest.parquet"} if folder.exists() else set()
+    if "run.json" in names or (names and "quantized.journal" not in names):
+        raise UserError(f"dest={folder} holds something other than quantized images; choose a new or empty folder")
 
 
 def missing_outputs(job: QuantizeJob, given: Mapping[int, NDArray[np.uint8]] | None = None) -> dict[int, list[int]]:

@@ -14,16 +14,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 from kmeans_dask.colours.palette_files import read_palette
-from kmeans_dask.colours.quantize import (
-    QuantizeJob,
-    finish_quantized,
-    missing_outputs,
-    plan_batches,
-    quantize_tasks,
-)
+from kmeans_dask.colours.quantize import QuantizeJob, finish_quantized, missing_outputs, quantize_tasks
 from kmeans_dask.colours.shared_palette import count_tasks, fit_shared
 from kmeans_dask.config.sections import Quantize
 from kmeans_dask.errors import JobError
+from kmeans_dask.sources.batches import plan_batches
 from kmeans_dask.sources.manifest import read_manifest, write_manifest
 from kmeans_dask.storage.journal import QUANTIZED_SCHEMA, find_journal
 from tests.support.brute_force import nearest_indices

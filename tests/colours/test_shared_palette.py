@@ -10,11 +10,12 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_sample_image
 
 from kmeans_dask.colours import shared_palette
-from kmeans_dask.colours.quantize import QuantizeJob, plan_batches
+from kmeans_dask.colours.quantize import QuantizeJob
 from kmeans_dask.colours.shared_palette import count_tasks, fit_shared, n_colours, open_colours
 from kmeans_dask.colours.spaces import to_space
 from kmeans_dask.colours.table import colour_table, merge
 from kmeans_dask.config.sections import Quantize
+from kmeans_dask.sources.batches import plan_batches
 from kmeans_dask.sources.manifest import read_manifest, write_manifest
 from kmeans_dask.storage import zarr_groups
 from tests.support.brute_force import nearest_indices

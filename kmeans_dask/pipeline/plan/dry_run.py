@@ -11,7 +11,6 @@ import psutil
 import pyarrow.compute as pc
 from dask.utils import parse_bytes
 
-from kmeans_dask.colours.quantize import plan_batches
 from kmeans_dask.config.sections import Config
 from kmeans_dask.deploy.workers import Workers
 from kmeans_dask.pipeline.console import duration, show_line, show_table
@@ -19,6 +18,7 @@ from kmeans_dask.pipeline.plan.estimate import estimate
 from kmeans_dask.pipeline.plan.image_sizes import plan_of
 from kmeans_dask.pipeline.plan.memory import megapixels_that_fit
 from kmeans_dask.pipeline.plan.rates import Rate, measured_rates
+from kmeans_dask.sources.batches import plan_batches
 from kmeans_dask.sources.listing import list_items
 
 

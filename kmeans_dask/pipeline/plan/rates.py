@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from kmeans_dask.colours.quantize import batch_limits
 from kmeans_dask.config.sections import Config
 from kmeans_dask.errors import UserError
 from kmeans_dask.pipeline.finished import config_of
 from kmeans_dask.pipeline.plan.estimate import Estimate, estimate
 from kmeans_dask.pipeline.resume import STAGES, is_finished
+from kmeans_dask.sources.batches import batch_limits
 from kmeans_dask.storage.object_store import location, reporting_unreachable
 from kmeans_dask.storage.run_folder import RunFolder
 from kmeans_dask.storage.run_record import RunRecord
@@ -99,7 +99,7 @@ def _estimate_of(config: Config, stage: str, stages: Mapping[str, Any]) -> Estim
     n_items, n_bytes = ingested.get("items", entry["summary"].get("items")), entry["bytes_read"]
     cores = max(sum(entry["workers"].values()) * entry["threads"], 1)
     most_items, most_bytes = batch_limits(n_items, n_bytes, cores)
-    batches = max(n_items // most_items, n_bytes // most_bytes)  # roughly those of quantize.plan_batches
+    batches = max(n_items // most_items, n_bytes // most_bytes)  # roughly those of batches.plan_batches
     return estimate(
         config, stage, n_items=n_items, n_bytes=n_bytes, chunks=ingested["chunks"], batches=batches, cores=cores
     )

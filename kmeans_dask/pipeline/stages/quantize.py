@@ -13,14 +13,7 @@ import pyarrow.csv
 
 from kmeans_dask.colours.palette_files import read_palette, write_palette
 from kmeans_dask.colours.palettes import Palettes
-from kmeans_dask.colours.quantize import (
-    BatchSummary,
-    QuantizeJob,
-    finish_quantized,
-    missing_outputs,
-    plan_batches,
-    quantize_tasks,
-)
+from kmeans_dask.colours.quantize import BatchSummary, QuantizeJob, finish_quantized, missing_outputs, quantize_tasks
 from kmeans_dask.colours.shared_palette import count_tasks, fit_shared, n_colours
 from kmeans_dask.config.sections import Config, Quantize
 from kmeans_dask.deploy.tasks import run_tasks
@@ -29,6 +22,7 @@ from kmeans_dask.errors import UserError
 from kmeans_dask.pipeline.console import progress, say
 from kmeans_dask.pipeline.failed_items import report_failed
 from kmeans_dask.pipeline.tables import show_colours
+from kmeans_dask.sources.batches import plan_batches
 from kmeans_dask.sources.manifest import REMOVED, read_manifest
 from kmeans_dask.storage.object_store import is_local
 from kmeans_dask.storage.output_names import output_names, renamed

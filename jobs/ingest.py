@@ -1,0 +1,11 @@
+"""Read the images of a config into its collection.
+
+python jobs/ingest.py configs/mnist.yaml [KEY=VALUE]... [--cluster tcp://10.0.0.1:8786]
+"""
+
+import sys
+
+from kmeans_dask.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["ingest", *sys.argv[1:]]))

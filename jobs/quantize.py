@@ -1,0 +1,11 @@
+"""Write every image of a config in K colours.
+
+python jobs/quantize.py configs/mnist.yaml [KEY=VALUE]... [--cluster tcp://10.0.0.1:8786]
+"""
+
+import sys
+
+from kmeans_dask.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["quantize", *sys.argv[1:]]))
