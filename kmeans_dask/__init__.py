@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kmeans_dask.sources.listing import list_images
     from kmeans_dask.sources.reading import read_image
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "KMeans": "kmeans.estimator",
