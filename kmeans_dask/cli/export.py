@@ -13,7 +13,7 @@ from kmeans_dask.collection.collection import read_names_and_settings
 from kmeans_dask.collection.features import open_features
 from kmeans_dask.config.sections import Config
 from kmeans_dask.errors import JobError, UserError
-from kmeans_dask.models.export import folder_names, place, write_npz, write_onnx, write_skops
+from kmeans_dask.models.export import folder_names, write_images, write_npz, write_onnx, write_skops
 from kmeans_dask.models.model import Model, column_prefix
 from kmeans_dask.pipeline.console import say, show_line
 from kmeans_dask.pipeline.finished import choose_model, config_of
@@ -114,8 +114,8 @@ def _export_images(config: Config, folder: RunFolder, model: Model, target: Path
     if link and (items["inside"].null_count < len(items) or any(map(is_remote, items["file"].to_pylist()))):
         raise UserError("images inside archives, arrays and tables, and at URLs, cannot be linked; leave out --link")
     names = list(zip(items["path"].to_pylist(), folders, strict=True))
-    counts = place(names, read_contents(items), target, link=link)
-    existing = f", {counts['there']:,} already existed" if counts["there"] else ""
+    counts = write_images(names, read_contents(items), target, link=link)
+    existing = f", {counts['unchanged']:,} already existed" if counts["unchanged"] else ""
     show_line(f"{counts['written']:,} images {'linked' if link else 'copied'}{existing}: {target}")
     if counts["failed"]:
         raise JobError(

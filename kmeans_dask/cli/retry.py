@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kmeans_dask.collection.update import read_failed_again
+from kmeans_dask.collection.update import mark_failed_for_retry
 from kmeans_dask.config.sections import Config
 from kmeans_dask.errors import UserError
 from kmeans_dask.pipeline.console import say
@@ -78,7 +78,7 @@ def retry_failed(config: Config, *, job: str | None = None, command: str | None 
     """
     folder = run_folder(config)
     with reporting_unreachable(folder.path), holding(folder, command or command_line(), job):
-        items = read_failed_again(folder.collection)
+        items = mark_failed_for_retry(folder.collection)
         journal = find_journal(folder.path)
         n_outputs = journal.forget_failed() if journal else 0
         say(

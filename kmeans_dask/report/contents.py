@@ -104,7 +104,7 @@ class PageContents:
     def add_items(self) -> None:
         """Add the number of items and the size of their files."""
         items = _present(read_manifest(self.folder.manifest))
-        self._add_facts({"items": len(items), "MB of files": round((pc.sum(items["bytes"]).as_py() or 0) / 1e6, 1)})
+        self._add_facts({"items": len(items), "input size, MB": round((pc.sum(items["bytes"]).as_py() or 0) / 1e6, 1)})
 
     def add_collection(self) -> None:
         """Add the collection: image sizes, labels, and the items that could not be read."""

@@ -119,7 +119,7 @@ def _start_child(read: Read, rows: Sequence[int], work: Callable[[Any], Any]) ->
 
 
 def serve(connection: int) -> None:
-    """Run in the child process: report the begin and the end of every row.
+    """Run in the child process: report the start and the end of every row.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ import yaml
 
 from kmeans_dask.config.sections import Config
 from kmeans_dask.errors import UserError, without_secrets
-from kmeans_dask.storage.object_store import reached
+from kmeans_dask.storage.object_store import reporting_unreachable
 from kmeans_dask.storage.publish import publish, read_json, remove, remove_partials, write_json
 from kmeans_dask.storage.run_folder import DRIVER_FOLDERS, RunFolder, make_run_folder, unwritable
 
@@ -49,7 +49,7 @@ class RunRecord:
             The file is not the record of a run, or the object store cannot be reached.
         """
         path = folder.path / "run.json"
-        with reached(folder.path):
+        with reporting_unreachable(folder.path):
             try:
                 content = read_json(path)
                 return cls(folder, {**content, "stages": dict(content["stages"])})
@@ -153,7 +153,7 @@ def open_run(config: Config, *, fresh: bool = False, **facts: Any) -> RunRecord:
     """
     folder = make_run_folder(config)
     try:
-        with reached(folder.path):
+        with reporting_unreachable(folder.path):
             return _start(folder, config, fresh, facts)
     except OSError as error:
         raise unwritable(folder.path, error) from None

@@ -77,8 +77,10 @@ def dry_run(config: Config, stages: Sequence[str]) -> None:
                 f"{stage}: a worker has room for images of {fits:,.0f} megapixels; input.max_pixels allows "
                 f"{config.input.max_pixels / 1e6:,.0f}"
             )
-    disk = sum(estimated.disk for estimated in estimates.values())
-    show_line(f"total: about {duration(sum(seconds.values()))} and {disk / 2**20:,.0f} MiB; {_origin(rates, wanted)}")
+    total_disk = sum(estimated.disk for estimated in estimates.values())
+    show_line(
+        f"total: about {duration(sum(seconds.values()))} and {total_disk / 2**20:,.0f} MiB; {_origin(rates, wanted)}"
+    )
     plan.check()
 
 
@@ -90,9 +92,7 @@ def _origin(rates: Mapping[str, Rate], stages: Sequence[str]) -> str:
         for run in runs
     ]
     if built_in := _names(stage for stage in stages if stage not in rates):
-        origins.append(
-            f"from built-in rates ({built_in}), measured at 2.6 GHz, and good to a factor of three"
-        )
+        origins.append(f"from built-in rates ({built_in}), measured at 2.6 GHz, and good to a factor of three")
     return "time " + " and ".join(origins)
 
 

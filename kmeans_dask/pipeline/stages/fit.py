@@ -111,9 +111,7 @@ def _prepare_features(config: Config, collection: Collection, folder: RunFolder,
     settings = config.features or sections.Features()
     tasks = extraction_tasks(settings, collection, folder.path)
     if tasks:
-        say(
-            f"features: {settings.kind} of {len(collection.labels):,} items, extracted once; {len(tasks)} tasks to do"
-        )
+        say(f"features: {settings.kind} of {len(collection.labels):,} items, extracted once; {len(tasks)} tasks to do")
         with progress("features", len(collection.labels), "items") as advance:
 
             def count(done: ExtractionResult) -> None:
@@ -213,7 +211,7 @@ def _fit_algorithm(X: da.Array, algorithm: str, fits: _Fits) -> Iterator[Model]:
     # all models shared one set of passes: seconds are attributed by the number of centres that each moved
     work = [estimator.n_iter_ * estimator.n_clusters for estimator in estimators]
     models = [
-        Model.of(estimator, algorithm, checkpoint.seconds * centres / sum(work))
+        Model.from_estimator(estimator, algorithm, checkpoint.seconds * centres / sum(work))
         for estimator, centres in zip(estimators, work, strict=True)
     ]
     for i in range(len(fits.ks)):
@@ -237,7 +235,7 @@ def _fit_minibatch(X: da.Array, k: int, seed: int, fits: _Fits) -> Model:
         estimator.fit_from(checkpoint, X)
         advance(estimator.n_steps_)
     _log_resumed(f"minibatch K={k}", checkpoint)
-    return Model.of(estimator, "minibatch", checkpoint.seconds)
+    return Model.from_estimator(estimator, "minibatch", checkpoint.seconds)
 
 
 def _fit_dask_ml(X: da.Array, k: int, fit: Fit, seed: int) -> Model:

@@ -94,7 +94,7 @@ function changes() {
 // ---- lists of items
 
 const LISTS = {
-  label_issues: ["Label issues", "Items whose label disagrees with a nearly pure cluster: the label is possibly wrong."],
+  label_issues: ["Label issues", "Items whose label disagrees with the majority of their cluster: the label may be wrong."],
   outliers: ["Outliers", "Items far from the centre of their cluster."],
   duplicates: ["Duplicates", "Items with the same or nearly the same pixels as another item."],
 };
@@ -120,8 +120,8 @@ function list(model, name) {
   const total = DATA.totals[name] ?? n;
   return [
     el("h2", {}, title),
-    el("p", {}, description, ` ${name}.csv has ${total.toLocaleString("en")}${ofModel ? " over all models" : ""}; shown here: ` +
-      `${rows.length.toLocaleString("en")}${ofModel ? ` of ${modelName(model)}` : ""}, most certain first.`),
+    el("p", {}, description, ` Showing ${rows.length.toLocaleString("en")}${ofModel ? ` for ${modelName(model)}` : ""}, ` +
+      `most certain first; ${name}.csv lists ${total.toLocaleString("en")}${ofModel ? " for all models" : ""}.`),
     rows.length ? table(name, shownColumns, rows, { filter: true, caption: title }) :
       el("p", { class: "note" }, `No ${title.toLowerCase()} found.`),
   ];

@@ -151,7 +151,7 @@ def _tar_members(
         # tarfile takes a damaged header for the end, which would silently drop the members after it
         plain.seek(archive.offset)
         if plain.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
-            raise tarfile.ReadError(f"damaged or cut off at byte {archive.offset:,}")
+            raise tarfile.ReadError(f"damaged or truncated at byte {archive.offset:,}")
         while inside == "tar.gz" and plain.read(2**20):
             pass  # to the end, where the checksum is
 
@@ -185,8 +185,8 @@ def _zip_member(stream: BinaryIO, position: int, size: int) -> bytes:
     stream.seek(name + extra, os.SEEK_CUR)
     data = _read_exactly(stream, size)
     if flags & _ZIP_DATA_DESCRIPTOR:
-        behind = _read_exactly(stream, 8)
-        checksum = int.from_bytes(behind[4:] if behind.startswith(b"PK\x07\x08") else behind[:4], "little")
+        footer = _read_exactly(stream, 8)
+        checksum = int.from_bytes(footer[4:] if footer.startswith(b"PK\x07\x08") else footer[:4], "little")
     if method == zipfile.ZIP_DEFLATED:
         data = _inflate(data)
     elif method != zipfile.ZIP_STORED:

@@ -46,8 +46,8 @@ def file_system(url: str) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         scheme = url.partition("://")[0]
-        is_known = isinstance(error, ImportError)
-        fix = "pip install 'kmeans-dask[remote]'" if is_known else "use a path, s3://, gs:// or https://"
+        is_package_missing = isinstance(error, ImportError)
+        fix = "pip install 'kmeans-dask[remote]'" if is_package_missing else "use a path, s3://, gs:// or https://"
         raise UserError(f"cannot read {scheme}://: {redacted(error)}; {fix}") from None
     return fs, path
 
