@@ -175,7 +175,7 @@ def test_tar_with_damaged_header_is_refused(copy: Path):
 
     reason = outcome(copy / "a.tar", {})
 
-    assert reason == f"{copy / 'a.tar'} cannot be read as tar: damaged or cut off at byte 5,120; recreate the file"
+    assert reason == f"{copy / 'a.tar'} cannot be read as tar: damaged or truncated at byte 5,120; recreate the file"
 
 
 def test_header_claiming_more_than_the_file_size_is_refused(tmp_path: Path):

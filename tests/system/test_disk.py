@@ -1,4 +1,4 @@
-"""Full and lost file systems, small ones of the tests' own: ``make test-disk``, as root on Linux."""
+"""Full and lost file systems, on small ones that the tests mount: ``make test-disk``, as root on Linux."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, s
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_disk_that_is_full_in_a_stage(tmp_path: Path, images: Path, whole: dict[str, str], stage: str):
-    status, said, hashes = full_disk(tmp_path, images, stage)
+def test_full_disk_in_a_stage(tmp_path: Path, images: Path, whole: dict[str, str], stage: str):
+    status, message, hashes = full_disk(tmp_path, images, stage)
 
     assert status == 1
-    assert said.startswith(f"{stage}: kmeans-dask: cannot write in {tmp_path}")
-    assert "no space left on the disk" in said
-    assert said.endswith("; the same command goes on from here")
+    assert message.startswith(f"{stage}: kmeans-dask: cannot write in {tmp_path}")
+    assert "no space left on the disk" in message
+    assert message.endswith("; rerun the same command to resume")
     assert hashes == whole
 
 
-def end_of(run: Run, disturb: Callable[[], object]) -> str:
-    """Disturb a run when its first chunk is written; it fails with one line, which is returned."""
+def fail_while(run: Run, disturb: Callable[[], object]) -> str:
+    """Disturb a run after its first chunk is written, and return the line that it fails with."""
     driver = run.start()
     while not list(run.folder.glob("collection.zarr.partial/items/part-*.parquet")):
         assert driver.poll() is None, run.log.read_text()
@@ -49,56 +49,56 @@ def end_of(run: Run, disturb: Callable[[], object]) -> str:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is shown at another place; it is taken away in the end."""
+def mount(tmp_path: Path) -> Iterator[Path]:
+    """A bind mount of the folder ``kept``, unmounted at the end."""
     (tmp_path / "kept").mkdir()
-    bind(tmp_path / "kept", tmp_path / "place")
-    yield tmp_path / "place"
-    lose(tmp_path / "place")
+    bind(tmp_path / "kept", tmp_path / "mount")
+    yield tmp_path / "mount"
+    lose(tmp_path / "mount")
 
 
-def test_a_file_system_that_is_taken_away(tmp_path: Path, images: Path, whole: dict[str, str], place: Path):
-    run = Run(tmp_path, images, place, None)
+def test_file_system_lost(tmp_path: Path, images: Path, whole: dict[str, str], mount: Path):
+    run = Run(tmp_path, images, mount, None)
 
-    assert end_of(run, lambda: lose(place)) == went_away(run)
+    assert fail_while(run, lambda: lose(mount)) == run_folder_lost(run)
 
-    bind(tmp_path / "kept", place)
+    bind(tmp_path / "kept", mount)
     assert run.start().wait(200) == 0, run.log.read_text()
     assert run.hashes() == whole
 
 
-def test_a_run_folder_that_is_removed(tmp_path: Path, images: Path, whole: dict[str, str]):
+def test_run_folder_removed(tmp_path: Path, images: Path, whole: dict[str, str]):
     run = Run(tmp_path, images, tmp_path / "runs", None)
 
-    assert end_of(run, lambda: run.folder.rename(tmp_path / "elsewhere")) == went_away(run)
+    assert fail_while(run, lambda: run.folder.rename(tmp_path / "elsewhere")) == run_folder_lost(run)
 
-    shutil.rmtree(run.folder, ignore_errors=True)  # what was being written at that moment
+    shutil.rmtree(run.folder, ignore_errors=True)  # what was being written when it was renamed
     assert run.start().wait(200) == 0, run.log.read_text()
     assert run.hashes() == whole
 
 
-def went_away(run: Run) -> str:
+def run_folder_lost(run: Run) -> str:
     return (
-        f"kmeans-dask: the run folder {run.folder} went away (is its file system still mounted?); "
-        "the same command goes on from here"
+        f"kmeans-dask: the run folder {run.folder} no longer exists (is its file system still mounted?); "
+        "rerun the same command to resume"
     )
 
 
-def test_a_source_that_is_taken_away(tmp_path: Path, images: Path, whole: dict[str, str], place: Path):
+def test_source_lost(tmp_path: Path, images: Path, whole: dict[str, str], mount: Path):
     shutil.copytree(images, tmp_path / "kept", dirs_exist_ok=True)
-    run = Run(tmp_path, place, tmp_path, None)
+    run = Run(tmp_path, mount, tmp_path, None)
 
-    said = end_of(run, lambda: lose(place))
+    message = fail_while(run, lambda: lose(mount))
 
-    assert said.startswith(f"kmeans-dask: the input went away: {place}")
-    assert said.endswith("is its file system still mounted?); the same command goes on from here")
-    bind(tmp_path / "kept", place)
+    assert message.startswith(f"kmeans-dask: the input became unavailable: {mount}")
+    assert message.endswith("is its file system still mounted?); rerun the same command to resume")
+    bind(tmp_path / "kept", mount)
     assert run.start().wait(200) == 0, run.log.read_text()
     assert run.hashes() == whole
 
 
-def test_a_full_folder_for_what_is_temporary(tmp_path: Path, images: Path, whole: dict[str, str]):
-    """Where Dask's workers spill, here every result at once: it stays in memory."""
+def test_full_spill_folder(tmp_path: Path, images: Path, whole: dict[str, str]):
+    """Dask's workers, here set to spill every result at once, keep the data in memory."""
     small = tmp_path / "small"
     environ = {"TMPDIR": str(small), "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": "0.0000001"}
     with small_disk(small), pytest.MonkeyPatch.context() as patch:
@@ -111,7 +111,7 @@ def test_a_full_folder_for_what_is_temporary(tmp_path: Path, images: Path, whole
         fill(small)
         assert driver.wait(200) == 0, run.log.read_text()
 
-    said = run.log.read_text()
-    assert "Spill to disk failed; keeping data in memory: [Errno 28] No space left on device" in said
-    assert "Traceback" not in said
+    log = run.log.read_text()
+    assert "Spill to disk failed; keeping data in memory: [Errno 28] No space left on device" in log
+    assert "Traceback" not in log
     assert run.hashes() == whole
