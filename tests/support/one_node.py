@@ -1,4 +1,4 @@
-"""A Slurm of one node on this machine: munged, slurmctld and slurmd, started by hand, their files in one folder."""
+"""A one-node Slurm on this machine: munged, slurmctld and slurmd, with all their files in one folder."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ JobRequeue=0
 NodeName={name} NodeAddr=127.0.0.1 CPUs=8 RealMemory=16000 State=UNKNOWN
 PartitionName=debug Nodes={name} Default=YES MaxTime=INFINITE State=UP
 """
-"""No cgroups, and more processors than the machine may have: what is tested is that jobs start and end."""
+"""No cgroups, and possibly more CPUs than the machine has: the tests check that jobs start and end, not limits."""
 
 
 class Slurm:
-    """The daemons, while they are needed; commands run with its environment talk to them."""
+    """Context manager that runs the daemons; Slurm commands with its `environ` use them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,22 +82,20 @@ class Slurm:
                 daemon.kill()
 
     def run(self, *command: object) -> str:
-        """Run a command of Slurm and return what it prints."""
-        said = subprocess.run(
-            [str(word) for word in command], env=self.environ, capture_output=True, text=True, timeout=60, check=True
-        )
-        return said.stdout
+        """Run a Slurm command and return its standard output."""
+        words = [str(word) for word in command]
+        return subprocess.run(words, env=self.environ, capture_output=True, text=True, timeout=60, check=True).stdout
 
     def jobs(self) -> list[str]:
-        """Numbers of the jobs that wait, run or end."""
+        """Ids of the jobs in the queue."""
         return self.run("squeue", "--noheader", "--format=%i").split()
 
     def state(self, job: str) -> str:
-        """State of a job, such as RUNNING, TIMEOUT, COMPLETED."""
+        """State of a job, for example RUNNING, TIMEOUT or COMPLETED."""
         return self.run("scontrol", "show", "job", job).partition("JobState=")[2].split()[0]
 
     def wait(self, job: str, seconds: float) -> str:
-        """Wait for the end of a job, and return its state."""
+        """Wait until a job has ended, and return its final state."""
         limit = time.monotonic() + seconds
         while (state := self.state(job)) in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
             assert time.monotonic() < limit, f"job {job} is {state}"
@@ -105,7 +103,7 @@ class Slurm:
         return state
 
     def _start(self, *command: str) -> None:
-        log = open(self.folder / f"{command[0]}.out", "wb")  # noqa: SIM115  # the daemon's own
+        log = open(self.folder / f"{command[0]}.out", "wb")  # noqa: SIM115  # inherited by the daemon
         with log:
             self._daemons.append(subprocess.Popen(command, env=self.environ, stdout=log, stderr=subprocess.STDOUT))
 
@@ -115,7 +113,7 @@ class Slurm:
                 return
             time.sleep(0.5)
         logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in self.folder.glob("*.out"))
-        raise TimeoutError(f"{command} does not work:\n{logs}")
+        raise TimeoutError(f"{command} fails after 60 attempts:\n{logs}")
 
     def _wait_for_no_jobs(self) -> None:
         for _ in range(60):

@@ -1,4 +1,4 @@
-"""Hosts on this machine: each has a network namespace with one address, and a folder of its own that no other sees."""
+"""Simulated hosts: each has a network namespace with one address, and a folder that the other hosts do not see."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from uuid import uuid4
 
 _NETWORK = "198.18.7"
-"""Of the addresses that are kept for tests of networks; none of them leaves the namespaces."""
+"""Reserved for network tests (RFC 2544); no packet leaves the namespaces."""
 
 
 class Hosts:
-    """Hosts at one switch, while they are needed; ``address(i)`` is that of the i-th."""
+    """Context manager that connects hosts to one virtual switch."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder = folder
@@ -50,17 +50,17 @@ class Hosts:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False, timeout=20)
 
     def address(self, place: int) -> str:
-        """Return the address of a host."""
+        """Return the IP address of a host."""
         return f"{_NETWORK}.{place + 1}"
 
     def start(self, place: int, *command: object, **environ: str) -> subprocess.Popen[bytes]:
-        """Start a command on a host; its folder is empty at first, and in the memory of this host alone."""
+        """Start a command on a host, in a folder that is empty, in memory, and visible to this command only."""
         words = shlex.join(str(word) for word in command)
         script = f"mount -t tmpfs tmpfs {self.folder}; cd {self.folder}; exec {words}"
         log = self.log(place, len(self._started))
         log.parent.mkdir(exist_ok=True)
         with log.open("wb") as output:
-            # the private mounts are those of `ip netns exec`, which it takes for /sys
+            # `ip netns exec` creates the mount namespace that makes the mount private, because it remounts /sys
             process = subprocess.Popen(
                 ["ip", "netns", "exec", self._names[place], "sh", "-e", "-c", script],
                 stdout=output, stderr=subprocess.STDOUT,
@@ -70,17 +70,17 @@ class Hosts:
         return process
 
     def log(self, place: int, number: int) -> Path:
-        """File with what a command has written."""
+        """Log file of a command."""
         return self.folder.with_name("logs") / f"host{place}-{number}.log"
 
     def output(self, process: subprocess.Popen[bytes]) -> str:
-        """Return what a command has written so far."""
+        """Return the output of a command so far."""
         number = self._started.index(process)
         (path,) = self.log(0, 0).parent.glob(f"host*-{number}.log")
         return path.read_text(errors="replace")
 
     def wait_for(self, process: subprocess.Popen[bytes], words: str, seconds: float = 60) -> None:
-        """Wait until a command has written certain words."""
+        """Wait until a command has printed certain words."""
         limit = time.monotonic() + seconds
         while words not in self.output(process):
             assert process.poll() is None, self.output(process)
@@ -88,13 +88,13 @@ class Hosts:
             time.sleep(0.1)
 
     def unplug(self, place: int) -> None:
-        """Cut a host off: its wire goes down, its processes know nothing of it."""
+        """Disconnect a host from the switch; its processes are not notified."""
         self._ip(self._switch, f"link set port{place} down")
 
     def files(self, process: subprocess.Popen[bytes]) -> set[str]:
-        """Return the files in the folder of a host, as a process there sees them."""
-        seen = Path(f"/proc/{process.pid}/root{self.folder}")
-        return {str(path.relative_to(seen)) for path in seen.rglob("*") if path.is_file()}
+        """Return the files in the private folder of a running command."""
+        root = Path(f"/proc/{process.pid}/root{self.folder}")
+        return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
     def _ip(self, name: str, *commands: str) -> None:
         for command in commands:

@@ -33,8 +33,8 @@ for page in client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Pr
 """
 
 
-class Place(NamedTuple):
-    """Three hosts with a store, a scheduler and two workers; the config of a job; what it gives on one machine."""
+class Site(NamedTuple):
+    """Three hosts, the first with an S3 store and a scheduler, and the config of a job that has run locally too."""
 
     hosts: Hosts
     scheduler: str
@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("hosts")
     draw_images(folder / "images", count=90, side=160, levels=16)
     job = {"ingest": {"size": [112, 112]}, "fit": {"k": 8}, "report": None}
@@ -63,56 +63,56 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         assert hosts.start(0, "python", "-c", _FILL, folder / "images", **environ).wait(60) == 0
         scheduler = hosts.start(0, "dask", "scheduler", "--host", head, "--port", "8786", "--no-dashboard", **environ)
         hosts.wait_for(scheduler, "Scheduler at")
-        yield Place(hosts, f"tcp://{head}:8786", config, environ, folder)
+        yield Site(hosts, f"tcp://{head}:8786", config, environ, folder)
 
 
-def worker(place: Place, number: int) -> subprocess.Popen[bytes]:
+def start_worker(site: Site, number: int) -> subprocess.Popen[bytes]:
     options = ["--nthreads", "1", "--nworkers", "1", "--memory-limit", "1GiB", "--no-dashboard"]
-    process = place.hosts.start(number, "dask", "worker", place.scheduler, *options, **place.environ)
-    place.hosts.wait_for(process, "Registered to")
+    process = site.hosts.start(number, "dask", "worker", site.scheduler, *options, **site.environ)
+    site.hosts.wait_for(process, "Registered to")
     return process
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """What must not depend on where a job has run."""
+    """Files that must not depend on where the job runs."""
     files = [*run.glob("models/*/*.zarr/centres/**/*"), *run.glob("quantized/**/*.png"), run / "items.csv"]
     return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
 
 
-def run_job(place: Place, name: str) -> subprocess.Popen[bytes]:
-    return place.hosts.start(
-        0, "kmeans-dask", "run", place.config, f"name={name}", "input.path=s3://bucket/images",
-        "--cluster", place.scheduler, **place.environ,
+def run_job(site: Site, name: str) -> subprocess.Popen[bytes]:
+    return site.hosts.start(
+        0, "kmeans-dask", "run", site.config, f"name={name}", "input.path=s3://bucket/images",
+        "--cluster", site.scheduler, **site.environ,
     )  # fmt: skip
 
 
-def load(place: Place, name: str) -> dict[str, bytes]:
-    """Results of a run in the store."""
-    folder = place.folder / f"loaded-{name}"
-    code = place.hosts.start(0, "python", "-c", _LOAD, f"runs/{name}/", folder, **place.environ)
-    assert code.wait(60) == 0, place.hosts.output(code)
+def download(site: Site, name: str) -> dict[str, bytes]:
+    """Download a run from the store and return its results."""
+    folder = site.folder / f"loaded-{name}"
+    code = site.hosts.start(0, "python", "-c", _LOAD, f"runs/{name}/", folder, **site.environ)
+    assert code.wait(60) == 0, site.hosts.output(code)
     return results(folder / "runs" / name)
 
 
-def test_a_job_without_a_shared_file_system(place: Place):
-    workers = [worker(place, number) for number in (1, 2)]
+def test_job_without_a_shared_file_system(site: Site):
+    workers = [start_worker(site, number) for number in (1, 2)]
 
-    job = run_job(place, "far")
+    job = run_job(site, "far")
 
-    assert job.wait(240) == 0, place.hosts.output(job)
-    said = place.hosts.output(job)
-    assert said.count(f"connections to {place.scheduler} are not authenticated") == 1
-    assert load(place, "far") == results(place.folder / "runs" / "local")
-    assert "Traceback" not in said
+    assert job.wait(240) == 0, site.hosts.output(job)
+    log = site.hosts.output(job)
+    assert log.count(f"connections to {site.scheduler} are not authenticated") == 1
+    assert download(site, "far") == results(site.folder / "runs" / "local")
+    assert "Traceback" not in log
     for process in workers:
-        left = [name for name in place.hosts.files(process) if name.endswith((".png", ".zarr", ".parquet", ".csv"))]
+        left = [name for name in site.hosts.files(process) if name.endswith((".png", ".zarr", ".parquet", ".csv"))]
         assert left == []
 
 
-def test_a_host_that_is_cut_off(place: Place):
-    job = run_job(place, "cut")
-    place.hosts.wait_for(job, "fit: ", 120)
-    place.hosts.unplug(2)
+def test_host_disconnected(site: Site):
+    job = run_job(site, "cut")
+    site.hosts.wait_for(job, "fit: ", 120)
+    site.hosts.unplug(2)
 
-    assert job.wait(300) == 0, place.hosts.output(job)
-    assert load(place, "cut") == results(place.folder / "runs" / "local")
+    assert job.wait(300) == 0, site.hosts.output(job)
+    assert download(site, "cut") == results(site.folder / "runs" / "local")

@@ -1,4 +1,4 @@
-"""Jobs whose scheduler and workers are started by ssh, on this machine: ``make test-ssh``, as root on Debian."""
+"""Jobs whose scheduler and workers are started through ssh on this machine: ``make test-ssh``, as root on Debian."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Host 127.0.0.1
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home folder whose .ssh/config leads to an sshd of the test, with keys of the test."""
+    """A home folder whose .ssh/config points to an sshd of the tests, with keys of its own."""
     folder = tmp_path_factory.mktemp("home")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -51,7 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / ".ssh").mkdir()
     (folder / ".ssh" / "config").write_text(_CONFIG.format(port=port, folder=folder))
     Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = [str(shutil.which("sshd")), "-D", "-e", "-f", str(folder / "sshd_config")]  # it wants its whole path
+    sshd = [str(shutil.which("sshd")), "-D", "-e", "-f", str(folder / "sshd_config")]  # sshd requires an absolute path
     with subprocess.Popen(sshd, stderr=subprocess.DEVNULL) as daemon:
         try:
             _wait_for(port)
@@ -68,12 +68,12 @@ def _wait_for(port: int) -> None:
             time.sleep(0.1)
         else:
             return
-    raise TimeoutError(f"no sshd at port {port}")
+    raise TimeoutError(f"no sshd answers at port {port}")
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Config of a job that has been run by threads of this process, as ``local``."""
+    """Config of a job; the run ``local`` is its result without ssh."""
     folder = tmp_path_factory.mktemp("job")
     draw_images(folder / "images", count=90, side=160, levels=16)
     config = write_config(
@@ -86,7 +86,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started_by_ssh() -> list[psutil.Process]:
-    """Schedulers and nannies that ssh has started."""
+    """Return the schedulers and nannies that were started through ssh."""
     return [
         process for process in psutil.process_iter(["cmdline"])
         if "distributed.cli.dask_spec" in (process.info["cmdline"] or [])
@@ -94,7 +94,7 @@ def started_by_ssh() -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_a_job_on_hosts(
+def test_job_on_hosts(
     encrypted: bool, home: Path, job: Path, start: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HOME", str(home))
@@ -105,24 +105,24 @@ def test_a_job_on_hosts(
     cluster.write_text(yaml.safe_dump({**keys, **tls}))
 
     process = start("kmeans-dask", "run", job, f"name={name}", "--cluster", cluster, folder=job.parent)
-    process.wait_until(lambda: len(started_by_ssh()) == 3)  # a scheduler, and two hosts with two workers each
+    process.wait_until(lambda: len(started_by_ssh()) == 3)  # the scheduler, and the nannies of two hosts
 
     assert process.wait(200) == 0, process.output
     assert "Traceback" not in process.output
     assert results(job.parent / "runs" / name) == results(job.parent / "runs" / "local")
     limit = time.monotonic() + 20
-    while started_by_ssh():  # they end with the job
+    while started_by_ssh():  # they must end with the job
         assert time.monotonic() < limit
         time.sleep(0.2)
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """What must not depend on where a job has run."""
+    """Files that must not depend on where the job runs."""
     files = [*run.glob("models/*/*.zarr/centres/**/*"), *run.glob("quantized/**/*.png"), run / "items.csv"]
     return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
 
 
-def test_a_key_that_is_refused_is_one_line(home: Path, job: Path, start: Callable[..., Process], tmp_path: Path):
+def test_rejected_key_is_one_line(home: Path, job: Path, start: Callable[..., Process], tmp_path: Path):
     shutil.copytree(home / ".ssh", tmp_path / ".ssh")
     stranger = tmp_path / "stranger"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", stranger], check=True, timeout=20)
