@@ -159,7 +159,7 @@ def test_missing_image_is_reported(command: Command, run: Path, tmp_path: Path):
 
     assert result.status == 1
     assert result.out.startswith("59 images copied")
-    assert "1 images have gone or cannot be read" in result.err
+    assert "1 images no longer exist or cannot be read" in result.err
 
 
 def test_user_errors_are_one_line(command: Command, run: Path, tmp_path: Path):
@@ -172,7 +172,7 @@ def test_user_errors_are_one_line(command: Command, run: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     for name in ("bar", "disc", "ring"):
         (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere")
-    assert "leads out of" in command("export", run, tmp_path / "out", "--by", "label").err
+    assert "is a link to a place outside" in command("export", run, tmp_path / "out", "--by", "label").err
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
@@ -182,6 +182,6 @@ def test_outdated_clusters_table_is_refused(command: Command, run: Path, tmp_pat
     pq.write_table(pq.read_table(path).slice(1), path)
 
     assert (
-        "is of another state of the collection"
+        "belongs to an older state of the collection"
         in command("export", tmp_path / "copy", tmp_path / "o", "--by", "label").err
     )

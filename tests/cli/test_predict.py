@@ -54,7 +54,7 @@ def pixels_of(folder: Path, paths: list[str]) -> np.ndarray:
 
 
 def test_table_matches_the_estimator(command: Command, run: Path, new_images: Path, tmp_path: Path):
-    (tmp_path / "processes.yaml").write_text("kind: local\nworkers: 2\n")
+    (tmp_path / "processes.yaml").write_text("kind: local\nn_workers: 2\n")
     options = ("--k", 5, "--output", tmp_path / "table.parquet", "--cluster", tmp_path / "processes.yaml")
     result = command("predict", run, new_images, *options)
     table = pq.read_table(tmp_path / "table.parquet")
@@ -166,7 +166,7 @@ def test_predict_resumes(run: Path, new_images: Path, tmp_path: Path):
     assert predict_tasks(items, parts, predictor) == []
     assert join_predicted(parts, tmp_path / "table.parquet").items == 70
     assert not parts.exists()
-    whole = predictor.table(items)
+    whole = predictor.predict(items)
     assert pq.read_table(tmp_path / "table.parquet").equals(whole)
 
     assert len(predict_tasks(items, parts, predictor)) == 3
@@ -182,7 +182,7 @@ def test_cluster_without_labels_predicts_none(new_images: Path, tmp_path: Path):
     )
     items = list_items(Input(path=str(new_images)), 0, tmp_path).slice(68)
 
-    assert predictor.table(items).to_pylist() == [
+    assert predictor.predict(items).to_pylist() == [
         {"path": items["path"][i].as_py(), "cluster": 0, "label": None, "distance": pytest.approx(distance, rel=1e-6),
          "farther": True, "status": "ok", "error": None}
         for i, distance in enumerate([np.sqrt((pixels_at(new_images, items, i) ** 2).sum()) for i in range(len(items))])

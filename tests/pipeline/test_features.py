@@ -108,8 +108,10 @@ def test_hog_with_spherical_kmeans(command: Command, tmp_path: Path):
 
     run = tmp_path / "runs" / "small"
     assert result.status == 0
-    assert "features: hog of 1,797 items, made once and stored; 2 to do" in result.lines
-    assert any("1,438 rows x 324 numbers" in line and "MiB of features kept in memory" in line for line in result.lines)
+    assert "features: hog of 1,797 items, extracted once; 2 tasks to do" in result.lines
+    assert any(
+        "1,438 rows x 324 features" in line and "MiB of features kept in memory" in line for line in result.lines
+    )
     centres = read_model(run / "models" / "kmeans" / "k=40.zarr").centres
     np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1, atol=1e-5)
     page = (run / "report.html").read_text()
@@ -128,12 +130,12 @@ def test_changed_transformation_keeps_stored_features(command: Command, tmp_path
     result = command("run", config, "features.pca=4")
 
     assert any("features.pca was None, is now 4" in line for line in result.lines)
-    assert not any("made once" in line for line in result.lines)
+    assert not any("extracted once" in line for line in result.lines)
     assert rows.stat().st_ino == before
-    assert any("2 models of 1,438 rows x 4 numbers" in line for line in result.lines)
+    assert any("2 models of 1,438 rows x 4 features" in line for line in result.lines)
 
     result = command("run", config, "features=null")
-    assert any("1,438 rows x 64 numbers" in line and "MiB of pixels" in line for line in result.lines)
+    assert any("1,438 rows x 64 features" in line and "MiB of pixels" in line for line in result.lines)
     assert not rows.parent.exists()
 
 
@@ -177,7 +179,7 @@ def test_embeddings_by_path(command: Command, tmp_path: Path):
         ),
         ("features.kind=file", ["kind file requires the key path"]),
         ("features.path=e.npy", ["kind file requires the key path"]),
-        ("features.scale=0", ["features.scale=0", "a number above 0 that is divided by, or standard"]),
+        ("features.scale=0", ["features.scale=0", "must be a number above 0, or standard"]),
         ("features.pca=0", ["features.pca=0"]),
         ("features.size=3", ["unknown key features.size", "kind, path, scale, centre, pca, normalize"]),
         (
@@ -186,7 +188,7 @@ def test_embeddings_by_path(command: Command, tmp_path: Path):
         ),
         ("features={kind: file, path: nowhere.npy}", ["features.path=nowhere.npy: no such file"]),
         ("features.kind=nowhere:nothing", ["cannot import nowhere", "PYTHONPATH"]),
-        ("features.pca=300", ["features.pca=300", "only 48 rows of 768 numbers"]),
+        ("features.pca=300", ["features.pca=300", "only 48 rows of 768 features"]),
     ],
 )
 def test_invalid_features_are_one_line(command: Command, images: Path, tmp_path: Path, override: str, parts: list[str]):
