@@ -128,9 +128,7 @@ def test_every_setting_uses_k_colours_with_error_near_scikit_learn(photo, init, 
     palette = fit_palette(table, 6, init=init, algorithm=algorithm, sample=sample, seed=1)
     assert len(np.unique(nearest_indices(photo, palette))) == len(palette) == 6
     reference = KMeans(6, n_init=1, random_state=0).fit(photo.reshape(-1, 3).astype(np.float32))
-    bound = (
-        1.02 if algorithm == "kmeans" else 1.08 if init == "k-means++" else 1.4
-    )  # a single init, few pixels
+    bound = 1.02 if algorithm == "kmeans" else 1.08 if init == "k-means++" else 1.4  # a single init, few pixels
     assert mean_squared_error(photo, palette) <= bound * reference.inertia_ / len(photo.reshape(-1, 3))
 
 

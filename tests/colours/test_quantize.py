@@ -195,9 +195,7 @@ def test_retry_redoes_only_failed_items(run, photos):
     summaries, table = quantize(run)
     assert [(summary.done, summary.failed) for summary in summaries] == [(1, 2)]
     fixed = [row for row in table.to_pylist() if row["path"] == "broken.jpg"]
-    assert [(row["status"], row["bytes_in"]) for row in fixed] == [
-        ("ok", (photos / "broken.jpg").stat().st_size)
-    ] * 2
+    assert [(row["status"], row["bytes_in"]) for row in fixed] == [("ok", (photos / "broken.jpg").stat().st_size)] * 2
     after = {path: path.stat().st_mtime_ns for path in run.glob("quantized/**/*.png")}
     assert len(after) == len(before) + 2
     assert before.items() <= after.items()
