@@ -71,7 +71,7 @@ def test_invalid_command_line(command: Command, arguments: list[str]):
         ("fit.clusters=3", ["unknown key fit.clusters", "allowed keys: k, algorithm"]),
         ("fit.k=ten", ["fit.k='ten'", "integer"]),
         ("fit.k=0", ["fit.k=0", "greater than or equal to 1"]),
-        ("fit.k=[3,49]", ["fit.k=49", "only 48 items to fit", "at most as many"]),
+        ("fit.k=[3,49]", ["fit.k=49", "only 48 items to fit", "at most that many"]),
         ("input.path=nowhere", ["input.path=nowhere", "no such file or folder", "give an existing one"]),
         ("input.path=job.yaml", ["input.path=job.yaml", "is not a supported file", "must be a folder"]),
         ("input.path=empty", ["empty contains no images", ".png .apng .jpg"]),
@@ -141,7 +141,7 @@ def test_stage_before_its_input_is_refused(command: Command, images: Path, tmp_p
     result = command(stage, write_config(tmp_path, images))
 
     assert result.status == 2
-    assert result.lines[-1].endswith(f"which is not finished with this config: run {needed} first")
+    assert result.lines[-1].endswith(f"which is not finished with this config; run {needed} first")
     assert len(result.lines) == 2  # the number of items, and the error
 
 
@@ -152,7 +152,7 @@ def test_stage_does_not_read_output_of_another_config(command: Command, images: 
     result = command("fit", config, "ingest.size=[8,8]")  # the collection holds images of 16 x 16
 
     assert result.status == 2
-    assert "fit reads what ingest writes, which is not finished with this config: run ingest first" in result.err
+    assert "fit reads what ingest writes, which is not finished with this config; run ingest first" in result.err
     assert not (tmp_path / "runs" / "small" / "models").exists()
 
 

@@ -40,7 +40,7 @@ def test_plan_that_exceeds_memory_is_refused(command: Callable[..., Result], ima
 
     assert result.status == 2
     assert len(result.lines) == 1
-    assert "ingest takes" in result.lines[0]
+    assert "ingest needs" in result.lines[0]
     assert "240 MiB of its 300 MiB may be used" in result.lines[0]
     real = command("run", config)
     assert real.status == 2

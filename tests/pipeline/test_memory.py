@@ -102,7 +102,7 @@ def test_photos_too_large_for_a_worker_are_refused():
     )
 
     with pytest.raises(
-        UserError, match=r"^quantize takes 2,\d\d\d MiB .* 1,600 MiB of its 2,000 MiB may be used \(decoding"
+        UserError, match=r"^quantize needs 2,\d\d\d MiB .* 1,600 MiB of its 2,000 MiB may be used \(decoding"
     ):
         plan.check()
 
@@ -153,7 +153,7 @@ def test_plan_that_exceeds_memory_is_refused_with_sizes():
     with pytest.raises(UserError) as raised:
         plan.check()
 
-    assert str(raised.value).startswith("fit takes 1")
+    assert str(raised.value).startswith("fit needs 1")
     assert "6,400 MiB of its 8,000 MiB may be used (centres and their sums" in str(raised.value)
     assert "give each worker" in str(raised.value)
 

@@ -24,7 +24,7 @@ from sklearn.metrics import (
 from kmeans_dask import open_collection
 from kmeans_dask.cli import main
 from kmeans_dask.models.model import read_model
-from kmeans_dask.pipeline.stages import evaluate, fit, ingest, quantize, report
+from kmeans_dask.pipeline.resume import STAGES
 from kmeans_dask.storage.publish import read_json
 from kmeans_dask.storage.zarr_groups import read_attrs
 from tests.support.images import LABELS, draw_images
@@ -39,8 +39,8 @@ def by_stage(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of five calls, one per stage."""
     folder = tmp_path_factory.mktemp("by_stage")
     config = str(write_config(folder, images))
-    for stage in (ingest, fit, evaluate, quantize, report):
-        assert stage.main([config]) == 0
+    for stage in STAGES:
+        assert main.main([stage, config]) == 0
     return folder / "runs" / "small"
 
 
