@@ -51,7 +51,7 @@ def test_retry_rewrites_only_failed_images(command: Command, photos: Path, tmp_p
     result = command("retry", run)
 
     assert result.status == 0
-    assert "2 outputs had failed" in result.err
+    assert "2 outputs that failed" in result.err
     assert "1 items to do" in result.err
     after = times_of(run)
     assert len(after) == len(before) + 2
@@ -172,5 +172,5 @@ def test_output_of_the_run_is_refused_as_input(command: Command, photos: Path, t
     for folder in ("runs/small/quantized/6", "link/6", "link"):
         result = command("run", config, f"input.path={tmp_path / folder}")
         assert result.status == 2
-        assert "choose another name or output" in result.err
+        assert "change name or output" in result.err
     assert times_of(tmp_path / "runs" / "small") == before
