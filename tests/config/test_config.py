@@ -245,6 +245,19 @@ def test_invalid_value_gives_one_line_error(full: Path, override: str, parts: li
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("override", "new"),
+    [
+        ("ingest.fit=resize", "ingest.resize, and its value resize is now stretch"),
+        ("cluster.workers=2", "cluster.n_workers"),
+        ("cluster.threads=1", "cluster.threads_per_worker"),
+        ("cluster.memory=2GiB", "cluster.memory_limit"),
+    ],
+)
+def test_renamed_key_is_refused_with_its_new_name(full: Path, override: str, new: str):
+    assert error_of(full, override) == f"{full}: key {override.partition('=')[0]} is now called {new}"
+
+
 def test_unquoted_glob_pattern(full: Path):
     source = load_config(full, ["input.path=*.png", "input.include=*a*", "input.exclude=[old/, b]"]).input
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,7 +24,9 @@ from kmeans_dask.kmeans.estimator import KMeans
 from kmeans_dask.pipeline.plan.image_sizes import largest_image
 from kmeans_dask.pipeline.plan.memory import (
     COMPILING,
+    DITHER_BYTES,
     EVALUATING,
+    FORMAT_BYTES,
     PROCESS,
     Largest,
     chunk_limit,
@@ -239,3 +241,8 @@ def test_plan_covers_measured_worker_memory(tmp_path: Path):
     assert 0.6 <= quantized / plan.total("quantize") <= 1
     assert 0.6 <= ingested / plan.total("ingest") <= 1.1
     assert 0.6 <= fitted / plan.total("fit") <= 1.1
+
+
+@pytest.mark.parametrize(("key", "table"), [("format", FORMAT_BYTES), ("dither", DITHER_BYTES)])
+def test_plan_knows_every_format_and_dithering(key: str, table: dict[str, int]):
+    assert set(get_args(Quantize.model_fields[key].annotation)) == set(table)
