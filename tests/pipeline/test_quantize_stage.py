@@ -58,7 +58,7 @@ def test_retry_rewrites_only_failed_images(command: Command, photos: Path, tmp_p
     assert before.items() <= after.items()
     assert set(pq.read_table(run / "quantized.parquet")["status"].to_pylist()) == {"ok"}
     assert read_json(run / "run.json")["state"] == "finished"
-    assert "0 outputs had failed" in command("retry", run).err
+    assert "0 outputs that failed" in command("retry", run).err
     assert times_of(run) == after
 
 
