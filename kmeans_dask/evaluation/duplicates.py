@@ -258,7 +258,7 @@ def duplicates_table(pairs: Pairs, items: pa.Table) -> pa.Table:
 
 
 def _reason(relative: float, label: str | None, of_label: str | None, split: str, of_split: str) -> str:
-    reason = "exactly the same" if relative < 0 else f"as far apart as {relative:.0%} of their cluster's radius"
+    reason = "identical" if relative < 0 else f"their distance is {relative:.0%} of the radius of their cluster"
     if label != of_label:
         reason += f"; labels differ: {label} and {of_label}"
     return reason if split == of_split else f"{reason}; one is held out, the other fitted"

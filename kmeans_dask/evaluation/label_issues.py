@@ -217,8 +217,7 @@ def label_issues_table(
     for label, name, cluster, farther in zip(
         columns["label"].to_pylist(), names, found.clusters, found.values, strict=True
     ):
-        distance = "no cluster has its label" if farther >= 1 else f"the nearest of {label} is {_times(farther)} as far"
-        reasons.append(f"{purities[cluster]:.1%} of its cluster are {name}; {distance}")
+        reasons.append(f"{purities[cluster]:.1%} of its cluster are {name}; {_alternative(label, farther)}")
     columns |= {"suggested": names, "cluster": found.clusters, "purity": purities[found.clusters]}
     return pa.table(columns | {"score": found.scores, "reason": reasons}, schema=LABEL_ISSUES_SCHEMA)
 
@@ -226,9 +225,7 @@ def label_issues_table(
 def outliers_table(found: Findings, items: pa.Table, algorithm: str, k: int) -> pa.Table:
     """Return the table of outliers of one model with k clusters; schema `OUTLIERS_SCHEMA`."""
     columns = _item_columns(found, items, algorithm, k)
-    reasons = [
-        f"{score:.1f} standard deviations farther from its centre than its cluster on average" for score in found.scores
-    ]
+    reasons = [f"{score:.1f} standard deviations above the mean distance in its cluster" for score in found.scores]
     columns |= {"cluster": found.clusters, "distance": found.values, "score": found.scores, "reason": reasons}
     return pa.table(columns, schema=OUTLIERS_SCHEMA)
 
@@ -245,6 +242,8 @@ def _item_columns(found: Findings, items: pa.Table, algorithm: str, k: int) -> d
     return {"algorithm": [algorithm] * n, "k": np.full(n, k, np.int32), "row": found.rows, **facts}
 
 
-def _times(farther: float) -> str:
-    """Format a relative distance d, given as 1 - 1 / d."""
-    return f"{1 / (1 - farther):.2f} times"
+def _alternative(label: str, farther: float) -> str:
+    """Describe the nearest cluster of the item's own label, whose relative distance d is given as 1 - 1 / d."""
+    if farther >= 1:
+        return "no cluster has its label"
+    return f"the nearest {label} cluster is {1 / (1 - farther):.2f} times as far away"

@@ -236,7 +236,7 @@ def choose_k(
     chosen = sorted((knee, best, stable))[1]
     reason = (
         f"K = {k[chosen]}, the median of three criteria: the inertia bends most at K = {k[knee]}; the simplified "
-        f"silhouette is best at K = {k[best]} ({silhouette[best]:.3f}); two seeds agree about best up to "
+        f"silhouette is best at K = {k[best]} ({silhouette[best]:.3f}); two seeds agree nearly best up to "
         f"K = {k[stable]} (adjusted Rand index {stability[stable]:.2f})"
     )
     return Choice(int(k[chosen]), int(k[knee]), int(k[best]), int(k[stable]), reason)

@@ -39,7 +39,7 @@ def test_exact_and_near_duplicates_are_found(run: Path):
     assert set(found) == {"disc/000.png", "ring/changed.png"}  # the later item of each pair
     copy, changed = found["disc/000.png"], found["ring/changed.png"]
     assert (copy["kind"], copy["of_path"], copy["distance"], copy["score"]) == ("exact", "bar/copy.png", 0, 1)
-    assert copy["reason"] == "exactly the same; labels differ: disc and bar"
+    assert copy["reason"] == "identical; labels differ: disc and bar"
     assert (changed["kind"], changed["of_path"]) == ("near", "ring/002.png")
     assert 0 < changed["distance"] <= np.sqrt(12) * 15
     assert 0.75 <= changed["score"] < 1

@@ -100,5 +100,5 @@ def test_tables_describe_items():
     (outlier,) = outliers_table(found, items, "kmeans", 2).to_pylist()
 
     assert (issue["path"], issue["label"], issue["suggested"], issue["purity"]) == ("a", "x", "y", 0.9)
-    assert issue["reason"] == "90.0% of its cluster are y; the nearest of x is 2.00 times as far"
+    assert issue["reason"] == "90.0% of its cluster are y; the nearest x cluster is 2.00 times as far away"
     assert (outlier["algorithm"], outlier["k"], outlier["path"], outlier["cluster"]) == ("kmeans", 2, "a", 1)
