@@ -1,43 +1,33 @@
 # %% [markdown]
 # # A collection in a notebook
 #
-# Open this file as a notebook in Jupyter (with Jupytext) or an editor that knows cells, in the folder where `make run`,
-# or `kmeans-dask run configs/digits.yaml`, has written `runs/digits`.
+# Open this file as a notebook in Jupyter (with Jupytext) or in an editor that knows cells, in the folder where
+# `make run`, or `kmeans-dask run configs/digits.yaml`, wrote `runs/digits`.
 
 # %%
 import numpy as np
-import pyarrow.parquet as pq
 
-from kmeans_dask import KMeans, open_collection
-from kmeans_dask.cli.predict import predict
-from kmeans_dask.evaluation.metrics import contingency_block, label_map, scores
-from kmeans_dask.report.plots import centroid_sheet
+from kmeans_dask import KMeans, build_collection, centroid_sheet, majority_label_map, open_collection, score_clusters
 
 collection = open_collection("runs/digits/collection.zarr")
 collection
 
 # %% [markdown]
-# The images are a Dask array. Nothing is read before it is needed; a `distributed.Client` of yours would do the work.
+# The images are a Dask array. Nothing is read before it is needed; with a `distributed.Client` the workers read it.
 
 # %%
-train, train_rows = collection.rows("train")  # one flattened image a row, and where it is in the collection
+train, train_rows = collection.rows("train")  # one flattened image per row, and its row in the collection
 held_out, held_out_rows = collection.rows("holdout")
 model = KMeans(n_clusters=36, random_state=0).fit(train)
 model.inertia_, model.n_iter_
 
 # %% [markdown]
-# Every cluster gets the label that most of its items have; held-out items show how good that is.
-
+# Every cluster gets the label of most of its items. Held-out items show how well these labels predict.
 
 # %%
-def count(X, rows):
-    clusters = model.predict(X).compute()
-    return contingency_block(clusters, collection.labels[rows], model.n_clusters, len(collection.class_names))
-
-
-contingency = count(train, train_rows)
-mapping = label_map(contingency)
-accuracy = scores(count(held_out, held_out_rows), mapping)["accuracy"]
+clusters = model.labels_.compute()
+label_map = majority_label_map(collection.labels[train_rows], clusters, model.n_clusters)
+accuracy = score_clusters(collection.labels[held_out_rows], model.predict(held_out), label_map)["accuracy"]
 accuracy
 
 # %% [markdown]
@@ -45,11 +35,12 @@ accuracy
 
 # %%
 centres = model.cluster_centers_.reshape(-1, *collection.images.shape[1:])
-sheet = centroid_sheet(centres, [collection.class_names[label] for label in mapping], contingency.sum(axis=1).tolist())
+sizes = np.bincount(clusters, minlength=model.n_clusters)
+sheet = centroid_sheet(centres, [collection.class_names[label] for label in label_map], sizes.tolist())
 sheet
 
 # %% [markdown]
-# The items that are farthest from their centre are worth a look.
+# The items farthest from their centre are worth a look.
 
 # %%
 distances = model.transform(train).min(axis=1).compute()
@@ -57,8 +48,10 @@ farthest = np.argsort(-distances)[:5]
 collection.items["path"].take(train_rows[farthest]).to_pylist()
 
 # %% [markdown]
-# What `kmeans-dask predict` does: new images in the finished run, here the folder that it was made from.
+# New images: bring them to the same size and mode, and predict. Here, the folder that the run was made from.
 
 # %%
-table = pq.read_table(predict("runs/digits", "runs/digits/input/digits", k=36))
-table.slice(0, 5).to_pylist()
+new = build_collection("runs/digits/input/digits", "new.zarr", size=(8, 8), mode="L")
+rows, index = new.rows("train")
+predicted = [new.class_names[label] for label in label_map[model.predict(rows).compute()]]
+list(zip(new.items["path"].take(index).to_pylist(), predicted, strict=True))[:5]
