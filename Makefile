@@ -45,6 +45,7 @@ test-docker: $(VENV)/installed
 
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	! grep -rE '<(script|img|iframe)[^>]* src="?(https?:)?//|<link[^>]* href="?(https?:)?//' --include='*.html' site
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
