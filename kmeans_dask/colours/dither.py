@@ -1,5 +1,5 @@
 # To add a dithering method, name it in `Dither` and in `config.sections.Quantize.dither`, compute its palette indices
-# in `dithered`, and state the memory it needs in `pipeline.plan.memory`.
+# in `dithered`, and state the memory it needs in `DITHER_BYTES`.
 """Dithering: errors of neighbouring pixels cancel out, so that areas keep their mean colour; raises the MSE."""
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from kmeans_dask.colours.table import jit_fast, nearest
 
 Dither = Literal["none", "floyd-steinberg", "ordered"]
+
+DITHER_BYTES: dict[Dither, int] = {"none": 0, "floyd-steinberg": 20, "ordered": 34}
+"""Memory that dithering needs, in bytes per pixel; the memory plan of a job reads this table, which has no default."""
 
 
 def dithered(

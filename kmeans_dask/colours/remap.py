@@ -22,6 +22,9 @@ from kmeans_dask.sources.normalize import to_array
 
 Format = Literal["png", "webp", "gif"]
 
+FORMAT_BYTES: dict[Format, int] = {"png": 0, "webp": 30, "gif": 0}
+"""Memory that the encoder of a format needs, in bytes per pixel; the memory plan of a job reads this table."""
+
 PALETTE_SIZE = 256
 """Maximum entries of an image's palette, including the transparent one; images of more colours are written as RGB."""
 

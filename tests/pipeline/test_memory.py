@@ -13,7 +13,9 @@ from PIL import Image
 from benchmarks.poison import POISON, plant
 from kmeans_dask.collection.chunks import plan_chunks
 from kmeans_dask.collection.ingest import finish_collection, ingest_tasks
+from kmeans_dask.colours.dither import DITHER_BYTES
 from kmeans_dask.colours.quantize import QuantizeJob, missing_outputs, quantize_tasks
+from kmeans_dask.colours.remap import FORMAT_BYTES
 from kmeans_dask.config.cluster import Cluster
 from kmeans_dask.config.sections import Config, Input, Quantize
 from kmeans_dask.deploy.client import connect
@@ -24,9 +26,7 @@ from kmeans_dask.kmeans.estimator import KMeans
 from kmeans_dask.pipeline.plan.image_sizes import largest_image
 from kmeans_dask.pipeline.plan.memory import (
     COMPILING,
-    DITHER_BYTES,
     EVALUATING,
-    FORMAT_BYTES,
     PROCESS,
     Largest,
     chunk_limit,

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kmeans_dask.colours.dither import DITHER_BYTES
+from kmeans_dask.colours.remap import FORMAT_BYTES
 from kmeans_dask.config.sections import Config, Quantize
 from kmeans_dask.deploy.workers import Workers
 from kmeans_dask.errors import UserError
@@ -33,11 +35,8 @@ _DECODED = 11
 """Bytes per pixel while an image of any mode is decoded and converted to 8 bits; 549 MiB for 50 megapixels."""
 _REMAPPED = 12
 """Bytes per pixel while an image is decoded, counted, remapped and encoded; photos take 8, with transparency 12."""
-FORMAT_BYTES = {"png": 0, "gif": 0, "webp": 30}
-DITHER_BYTES = {"none": 0, "floyd-steinberg": 20, "ordered": 34}
 _MANY_COLOURS = 10
-"""What the encoder of a format, a dithering, and more than 256 colours add, in bytes per pixel. The tables have no
-default, so that a new format or dithering cannot be left out of the plan."""
+"""What more than 256 colours add, in bytes per pixel."""
 _COLOUR, _WEIGHED_COLOUR = 36, 80
 """Bytes per distinct colour: in the default fit, and with OKLab, a sample, or protection of rare colours."""
 _BYTES_PER_COLOUR = 3
