@@ -6,7 +6,11 @@ that are allowed come from the JSON schema that pydantic derives from the field.
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, get_args
 
 import yaml
@@ -37,6 +41,21 @@ def sections(model: type[BaseModel], name: str = "") -> Iterator[tuple[str, type
             yield from sections(below, f"{name}.{key}".lstrip("."))
 
 
+def descriptions(section: type[BaseModel]) -> dict[str, str]:
+    """Return the docstring under each field of a section.
+
+    Not by pydantic's `use_attribute_docstrings`, which would cost every command 30 ms.
+    """
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: text.value.value
+        for field, text in pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
     kinds = (field.annotation, *get_args(field.annotation))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
@@ -44,9 +63,10 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
 
 def _table(name: str, section: type[BaseModel]) -> str:
     schema = Config.model_json_schema()["$defs"][section.__name__] if name else Config.model_json_schema()
+    texts = descriptions(section)
     rows = [
         f"| `{f'{name}.{key}'.lstrip('.')}` | {_values(schema['properties'][key], field)} | {_default(field)} "
-        f"| {' '.join((field.description or '').split())} |"
+        f"| {' '.join(texts.get(key, '').split())} |"
         for key, field in section.model_fields.items()
         if not _section_of(field)
     ]

@@ -39,7 +39,7 @@ Name = Annotated[str, Field(min_length=1)]
 class Section(BaseModel):
     """A part of the config. Unknown keys are rejected; values are immutable after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
