@@ -142,7 +142,7 @@ def test_slurm_runner_sh_resumes_after_its_time_limit(slurm: Slurm, job: Path, m
     first = submit(slurm, *command, options=[*small, "--time=00:01:00"])
     wait_until(lambda: list(run.glob("models/*/k=*.zarr")))
     processes = [process for process in psutil.process_iter() if belongs_to(process, first)]
-    wait_until(lambda: list(run.glob("quantized/*/*/*.png")))
+    wait_until(lambda: (journal := find_journal(run)) and journal.outcomes())
     for process in processes:
         process.send_signal(signal.SIGSTOP)  # so that the job is still in this stage at its time limit
     assert len(processes) >= 6  # scheduler, driver, two nannies, two workers
@@ -191,7 +191,7 @@ def test_wrong_input_is_one_line_and_ends_the_job(slurm: Slurm, job: Path, monke
 
     assert bare.returncode == 2
     assert (few.returncode, lost.returncode) == (2, 2)  # although srun ends the other tasks with SIGTERM
-    assert "kind slurm-runner needs 3 tasks or more" in few.stderr
+    assert "kind slurm-runner requires at least 3 tasks" in few.stderr
     assert "input.path=nowhere: no such file or folder" in lost.stderr
     assert "start the command with srun" in bare.stderr
     assert "Traceback" not in few.stderr + lost.stderr + bare.stderr
