@@ -33,23 +33,24 @@ def compare(first: str, second: str, k: int | None = None, algorithm: str | None
     UserError
         A run has no such model, or the runs have no item in common.
     """
-    (one, name), (other, other_name) = (_clusters_of(run, k, algorithm) for run in (first, second))
+    first_clusters, first_name = _clusters_of(first, k, algorithm)
+    second_clusters, second_name = _clusters_of(second, k, algorithm)
     try:
-        found = compare_clusters(one, other)
+        result = compare_clusters(first_clusters, second_clusters)
     except ValueError as error:
         raise UserError(f"{first} and {second} cannot be compared: {error}; give two runs of the same images") from None
-    if found.only_first or found.only_second:
+    if result.only_first or result.only_second:
         say(
-            f"compare: {found.items:,} common items are compared; "
-            f"{found.only_first:,} are only in {first}, {found.only_second:,} only in {second}"
+            f"compare: {result.items:,} common items are compared; "
+            f"{result.only_first:,} are only in {first}, {result.only_second:,} only in {second}"
         )
-    scores = (found.adjusted_rand, found.adjusted_mutual_information, found.v_measure, found.one_to_one)
+    scores = (result.adjusted_rand, result.adjusted_mutual_information, result.v_measure, result.one_to_one)
     show_table(
-        f"{name} and {other_name}",
+        f"{first_name} and {second_name}",
         ["items", "adjusted Rand", "adjusted mutual information", "V", "one-to-one accuracy"],
-        [[f"{found.items:,}", *(f"{score:.4f}" for score in scores)]],
+        [[f"{result.items:,}", *(f"{score:.4f}" for score in scores)]],
     )
-    return found
+    return result
 
 
 def _clusters_of(run: str, k: int | None, algorithm: str | None) -> tuple[pa.Table, str]:

@@ -47,7 +47,8 @@ def export(
         With `by`, the parent of the folders of images. Otherwise a file: ``.npz``, ``.skops`` and ``.onnx`` hold the
         model, ``.csv`` and ``.parquet`` the cluster of every item.
     by
-        ``cluster``, or ``label`` (the label of the cluster); None: no images.
+        ``cluster``, or ``label`` (the label of the cluster): export the images into one folder each; None: export a
+        file.
     k, algorithm
         As for `finished.choose_model`.
     link
@@ -130,8 +131,8 @@ def _items(folder: RunFolder, model: Model, by: str) -> tuple[pa.Table, list[str
     if by == "cluster":
         folders = [f"{cluster:0{len(str(model.k - 1))}d}" for cluster in range(model.k)]
     else:
-        *names, without = folder_names([*class_names, _NO_LABEL])
-        folders = [names[c] if c >= 0 else without for c in model.label_map]
+        *names, unlabelled = folder_names([*class_names, _NO_LABEL])
+        folders = [names[c] if c >= 0 else unlabelled for c in model.label_map]
     column = f"{column_prefix(model)}_cluster"
     items = pq.read_table(readable(folder.collection / "items.parquet"), columns=MANIFEST_SCHEMA.names)
     clusters = pq.read_table(readable(folder.clusters), columns=["path", column])

@@ -61,7 +61,7 @@ _UPDATE = click.option("--update", is_flag=True, help="Continue from the old cen
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the arguments that all commands running stages have."""
+    """Add the arguments shared by all commands that run stages."""
     for decorate in (
         click.option("--fresh/--resume", default=False, help="Start over, or resume where the run stopped (default)."),
         click.option("--dry-run", is_flag=True, help="Print the plan (tasks, memory, rough time and disk) and exit."),
@@ -141,13 +141,13 @@ def show(run_folder: str) -> None:
     show(run_folder)
 
 
-_SEEN_BY = click.option(
+_ASK_CLUSTER = click.option(
     "--cluster", metavar="FILE|tcp://...", help="Ask a worker of this cluster, if only the cluster sees RUN."
 )
 
 
 @kmeans.command()
-@_SEEN_BY
+@_ASK_CLUSTER
 @click.argument("run_folder", metavar="[RUN]", required=False)
 def status(run_folder: str | None, cluster: str | None) -> None:
     """Show the progress of a run, its remaining time and failures, and whether its driver is alive.
@@ -161,7 +161,7 @@ def status(run_folder: str | None, cluster: str | None) -> None:
 
 @kmeans.command()
 @click.option("--follow", is_flag=True, help="Keep printing until the driver ends.")
-@_SEEN_BY
+@_ASK_CLUSTER
 @click.argument("run_folder", metavar="RUN")
 def logs(run_folder: str, follow: bool, cluster: str | None) -> None:
     """Show the log of the latest driver of a run."""
@@ -171,7 +171,7 @@ def logs(run_folder: str, follow: bool, cluster: str | None) -> None:
 
 
 @kmeans.command()
-@_SEEN_BY
+@_ASK_CLUSTER
 @click.argument("run_folder", metavar="RUN")
 def cancel(run_folder: str, cluster: str | None) -> None:
     """Stop the driver of a run cleanly and wait until it has ended; rerun its command later to resume."""
@@ -300,7 +300,7 @@ def _run_stages(
 
 
 def _part_of_allocation(config: Config) -> AbstractContextManager[None]:
-    """Return the context in which this process drives the job; in a Slurm job, only one of its tasks gets there."""
+    """Return the context in which the job is driven; of the tasks of a Slurm job, only one enters its body."""
     if config.cluster.kind != "slurm-runner":
         return nullcontext()
     leave_status_to_job()  # before the next import, which takes a second

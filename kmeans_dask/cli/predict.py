@@ -65,7 +65,7 @@ def predict(
     Returns
     -------
     Path
-        The table, `prediction.PREDICTED_SCHEMA`.
+        File of the table, whose schema is `prediction.PREDICTED_SCHEMA`.
 
     Raises
     ------
@@ -83,10 +83,10 @@ def predict(
     features = open_features(folder.path)
     features.check_new_images()
     class_names, ingest = read_names_and_settings(folder.collection)
-    new = Input(path=[source], labels="none", column=column, range=config.input.range)
+    request = Input(path=[source], labels="none", column=column, range=config.input.range)
     ranges = list(count_ranges(read_manifest(folder.manifest)))
-    usual = ranges[0] if len(ranges) == 1 else None  # pixel values are read as in the run
-    items = list_items(new, config.seed, folder.path / "input", preferred_range=usual)
+    run_range = ranges[0] if len(ranges) == 1 else None  # pixel values are read as in the run
+    items = list_items(request, config.seed, folder.path / "input", preferred_range=run_range)
     say_ranges(config, items)
     farthest = farthest_fitted(folder.clusters, model)
     parts = path.with_name(f".{path.name}.parts")
@@ -100,15 +100,15 @@ def predict(
                     say(f"warning: {risk}")
                 with progress("predict", len(items), "images") as advance:
                     run_tasks(client, tasks, lambda summary: advance(summary.items))
-        total = join_predicted(parts, path, origin)
+        totals = join_predicted(parts, path, origin)
     show_line(f"predicted: {path}")
-    report_failed("predict", "read", total.failed, total.items, max_failed=config.input.max_failed, table=path)
-    say(f"predict: {total.farther:,} items are farther from their centre than any fitted item of that cluster")
+    report_failed("predict", "read", totals.failed, totals.items, max_failed=config.input.max_failed, table=path)
+    say(f"predict: {totals.farther:,} items are farther from their centre than any fitted item of that cluster")
     return path
 
 
 def _origin(source: str, column: str | None) -> str:
-    """Return what identifies a source in its table, without the secrets of URLs."""
+    """Return the text that identifies a source in its table, without the secrets of URLs."""
     return redacted(full_path(source)) + (f" column {column}" if column else "")
 
 

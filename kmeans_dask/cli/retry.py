@@ -88,7 +88,7 @@ def retry_failed(config: Config, *, job: str | None = None, command: str | None 
         for stage, n_failed in (("ingest", len(items)), ("quantize", n_outputs)):
             if n_failed:
                 record.forget(stage)
-    # a file is simply opened again; a member of an archive that changed has another position, so list it again
+    # a file is simply reopened; but if an archive has changed, its members have moved, so it is listed again
     list_again = items["inside"].null_count < len(items)
     run_stages(config, _started(folder), list_again=list_again, job=job, command=command)
 

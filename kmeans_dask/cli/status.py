@@ -1,4 +1,4 @@
-"""Commands status, cancel and logs, here or through a worker of a cluster that sees the run folder."""
+"""Commands status, cancel and logs, run here or on a worker of a cluster that can access the run folder."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ _END_SECONDS = 60
 """Time limit for a cancelled driver to end; it usually takes two seconds."""
 
 _FOLLOW_SECONDS = 1.0
+"""Interval between reads of a log that is followed."""
 
 
 @contextmanager
 def _asking(cluster: str | None) -> Iterator[Callable[..., Any]]:
-    """Yield a function that calls another one where the run folder is visible: here, or on a worker."""
+    """Yield a function that calls another one where the run folder is accessible: here, or on a worker."""
     if cluster is None:
         yield lambda function, *arguments: function(*arguments)
         return
@@ -47,7 +48,7 @@ def status(run: str | None, cluster: str | None = None) -> None:
     run
         Run folder; None: all jobs that were submitted to the cluster.
     cluster
-        As for `config.loading.load_config`: a cluster whose workers see the folder; None: this machine sees it.
+        As for `config.loading.load_config`: a cluster whose workers can access the folder; None: this machine can.
 
     Raises
     ------
@@ -111,8 +112,8 @@ def read_facts(run: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        run, name, state, changed, stages (name, seconds and failed of each finished one), driver (as from
-        `lock.last_driver`, or None), alive (whether the driver is).
+        ``run``, ``name``, ``state``, ``changed``; ``stages`` (``name``, ``seconds`` and ``failed`` of each finished
+        one); ``driver`` (from `lock.last_driver`, or None) and ``alive`` (whether the driver is alive).
 
     Raises
     ------
@@ -123,6 +124,7 @@ def read_facts(run: str) -> dict[str, Any]:
     with reporting_unreachable(folder.path):
         driver = last_driver(folder.drivers)
     alive = driver is not None and is_alive(folder.drivers, driver)
+    # read it again: detecting a dead driver takes ten seconds, in which a live one makes progress
     record, driver = RunRecord.read(folder), last_driver(folder.drivers)
     if record.state is None and not alive:
         raise UserError(f"{run} has no run.json; give a run folder, for example runs/digits")
@@ -142,9 +144,9 @@ def _failed(stage: dict[str, Any]) -> int:
 
 
 def status_lines(facts: dict[str, Any]) -> Iterator[str]:
-    """Describe the state of a run for people: its state, its current step, its finished stages."""
+    """Describe a run in readable lines: its state, current step and finished stages."""
     driver, running = facts["driver"], facts["state"] == "running"
-    since = f", {facts['changed']}" if facts["changed"] else ""
+    changed = f", {facts['changed']}" if facts["changed"] else ""
     if running and facts["alive"]:
         yield f"{facts['name']}: running; {describe_driver(driver)} is alive"
         step = driver["progress"].get("step")
@@ -154,10 +156,10 @@ def status_lines(facts: dict[str, Any]) -> Iterator[str]:
         else:
             yield f"{driver['progress'].get('stage') or 'listing'}: running"
     elif running:
-        who = describe_driver(driver) if driver else "its driver"
-        yield f"{facts['name']}: stopped; {who} is dead; rerun the same command to resume"
+        dead_driver = describe_driver(driver) if driver else "its driver"
+        yield f"{facts['name']}: stopped; {dead_driver} is dead; rerun the same command to resume"
     else:
-        yield f"{facts['name']}: {facts['state']}{since}"
+        yield f"{facts['name']}: {facts['state']}{changed}"
     if facts["stages"]:
         yield f"finished: {', '.join(map(_stage_line, facts['stages']))}"
 
@@ -199,9 +201,9 @@ def request_end(run: str) -> str:
     if driver["ended"]:
         return f"{name}: nothing to cancel, as no driver is running; the run is {RunRecord.read(folder).state}"
     write_json(folder.cancel_request, {"driver": driver["number"], "job": driver["job"]})
-    end = time.monotonic() + _END_SECONDS
+    deadline = time.monotonic() + _END_SECONDS
     while is_alive(folder.drivers, driver):
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             raise JobError(f"{describe_driver(driver)} did not end within {_END_SECONDS} s; kill it")
         time.sleep(0.1)
         driver = last_driver(folder.drivers) or driver
@@ -274,8 +276,8 @@ def read_log(run: str, position: Position) -> tuple[str, Position, bool]:
         offset = position[1]
     ended = not is_alive(folder.drivers, driver)
     try:
-        whole = folder.log(number).read_bytes()[offset:]
+        data = folder.log(number).read_bytes()[offset:]
     except FileNotFoundError:  # the driver has only just started
-        whole = b""
-    lines = whole[: whole.rfind(b"\n") + 1]
+        data = b""
+    lines = data[: data.rfind(b"\n") + 1]
     return lines.decode("utf-8"), (number, offset + len(lines)), ended

@@ -1,4 +1,4 @@
-"""Command submit: the driver runs on the cluster, and the user may disconnect."""
+"""Command submit: run the driver on the cluster, so that the user can disconnect."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PATHS = (
 """Keys whose values may be paths."""
 
 _LAST_SECONDS = 20
-"""Time that a driver has to end cleanly after its worker has ended."""
+"""Time limit for a driver to end cleanly after its worker has ended."""
 
 
 def submit(config: Config, *, fresh: bool, update: bool) -> None:
@@ -45,13 +45,13 @@ def submit(config: Config, *, fresh: bool, update: bool) -> None:
     UserError
         The config names no running cluster, a worker does not find the input, or another driver works on the run.
     JobError
-        The scheduler has no workers, or does not take the job.
+        The scheduler has no workers, or does not accept the job.
     """
     if config.cluster.kind != "address":
         raise UserError("submit needs a cluster that is running already: --cluster tcp://HOST:PORT")
     config = with_absolute_paths(config)
     with connect(config.cluster) as client:
-        run_on_worker(client, _check_there, config)
+        run_on_worker(client, _check_on_worker, config)
         _start_driver(client, config, fresh=fresh, update=update)
 
 
@@ -70,11 +70,11 @@ def submit_retry(run: str, cluster: str) -> None:
     UserError
         The folder is not a run that has ingested or quantized anything, or another driver works on it.
     JobError
-        The scheduler has no workers, or does not take the job.
+        The scheduler has no workers, or does not accept the job.
     """
-    there = load_cluster(cluster)
-    with connect(there) as client:
-        config = run_on_worker(client, _config_to_retry, run).model_copy(update={"cluster": there})
+    cluster_config = load_cluster(cluster)
+    with connect(cluster_config) as client:
+        config = run_on_worker(client, _config_to_retry, run).model_copy(update={"cluster": cluster_config})
         _start_driver(client, config, retry=True)
 
 
@@ -90,7 +90,7 @@ def _start_driver(client: Any, config: Config, **options: bool) -> None:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Return a config that means the same in every current folder: relative paths become absolute."""
+    """Return the config with absolute paths, which mean the same in every working directory."""
     values = config.model_dump(mode="json")
     for dotted in _PATHS:
         *sections, key = dotted.split(".")
@@ -110,7 +110,7 @@ def _absolute(value: str) -> str:
     return os.path.abspath(os.path.expanduser(value)) if is_path else value
 
 
-def _check_there(config: Config) -> None:
+def _check_on_worker(config: Config) -> None:
     """Check on a worker that it finds the input, and that no driver holds the run."""
     try:
         check_sources(config.input)
@@ -132,14 +132,14 @@ def _config_to_retry(run: str) -> Config:
 
 
 def drive() -> None:
-    """Run a submitted job: its config is the first line of standard input, and it ends when that is closed."""
+    """Run a submitted job: standard input holds its config in the first line, and ends the job when it is closed."""
     from kmeans_dask.cli.retry import retry_failed
     from kmeans_dask.pipeline.resume import STAGES
     from kmeans_dask.pipeline.run import run_stages
 
-    order = json.loads(sys.stdin.buffer.readline())
+    request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_worker, daemon=True).start()
-    config, options = Config.model_validate(order["config"]), order["options"]
+    config, options = Config.model_validate(request["config"]), request["options"]
     if options.pop("retry", False):
         retry_failed(config, **options)
     else:
@@ -147,7 +147,7 @@ def drive() -> None:
 
 
 def _end_with_worker() -> None:
-    """End this process when the worker that started it has ended; the scheduler restarts it on another worker."""
+    """End this process once the worker that started it has ended; the scheduler restarts the job on another worker."""
     while os.read(0, 1):
         pass
     stop_here(Stopped("the worker that started this driver has ended", "interrupted", 143))

@@ -35,11 +35,11 @@ clusters of faces are 16 MB, above Dask's default of 10 MB."""
 
 _ENVIRON = "distributed.nanny.pre-spawn-environ"
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(12 * 2**20)}
-"""Malloc settings of worker processes. By default Dask makes them return every freed 64 KiB to the system, which then
-has to clear each page of every new array: quantizing a photo of 481 x 321 to 30 colours takes 26 ms with that, 16 ms
-without it; a grey one of 250 x 250 2.6 and 2.0 ms. Blocks larger than a chunk, above all Pillow's blocks of 16 MiB, are
-still returned at once: the C library by itself keeps some of them, and a worker that quantized photos of 24 megapixels
-used up to 200 MiB more."""
+"""Malloc settings of worker processes. By default, Dask makes them return every freed 64 KiB to the system, which then
+has to clear each page of every new array: quantizing a 481 x 321 photo to 30 colours takes 26 ms with this default,
+16 ms without it; a grey 250 x 250 photo 2.6 and 2.0 ms. Blocks larger than a chunk, above all Pillow's blocks of
+16 MiB, are still returned at once: the C library would keep some of them, and a worker that quantized photos of
+24 megapixels used up to 200 MiB more."""
 
 
 _START = {"local": local, "threads": threads, "slurm": slurm, "pbs": pbs, "ssh": ssh, "kubernetes": kubernetes}
@@ -133,7 +133,7 @@ def connect(cluster: Cluster | str | None = None, notify: Callable[[str], None] 
     use_monotonic_time()
     environ = {**dask.config.get(_ENVIRON), **_MALLOC}
     settings = {"distributed.admin.large-graph-warning-threshold": _LARGE_GRAPH, _ENVIRON: environ}
-    logged = logging.root.manager.disable
+    previous_level = logging.root.manager.disable
     try:
         with (
             dask.config.set({**settings, **tls_settings(config.tls)}),
@@ -142,7 +142,7 @@ def connect(cluster: Cluster | str | None = None, notify: Callable[[str], None] 
         ):
             yield client
     finally:
-        logging.disable(logged)
+        logging.disable(previous_level)
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def _ends_quietly(client: Client) -> Iterator[None]:
 
 
 def _ignore_lost_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Ignore errors of Dask's background tasks on a lost cluster; callers get them raised anyway."""
+    """Ignore errors of Dask's background tasks on a lost cluster; they are raised in the caller anyway."""
     if not isinstance(context.get("exception"), (AllExit, OSError)):  # OSError includes CommClosedError
         loop.default_exception_handler(context)
 

@@ -24,10 +24,10 @@ def use_monotonic_time() -> None:
     """
     if IOLoop.time is not _TIME:
         return
-    ahead = time.time() - time.monotonic()
+    offset = time.time() - time.monotonic()
 
     def now(*_: Any) -> float:
-        return time.monotonic() + ahead
+        return time.monotonic() + offset
 
     for name, module in list(sys.modules.items()):
         if name.startswith("distributed.") and getattr(module, "time", None) is time.time:
@@ -82,13 +82,14 @@ def _spans_of(dask_scheduler: Scheduler) -> set[str]:
 
 def _forget_later(dask_scheduler: Scheduler, before: set[str], after_seconds: float) -> None:
     spans = dask_scheduler.extensions["spans"].spans.values()
-    ours = {span.id for span in spans if span.id not in before and span.name == ("default",) and span.done}
-    dask_scheduler.loop.call_later(after_seconds, _forget, dask_scheduler, ours)
+    span_ids = {span.id for span in spans if span.id not in before and span.name == ("default",) and span.done}
+    dask_scheduler.loop.call_later(after_seconds, _forget, dask_scheduler, span_ids)
 
 
-def _forget(scheduler: Scheduler, ours: set[str]) -> None:
-    known = scheduler.extensions["spans"]
-    for id_ in ours:
-        known.spans.pop(id_, None)  # a concurrent job may have removed it
-    for some in (known.root_spans, known.spans_search_by_name["default",], known.spans_search_by_tag["default"]):
-        some[:] = [span for span in some if span.id not in ours]
+def _forget(scheduler: Scheduler, span_ids: set[str]) -> None:
+    extension = scheduler.extensions["spans"]
+    for id_ in span_ids:
+        extension.spans.pop(id_, None)  # a concurrent job may have removed it
+    by_name, by_tag = extension.spans_search_by_name["default",], extension.spans_search_by_tag["default"]
+    for spans in (extension.root_spans, by_name, by_tag):
+        spans[:] = [span for span in spans if span.id not in span_ids]

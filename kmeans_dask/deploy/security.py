@@ -66,7 +66,7 @@ def listen_options(host: str | None) -> dict[str, str]:
 
 
 def worker_listen_options(scheduler: dict[str, str]) -> dict[str, str]:
-    """Return the same for workers on other machines: the scheduler's interface, loopback, or all their networks."""
+    """Return the listen arguments of workers elsewhere: the scheduler's interface, loopback, or all their networks."""
     return scheduler if "interface" in scheduler or is_loopback(scheduler["host"]) else {}
 
 
@@ -83,10 +83,10 @@ def _is_interface(host: str) -> bool:
 def is_loopback(host: str) -> bool:
     """Return whether a host is reachable only from this machine."""
     try:
-        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
+        addresses = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
     except OSError:
         return False
-    return all(ipaddress.ip_address(each).is_loopback for each in found)
+    return all(ipaddress.ip_address(address).is_loopback for address in addresses)
 
 
 def exposure_warning(client: Client) -> str | None:

@@ -34,6 +34,7 @@ _WAIT_SECONDS = 120
 """A driver whose worker lost the scheduler notices and ends; its replacement waits this long for that."""
 
 _CONFIRM_SECONDS = 15
+"""Time limit for the scheduler to confirm a job."""
 
 
 def start_driver(client: Client, name: str, run: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -68,9 +69,9 @@ def start_driver(client: Client, name: str, run: str, config: Mapping[str, Any],
     # the priority puts it ahead of the tasks of other jobs
     future = client.submit(_drive, key, run, request, key=key, pure=False, priority=100)
     fire_and_forget(future)
-    end = time.monotonic() + _CONFIRM_SECONDS
+    deadline = time.monotonic() + _CONFIRM_SECONDS
     while not client.run_on_scheduler(_is_kept, key):
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             raise JobError(f"the scheduler at {client.scheduler.address} has not accepted the job; submit it again")
         time.sleep(0.05)
     return key
@@ -116,7 +117,7 @@ def _run_driver(line: bytes) -> tuple[int, str]:
         assert process.stdin is not None
         assert process.stderr is not None
         process.stdin.write(line)
-        # stdin stays open: the driver ends at the end of this file, and so with this process
+        # keep stdin open: the driver ends when it is closed, hence no later than this process
         process.stdin.flush()
         for output in process.stderr:
             message = output.decode(errors="replace").strip() or message
@@ -126,8 +127,8 @@ def _run_driver(line: bytes) -> tuple[int, str]:
 
 def _wait_until_free(run: str) -> None:
     folder = RunFolder(location(run)).drivers
-    end = time.monotonic() + _WAIT_SECONDS
-    while (last := last_driver(folder)) and is_alive(folder, last) and time.monotonic() < end:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while (last := last_driver(folder)) and is_alive(folder, last) and time.monotonic() < deadline:
         time.sleep(1)
 
 
@@ -152,14 +153,14 @@ def submitted_jobs(client: Client) -> list[dict[str, Any]]:
 
 
 def run_on_worker(client: Client, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
-    """Call a function on one of the workers, which can access the run folder, at once and alongside its tasks.
+    """Call a function on one of the workers, which can access the run folder, without waiting for its tasks.
 
     Parameters
     ----------
     client
         Client of a cluster.
     function
-        Function of a module that is installed on the workers; it may take a minute.
+        Function of a module that is installed on the workers; it may run for a minute.
     *arguments
         Its arguments.
 

@@ -20,9 +20,9 @@ WATCH_SECONDS = 10.0
 NO_WORKERS_SECONDS = 300.0
 """How long a job waits for new workers when all are lost; a nanny starts a new one within seconds."""
 QUEUE_SECONDS = 7 * 86_400.0
-"""The same if workers are queued."""
+"""The same while new workers wait in a queue."""
 _NOTIFY_SECONDS = 10.0
-"""How long all workers are lost before the user is notified."""
+"""How long all workers must be lost before the user is notified."""
 HANGS_SECONDS, HANGS_TIMES = 300.0, 20.0
 """A task hangs if it runs longer than five minutes and than 20 times the mean of the finished tasks of its kind."""
 HANGS_ALONE_SECONDS = 1800.0
@@ -47,6 +47,7 @@ class _Running(NamedTuple):
     as 0 s."""
 
     def hangs(self, seconds: float) -> bool:
+        """Return whether the task is considered hung after running for some seconds."""
         if self.usual < 0:
             return seconds > HANGS_ALONE_SECONDS
         return seconds > max(HANGS_SECONDS, HANGS_TIMES * self.usual)
@@ -119,10 +120,10 @@ def cluster_failure(error: BaseException, client: Client) -> str | None:
 
 def describe_task(key: str) -> str:
     """Describe a task by its key: ``quantize_batch-64-128-...`` processes items 64 to 127."""
-    found = re.match(r"([a-z_]+)-(\d+)-(\d+)-", key)
-    if not found:
+    match = re.match(r"([a-z_]+)-(\d+)-(\d+)-", key)
+    if not match:
         return f"the task {key}"
-    return f"the task {found[1]} of items {int(found[2]):,} to {int(found[3]) - 1:,}"
+    return f"the task {match[1]} of items {int(match[2]):,} to {int(match[3]) - 1:,}"
 
 
 def _watch(client: Client, notify: Callable[[str], None], patience: float, ended: threading.Event) -> None:
@@ -133,7 +134,7 @@ def _watch(client: Client, notify: Callable[[str], None], patience: float, ended
     while not ended.wait(WATCH_SECONDS):
         try:
             workers, running, paused = client.run_on_scheduler(_snapshot, client.id)
-        except Exception:  # the scheduler is gone, which the work notices itself, or lacks this package
+        except Exception:  # the scheduler is gone, which the tasks report, or lacks this package
             continue
         paused_since = (paused_since or time.monotonic()) if paused else None
         if paused_since and (seconds := time.monotonic() - paused_since) > PAUSED_SECONDS:
@@ -162,7 +163,7 @@ def _watch(client: Client, notify: Callable[[str], None], patience: float, ended
 
 def _restart(client: Client, task: _Running, seconds: float, notify: Callable[[str], None]) -> None:
     notify(
-        f"{describe_task(task.key)} has been running for {seconds:.0f} s on {task.worker}, usually it takes "
+        f"{describe_task(task.key)} has been running for {seconds:.0f} s on {task.worker}, although it usually takes "
         f"{max(task.usual, 0):.1f} s: restarting this worker"
     )
     with suppress(Exception):  # it has no nanny or is too busy; the next check retries
@@ -196,19 +197,19 @@ def _snapshot(client: str, dask_scheduler: Any) -> _Snapshot:
 
 def _is_wanted(task: Any, client: str) -> bool:
     """Return whether a client waits for a task or a dependent of it; tasks of other clients are not watched."""
-    todo, known = [task], {task}
+    todo, seen = [task], {task}
     while todo:
-        each = todo.pop()
-        if any(wants.client_key == client for wants in each.who_wants or ()):
+        current = todo.pop()
+        if any(wants.client_key == client for wants in current.who_wants or ()):
             return True
-        new = each.dependents - known
+        new = current.dependents - seen
         todo += new
-        known |= new
+        seen |= new
     return False
 
 
 def _mean_seconds(prefix: Any) -> float:
-    """Mean over all finished tasks; the scheduler's own average drops them when one takes twice as long."""
+    """Return the mean of all finished tasks; the scheduler's own average forgets them if one takes twice as long."""
     done = prefix.state_counts["memory"]
     return prefix.all_durations["compute"] / done if done else -1.0
 

@@ -53,7 +53,7 @@ def workers_of(client: Client) -> Workers:
     """
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     limits = [worker["memory_limit"] or 0 for worker in workers]
-    # without a nanny, workers are threads of one process or unsupervised: nobody enforces their limit
+    # without a nanny, workers are threads of one process or unsupervised: their limit is not enforced
     limit = min(limits, default=0) if all(worker["nanny"] for worker in workers) else 0
     return Workers(max(len(limits), 1), min((worker["nthreads"] for worker in workers), default=1), limit)
 

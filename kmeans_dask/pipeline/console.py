@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import click
 
-# rich is imported where it draws, so that reporting a mistake in the input does not wait for it
+# rich is imported only where it is used, so that mistakes in the input are reported without waiting for it
 
 _LINE_SECONDS = 10
 """Interval between progress lines where standard error is not a terminal."""
@@ -28,10 +28,10 @@ LOG = logging.getLogger("kmeans_dask")
 
 
 class Advance(Protocol):
-    """Adds to the units that are done, and to those among them that failed."""
+    """Callback that counts finished units, and how many of them failed."""
 
     def __call__(self, n: int, failed: int = 0) -> None:
-        """Add `n` units, `failed` of which failed."""
+        """Count `n` more units as done, `failed` of which failed."""
 
 
 @dataclass
@@ -138,15 +138,15 @@ def _summary(step: Step) -> str:
 
 
 def how_far(done: int, total: int | None, unit: str, seconds: float) -> str:
-    """Describe progress: units done after so many seconds, units per second, and the remaining time if it is known."""
-    rate = f"{_rate(done / seconds)}"
+    """Describe progress: units done in `seconds`, the rate, and the remaining time if the total is known."""
+    rate = _rate(done / seconds)
     if total is None or done == 0:
         return f"{done:,} {unit}, {rate}" if total is None else f"{done:,} of {total:,} {unit}"
     return f"{done:,} of {total:,} {unit}, {rate}, {duration((total - done) * seconds / done)} left"
 
 
 def _rate(per_second: float) -> str:
-    """Format a rate as units/s, or as seconds per unit below one."""
+    """Format a rate as units/s, or below one as seconds per unit."""
     if 0 < per_second < 1:
         return f"{1 / per_second:.1f} s each"
     return f"{per_second:,.0f}/s" if per_second >= 100 else f"{per_second:.1f}/s"
@@ -154,10 +154,10 @@ def _rate(per_second: float) -> str:
 
 def duration(seconds: float) -> str:
     """Format seconds as s, min and s, or h and min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    return f"{total // 60} min {total % 60} s" if total < 3600 else f"{total // 3600} h {total % 3600 // 60} min"
 
 
 @contextmanager
@@ -183,7 +183,7 @@ def _bar(step: Step) -> Iterator[Callable[[], None]]:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], keys: int = 1) -> None:
-    """Print a table to standard output. Columns that exceed the terminal continue below; no cell is ever cut.
+    """Print a table to standard output. Columns that do not fit the width continue below; cells are never truncated.
 
     Parameters
     ----------
@@ -217,8 +217,8 @@ def _fitting_groups(widths: Sequence[int], keys: int, width: int) -> list[list[i
     """Split columns into groups that fit a width, each with the key columns and at least one other column."""
     groups = [list(range(keys))]
     for position in range(keys, len(widths)):
-        taken = sum(widths[i] + _COLUMN_GAP for i in [*groups[-1], position]) + 1
-        if taken > width and len(groups[-1]) > keys:
+        needed = sum(widths[i] + _COLUMN_GAP for i in [*groups[-1], position]) + 1
+        if needed > width and len(groups[-1]) > keys:
             groups.append(list(range(keys)))
         groups[-1].append(position)
     return groups

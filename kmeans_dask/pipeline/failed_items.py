@@ -16,9 +16,9 @@ def report_failed(
     Parameters
     ----------
     stage
-        Start of the log line.
+        Name of the stage, with which the log line begins.
     verb
-        What could not be done: ``read``, ``quantized``.
+        What could not be done, as a participle: ``read`` or ``quantized``.
     n_failed, n_items
         Numbers of items.
     max_failed
@@ -26,7 +26,7 @@ def report_failed(
     table
         File with the reason for every failed item.
     retry
-        Run folder in which `kmeans-dask retry` can repeat them; None: there is none.
+        Run folder that `kmeans-dask retry` is suggested for; None: no suggestion.
 
     Raises
     ------

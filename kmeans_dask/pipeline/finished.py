@@ -31,19 +31,19 @@ def config_of(path: str | Path, cluster: str | None = None) -> Config:
     Raises
     ------
     UserError
-        The folder is not a run, or a run of another version.
+        The folder is not a run, or was made by another version.
     """
-    whole = location(path).resolve()
-    with reporting_unreachable(whole):
-        is_run = (whole / "run.json").exists() and (whole / "config.yaml").exists()
+    folder = location(path).resolve()
+    with reporting_unreachable(folder):
+        is_run = (folder / "run.json").exists() and (folder / "config.yaml").exists()
     if not is_run:
         raise UserError(f"{path} is not a run folder; give one, for example runs/digits")
-    where = [f"output={json.dumps(str(whole.parent))}", f"name={json.dumps(whole.name)}"]
+    overrides = [f"output={json.dumps(str(folder.parent))}", f"name={json.dumps(folder.name)}"]
     try:
-        config = load_config(whole / "config.yaml", where)
+        config = load_config(folder / "config.yaml", overrides)
     except UserError as error:
         raise UserError(f"{path} was made by another version ({error}); rerun its job to recreate it") from None
-    return config if cluster is None else load_config(whole / "config.yaml", where, cluster)
+    return config if cluster is None else load_config(folder / "config.yaml", overrides, cluster)
 
 
 def choose_model(config: Config, folder: RunFolder, k: int | None, algorithm: str | None) -> Model:
@@ -63,7 +63,7 @@ def choose_model(config: Config, folder: RunFolder, k: int | None, algorithm: st
     Returns
     -------
     Model
-        It has a label map.
+        Model with a label map.
 
     Raises
     ------

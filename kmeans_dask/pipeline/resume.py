@@ -1,7 +1,7 @@
-"""What of a run is finished, and what has to run again.
+"""Decide which stages of a run are finished, and which have to run again.
 
-`STAGES` is the one table of stages. A stage is skipped if the run's record says that it was finished with the settings
-of today: the values of the config that it reads, and fingerprints of what it reads besides.
+`STAGES` is the only table of stages. A stage is skipped if the run record shows that it finished with the current
+settings: the config values that it reads, and fingerprints of its other inputs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class Stage:
     """What a stage needs, reads and writes."""
 
     needs: tuple[str, ...]
-    """Stages whose outputs it reads; if one of them runs again, so does this one."""
+    """Stages whose outputs it reads; if one of them runs again, so does this stage."""
     reads: tuple[str, ...]
-    """Sections of the config that decide what it writes."""
+    """Sections of the config that determine its outputs."""
     writes: str
-    """Pattern of what is in the run folder once the stage has started, finished or not."""
+    """Glob pattern that matches a path in the run folder as soon as the stage has started."""
     paced_by: tuple[str, ...]
-    """Sections of the config that decide how long one item takes; rates of other runs are compared by them."""
+    """Sections of the config that determine the time per item; rates of earlier runs apply only if these are equal."""
 
 
 STAGES = {
@@ -53,7 +53,7 @@ _CONTENT = "collection content"
 
 
 def is_finished(stage: str, config: Config, record: RunRecord) -> bool:
-    """Whether a stage was finished with this config and with what it would read today.
+    """Return whether a stage has finished with this config and its current inputs.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def is_finished(stage: str, config: Config, record: RunRecord) -> bool:
 
 
 def has_started(stage: str, folder: RunFolder) -> bool:
-    """Whether anything that a stage writes exists, finished or not."""
+    """Return whether any output of a stage exists, finished or not."""
     with reporting_unreachable(folder.path):
         return any(folder.path.glob(STAGES[stage].writes))
 
@@ -105,13 +105,13 @@ def skip(stage: str, config: Config, record: RunRecord) -> bool:
     elif changes:
         in_config = "; ".join(change for change in changes if not change.startswith(_CONTENT))
         say(f"{stage}: the config changed; running it again: {in_config}")
-    if changes or stage != "ingest":  # stages that read the collection notice by its fingerprint if it has changed
+    if changes or stage != "ingest":  # ingest only adds to the collection; the stages that read it detect changes
         _forget(stage, record)
     return False
 
 
 def _forget(stage: str, record: RunRecord) -> None:
-    """Forget a stage and all that read its outputs."""
+    """Forget a stage and, recursively, every stage that reads its outputs."""
     record.forget(stage)
     for other, entry in STAGES.items():
         if stage in entry.needs:
@@ -144,7 +144,7 @@ def settings_of(stage: str, config: Config, record: RunRecord) -> dict[str, Any]
     if ingested and stage in _READ_THE_COLLECTION:
         settings[_CONTENT] = ingested["summary"]["content"]
     if "quantize" in STAGES[stage].reads and config.quantize and config.quantize.palette not in ("image", "shared"):
-        from kmeans_dask.colours.palette_files import palette_digest, read_palette  # half a second for this alone
+        from kmeans_dask.colours.palette_files import palette_digest, read_palette  # importing this takes half a second
 
         settings["quantize.palette, its colours"] = palette_digest(read_palette(config.quantize.palette))
     if "features" in STAGES[stage].reads and config.features and config.features.path:

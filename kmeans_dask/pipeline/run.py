@@ -48,7 +48,7 @@ def run_stages(
     job
         Key of the submitted job that this driver belongs to; `fresh` holds once, however often its driver is restarted.
     command
-        What the user asked for; None: the command line of this process.
+        Command line to record; None: that of this process.
 
     Raises
     ------
@@ -62,9 +62,10 @@ def run_stages(
         raise UserError(f"the config has no section {stages[0]}, so there is nothing to do; add it, or use run")
     folder = make_run_folder(config)
     command = command or command_line()
-    held = ExitStack()
-    lock = held.enter_context(holding(folder, command, job))  # a store that cannot be reached yet is the user's mistake
-    with explained(folder.path), held:
+    session = ExitStack()
+    # outside `explained`: a store that was never reachable is a mistake in the input, not a lost run
+    lock = session.enter_context(holding(folder, command, job))
+    with explained(folder.path), session:
         restarted = job is not None and lock.previous is not None and lock.previous["job"] == job
         record = open_run(config, fresh=fresh and not restarted, command=command, driver_starts=lock.number)
         # the end is recorded before the workers stop
@@ -87,7 +88,7 @@ def run_stages(
 
 
 def _check_extractor(wanted: Sequence[str], config: Config, record: RunRecord) -> None:
-    """Refuse a feature function that cannot be imported, or a palette that cannot be read, before other stages run."""
+    """Import the feature function, and read the palette (in `is_finished`), before any stage runs: both fail early."""
     todo = [stage for stage in wanted if not is_finished(stage, config, record)]
     if "fit" in todo and config.features and config.features.kind not in ("pixels", "file"):
         from kmeans_dask.collection.extractors import extractor_of
@@ -97,7 +98,7 @@ def _check_extractor(wanted: Sequence[str], config: Config, record: RunRecord) -
 
 @contextmanager
 def _workers(config: Config, folder: RunFolder) -> Iterator[Any]:
-    """Yield a client of the workers; mistakes in the input were reported before these imports cost a second."""
+    """Yield a client connected to the workers. Imports take a second, so mistakes in the input are reported before."""
     from kmeans_dask.deploy.client import connect
     from kmeans_dask.deploy.security import exposure_warning
     from kmeans_dask.deploy.workers import dashboard_link, record_performance, workers_of
@@ -116,6 +117,7 @@ def _workers(config: Config, folder: RunFolder) -> Iterator[Any]:
 
 
 def _run_stage(stage: str, config: Config, record: RunRecord, client: Any, **options: bool) -> None:
+    """Run one stage, and record its summary, duration, workers and bytes."""
     folder = record.folder
     for need in STAGES[stage].needs:
         if getattr(config, need) is not None and not is_finished(need, config, record):
@@ -133,16 +135,16 @@ def _run_stage(stage: str, config: Config, record: RunRecord, client: Any, **opt
             **_worker_counts(client),
             "bytes_read": bytes_read,
             "bytes_written": bytes_written,
-            "from_nothing": from_nothing,  # else an earlier start did part of the work
+            "from_nothing": from_nothing,  # False: an earlier start did part of the work
         }
         record.finish(stage, settings_of(stage, config, record), summary, seconds, **facts)
         LOG.info(f"{stage} finished", extra={"facts": {"seconds": round(seconds, 3), **facts, "summary": summary}})
 
 
 def _worker_counts(client: Any) -> dict[str, Any]:
-    """Workers by host, and threads per worker."""
+    """Return the number of workers per host, and of threads per worker."""
     if client is None:
         return {"workers": {}, "threads": 0}
-    from kmeans_dask.deploy.workers import worker_hosts, workers_of  # imported by now; a report alone needs no Dask
+    from kmeans_dask.deploy.workers import worker_hosts, workers_of  # already imported; a report alone needs no Dask
 
     return {"workers": worker_hosts(client), "threads": workers_of(client).threads}

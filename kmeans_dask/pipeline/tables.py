@@ -22,7 +22,7 @@ _METRICS = {
     "accuracy, train": ("accuracy_train", ".4f"),
     "accuracy, held-out": ("accuracy_holdout", ".4f"),
 }
-"""Heading -> key of metrics.json and format."""
+"""Column heading -> key of metrics.json, and number format."""
 
 
 def show_metrics(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -41,7 +41,7 @@ def show_metrics(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     cells = [
         [
             row["algorithm"],
-            *("–" if row.get(key) is None else format(row[key], form) for key, form in columns.values()),
+            *("–" if row.get(key) is None else format(row[key], spec) for key, spec in columns.values()),
         ]
         for row in rows
     ]

@@ -14,7 +14,7 @@ from kmeans_dask.storage.run_folder import RunFolder
 
 
 def bytes_of_stage(stage: str, folder: RunFolder) -> tuple[int, int]:
-    """Add up the files that a finished stage has read and written.
+    """Add up the sizes of the files that a finished stage has read and written.
 
     Parameters
     ----------
@@ -25,9 +25,9 @@ def bytes_of_stage(stage: str, folder: RunFolder) -> tuple[int, int]:
 
     Returns
     -------
-    int, int
-        Bytes of the files that it reads, and of those that it writes, including what an earlier start wrote. A file
-        counts once, however often it is read.
+    n_read, n_written : int
+        Bytes of the files read, and of those written, including what an earlier start wrote. A file counts once,
+        however often it is read.
     """
     if stage == "ingest":
         return _bytes_of_images(folder), _bytes([folder.collection])
@@ -57,5 +57,5 @@ def _bytes_of_images(folder: RunFolder) -> int:
 
 
 def _bytes(paths: Iterable[Path]) -> int:
-    """Bytes of files and of all files below folders; missing ones count as 0."""
+    """Add up the bytes of files and of all files below folders; missing ones count as 0."""
     return sum(map(total_bytes, paths))

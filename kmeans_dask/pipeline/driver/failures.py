@@ -14,7 +14,7 @@ from kmeans_dask.storage.object_store import UnreachableError, is_local, storage
 
 
 class StoreLostError(JobError):
-    """The object store of the run folder is lost. No more requests: each would be retried for half a minute."""
+    """The object store of the run folder is lost. Send it no more requests: each would be retried for half a minute."""
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def explained(folder: Path, client: Any = None) -> Iterator[None]:
     folder
         Run folder; it exists.
     client
-        Client connected to the workers; None if they are not used.
+        Client connected to the workers; None if the block uses none.
 
     Raises
     ------
@@ -38,9 +38,9 @@ def explained(folder: Path, client: Any = None) -> Iterator[None]:
     except StoreLostError:
         raise
     except (Exception, CancelledError) as error:
-        if reason := _of_folder(error, folder):
+        if reason := _folder_failure(error, folder):
             raise (JobError if is_local(folder) else StoreLostError)(f"{reason}; {RERUN}") from None
-        if not isinstance(error, (UserError, JobError)) and (reason := _of_cluster(error, client)):
+        if not isinstance(error, (UserError, JobError)) and (reason := _cluster_failure(error, client)):
             raise JobError(f"{reason}; {RERUN}") from None
         raise
 
@@ -52,12 +52,12 @@ def describe_lost_folder(folder: Path) -> str:
     )
 
 
-def _of_folder(error: BaseException, folder: Path) -> str | None:
+def _folder_failure(error: BaseException, folder: Path) -> str | None:
     if isinstance(error, UnreachableError):
         return str(error.args[0])
     if reason := storage_failure(error, folder):
         return reason
-    # without a folder, other code finds an unfinished collection or a missing chunk
+    # if the folder is gone, other code reports an unfinished collection or a missing chunk
     if isinstance(error, (FileNotFoundError, NotADirectoryError, UserError, JobError)):
         try:
             if not any((folder / name).exists() for name in ("run.json", "drivers")):
@@ -67,9 +67,9 @@ def _of_folder(error: BaseException, folder: Path) -> str | None:
     return None
 
 
-def _of_cluster(error: BaseException, client: Any) -> str | None:
+def _cluster_failure(error: BaseException, client: Any) -> str | None:
     if client is None:
         return None
-    from kmeans_dask.deploy.watchdog import cluster_failure  # imported by now; a job without workers never pays for it
+    from kmeans_dask.deploy.watchdog import cluster_failure  # already imported; without workers never needed
 
     return cluster_failure(error, client)

@@ -17,7 +17,7 @@ from kmeans_dask.pipeline.console import LOG, show_line
 from kmeans_dask.storage.object_store import is_local, make_folder
 
 _LOGGERS = (LOG.name, "dask", "distributed", "distributed.client")
-"""Ours and Dask's; the last two do not propagate to their parents."""
+"""Loggers of this package and of Dask; the last two do not propagate to their parents."""
 
 
 class _JsonLines(logging.Formatter):
@@ -52,12 +52,12 @@ class Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line immediately."""
-        with suppress(OSError):  # a full disk: the work itself reports it
+        with suppress(OSError):  # a full disk is reported by the work itself
             self._file.write(self.format(record) + "\n")
             self._file.flush()
 
     def flush(self) -> None:
-        """Replace the object in a store, which cannot append; a local file is always up to date."""
+        """Rewrite the object in a store, which cannot append; a local file is always up to date."""
         if isinstance(self._file, io.StringIO) and self._file.tell() > self._published:
             self._published = self._file.tell()
             self._path.write_text(self._file.getvalue(), encoding="utf-8")
@@ -68,7 +68,7 @@ class Log(logging.Handler):
 
     def close(self) -> None:
         """Write the remaining lines and close the file."""
-        with suppress(Exception):  # a disk or store that fails: the work itself reports it
+        with suppress(Exception):  # a failing disk or store is reported by the work itself
             if not self._abandoned:
                 self.flush()
             self._file.close()
@@ -76,11 +76,12 @@ class Log(logging.Handler):
 
 
 _stage: str | None = None
+"""Stage that is running in this process."""
 
 
 @contextmanager
 def in_stage(name: str) -> Iterator[None]:
-    """Log the block under the name of a stage; after an error the name stays, for the lines that report it."""
+    """Log the block under the name of a stage; an error keeps the name, for the lines that report it."""
     global _stage
     _stage = name
     yield
@@ -115,9 +116,9 @@ def logged(path: Path) -> Iterator[Log]:
     for logger in loggers:
         logger.addHandler(handler)
 
-    def show_and_log(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    def show_and_log(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
         LOG.warning(f"{category.__name__}: {message}")
-        show(message, category, *where, **more)
+        show(message, category, *args, **kwargs)
 
     warnings.showwarning = show_and_log
     try:
@@ -132,7 +133,7 @@ def logged(path: Path) -> Iterator[Log]:
 
 
 def _first_time(record: logging.LogRecord) -> bool:
-    """Pass our records and Dask's warnings, each once although a logger and its parent may both hand it over."""
+    """Accept records of this package and warnings of Dask, each once even if a logger and its parent both emit it."""
     if "logged" in record.__dict__ or not (record.name == LOG.name or record.levelno >= logging.WARNING):
         return False
     record.__dict__["logged"] = True
@@ -140,7 +141,7 @@ def _first_time(record: logging.LogRecord) -> bool:
 
 
 def show_log(lines: Iterable[str]) -> None:
-    """Print lines of a log for people: time, stage, level unless it is info, message."""
+    """Print log lines in readable form: time, stage, level unless it is info, message."""
     for line in lines:
         entry = json.loads(line)
         level = "" if entry["level"] == "info" else f"{entry['level'].upper()} "

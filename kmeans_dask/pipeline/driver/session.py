@@ -31,7 +31,7 @@ def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator
     folder
         Run folder; it exists.
     command
-        What the user asked for, shown to people.
+        Command line of the driver, shown to users.
     job
         Key of the submitted job that this driver belongs to; None for a local driver.
 
@@ -46,15 +46,15 @@ def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator
     """
     with reporting_unreachable(folder.path):
         lock = acquire(folder.drivers, command, job)
-    ended, is_lost, output = threading.Event(), False, threading.Lock()
+    ended, is_lost, output_lock = threading.Event(), False, threading.Lock()
     try:
         with logged(folder.log(lock.number)) as log:
             facts = {"command": command, "host": platform.node(), "pid": os.getpid()}
             LOG.info("driver started", extra={"facts": facts})
             if lock.took_over:
                 say(f"{folder.path.name}: {lock.took_over} is dead; resuming its work")
-            parts = (lock, folder, log, ended, output)
-            heart = threading.Thread(target=_beat, args=parts, name="heartbeat", daemon=True)
+            arguments = (lock, folder, log, ended, output_lock)
+            heart = threading.Thread(target=_beat, args=arguments, name="heartbeat", daemon=True)
             heart.start()
             try:
                 yield lock
@@ -63,17 +63,18 @@ def holding(folder: RunFolder, command: str, job: str | None = None) -> Iterator
                 log.abandon()
                 raise
             finally:
-                with output:
+                with output_lock:
                     ended.set()
                 if not is_lost:
                     heart.join()
     finally:
         if not is_lost:
-            with suppress(OSError):  # the disk may be what failed; others see without this that the driver is dead
+            # the disk may have failed; the missing heartbeats show others that this driver is dead
+            with suppress(OSError):
                 lock.release()
 
 
-def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event, output: threading.Lock) -> None:
+def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event, output_lock: threading.Lock) -> None:
     """Publish the progress once a second, and interrupt the work on request."""
     stopping = False
     while True:
@@ -89,22 +90,22 @@ def _beat(lock: Lock, folder: RunFolder, log: Log, ended: threading.Event, outpu
             if not (stopping or lock.ending):
                 stop_here(folder_gone(describe_lost_folder(folder.path)) if is_gone else lost(str(error)))
             return
-        # OSError, or what the package of an object store raises: it may recover; if not, the work itself will fail
+        # OSError, or an error of an object store's package: it may recover; otherwise the work itself will fail
         except Exception as error:
-            with output:  # nothing is printed after the line that ends the job
+            with output_lock:  # nothing is printed after the line that ends the job
                 if not ended.is_set():
                     LOG.warning(f"the run folder cannot be reached: {error}")
         if ended.wait(BEAT_SECONDS):
             return
 
 
-def _is_cancelled(request: Path, lock: Lock) -> bool:
+def _is_cancelled(path: Path, lock: Lock) -> bool:
     """Whether this driver, or the submitted job that it belongs to, has been cancelled."""
     try:
-        cancelled_one = read_json(request)
+        request = read_json(path)
     except (FileNotFoundError, ValueError):
         return False
-    return bool(cancelled_one["driver"] == lock.number or (lock.job is not None and cancelled_one["job"] == lock.job))
+    return bool(request["driver"] == lock.number or (lock.job is not None and request["job"] == lock.job))
 
 
 @contextmanager
@@ -121,7 +122,7 @@ def recorded_end(record: RunRecord, lock: Lock) -> Iterator[None]:
     except Exception as error:
         LOG.error(str(error), exc_info=not isinstance(error, (UserError, JobError)))
         if not isinstance(error, StoreLostError):
-            with suppress(OSError):  # the disk may be what failed
+            with suppress(OSError):  # the disk may have failed
                 record.set_state("failed")
         raise
     finally:

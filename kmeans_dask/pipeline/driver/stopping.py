@@ -17,7 +17,7 @@ RERUN = "rerun the same command to resume"
 
 
 class Stopped(KeyboardInterrupt):
-    """The command has to end now; whatever handles Ctrl-C handles it.
+    """Raised to end the command; handled like Ctrl-C.
 
     Attributes
     ----------
@@ -54,15 +54,15 @@ def folder_gone(why: str) -> Stopped:
     return Stopped(f"{why}; {RERUN}", None, 1)
 
 
-_asked: list[Stopped] = []
-"""Reason for which this process interrupts itself, if it does."""
+_requested: list[Stopped] = []
+"""Why this process interrupts itself: at most one exception, which the signal handler raises."""
 
 
 def stop_here(why: Stopped) -> None:
     """Interrupt the main thread from another one, if the command is `stoppable`."""
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         return
-    _asked[:] = [why]
+    _requested[:] = [why]
     # sent to the main thread itself, because only a signal wakes it; SIGINT is ignored in background jobs of a shell
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
@@ -81,16 +81,16 @@ def stoppable() -> Iterator[None]:
             os.write(2, f"kmeans-dask: stopped at once; {RERUN}\n".encode())
             os._exit(128 + number)  # worker processes end by themselves when this one is gone
         stopping = True
-        raise _asked.pop() if _asked else interrupted(number)
+        raise _requested.pop() if _requested else interrupted(number)
 
     numbers = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         numbers.append(signal.SIGINT)
-    before = {number: signal.signal(number, stop) for number in numbers}
+    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 

@@ -72,9 +72,9 @@ def dry_run(config: Config, stages: Sequence[str]) -> None:
     show_table("plan", columns, rows)
     for stage in ("ingest", "quantize"):
         if stage in wanted:
-            fits = megapixels_that_fit(config, plan, stage)
+            megapixels = megapixels_that_fit(config, plan, stage)
             show_line(
-                f"{stage}: a worker has room for images of {fits:,.0f} megapixels; input.max_pixels allows "
+                f"{stage}: a worker has room for images of {megapixels:,.0f} megapixels; input.max_pixels allows "
                 f"{config.input.max_pixels / 1e6:,.0f}"
             )
     total_disk = sum(estimated.disk for estimated in estimates.values())
@@ -101,7 +101,7 @@ def _names(stages: Iterable[str]) -> str:
 
 
 def _workers_of(config: Config) -> Workers:
-    """Return the workers that the job will have; a running cluster is asked, none is started."""
+    """Return the workers that the job will have. A running cluster is queried; none is started."""
     cluster = config.cluster
     if cluster.kind == "address":
         from kmeans_dask.deploy.client import connect

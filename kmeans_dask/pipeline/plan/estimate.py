@@ -11,13 +11,14 @@ PASSES = {"kmeans": 15, "minibatch": 4}
 """Passes over all rows of a fit of MNIST with the default `fit.tol`: initial centres, iterations, final assignment. All
 mini-batch steps together read about two passes' worth of rows."""
 EVALUATE_PASSES = 2
+"""Passes over all rows of an evaluation."""
 
 _INGEST = 134e-6, 19e-9
 """Core seconds per item and per byte of its file: PNGs of MNIST, JPEGs of LFW (benchmarks/RESULTS.md, 2.6 GHz)."""
 _QUANTIZE = 2e-3, 250e-9
 """The same for quantizing in one K: LFW and BSDS500."""
 _ANOTHER_K = 0.44
-"""Fraction of that which every further K adds."""
+"""Fraction of these costs that each further K adds."""
 _MULTIPLY = 120e9
 """Floating-point operations per second and core in a pass."""
 _TASK, _PASS = 1e-3, 0.05
@@ -25,6 +26,7 @@ _TASK, _PASS = 1e-3, 0.05
 _SAMPLE_ROWS = 50
 """Rows per centre in the sample that initial centres are refined on; one process reads it about 20 times."""
 _REPORT = 10.0
+"""Seconds for the report."""
 _TABLES = 150
 """Bytes per item in all tables, without the 24 of each model."""
 _BLOCK = 4096
@@ -35,8 +37,11 @@ class Estimate(NamedTuple):
     """Estimate of one stage."""
 
     tasks: int
+    """Number of tasks in all passes."""
     passes: int
+    """Number of passes over the items."""
     seconds: float
+    """Wall time."""
     disk: int
     """Bytes written."""
 
@@ -44,7 +49,7 @@ class Estimate(NamedTuple):
 def estimate(
     config: Config, stage: str, *, n_items: int, n_bytes: int, chunks: int, batches: int, cores: int
 ) -> Estimate:
-    """Estimate what a stage takes.
+    """Estimate the tasks, passes, time and disk space of a stage.
 
     Parameters
     ----------
@@ -75,14 +80,15 @@ def estimate(
     if stage == "report":
         return Estimate(0, 0, _REPORT, 8 * 2**20)
     assert config.fit is not None
+    # each pass has a reduction tree with 8 inputs per node: 1/8 + 1/64 + ... = 1/7 more tasks
     centres, n_models = sum(config.fit.ks), len(config.fit.ks) * len(config.fit.algorithm)
-    a_pass = 2.0 * n_items * n_features * centres / _MULTIPLY / cores + _PASS + _TASK * chunks * 8 / 7
+    pass_seconds = 2.0 * n_items * n_features * centres / _MULTIPLY / cores + _PASS + _TASK * chunks * 8 / 7
     if stage == "evaluate":
         passes = EVALUATE_PASSES
-        return Estimate(2 * chunks, passes, passes * a_pass * len(config.fit.algorithm), 24 * n_items * n_models)
+        return Estimate(2 * chunks, passes, passes * pass_seconds * len(config.fit.algorithm), 24 * n_items * n_models)
     passes = sum(PASSES[algorithm] for algorithm in config.fit.algorithm) * config.fit.n_init
     init = sum(2.0 * min(_SAMPLE_ROWS * k, n_items) * n_features * k * 20 / _MULTIPLY for k in config.fit.ks)
     disk = 4 * n_features * centres * len(config.fit.algorithm)
     return Estimate(
-        round(passes * chunks * 8 / 7), passes, passes * a_pass + 2 * init * len(config.fit.algorithm), disk
+        round(passes * chunks * 8 / 7), passes, passes * pass_seconds + 2 * init * len(config.fit.algorithm), disk
     )

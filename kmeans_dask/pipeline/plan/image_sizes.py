@@ -1,4 +1,4 @@
-"""The sizes of the listed images, and the memory plan of the job that follows from them."""
+"""Sizes of the listed images, and the memory plan of the job that follows from them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def plan_of(config: Config, items: pa.Table, workers: Workers) -> tuple[ChunkPla
 
 
 def largest_image(items: pa.Table) -> Largest:
-    """Estimate how large the images are from the headers of some local files: the largest, and evenly spaced ones.
+    """Estimate how large the images are from the headers of inspected local files: the largest, and evenly spaced ones.
 
     Parameters
     ----------
@@ -73,14 +73,14 @@ def largest_image(items: pa.Table) -> Largest:
     Returns
     -------
     Largest
-        In archives and object stores, where no header is read, estimated from the bytes of the largest item.
+        Where no header is read (archives, object stores), pixels are estimated from the size of the largest item.
     """
     if not len(items):
         return Largest(0, 0, 0)
     sizes = items["bytes"].to_numpy()
     largest = np.argpartition(sizes, -min(_HEADERS, len(sizes)))[-_HEADERS:]
-    some = items.take(np.union1d(largest, np.linspace(0, len(sizes) - 1, _HEADERS, dtype=np.int64)))
-    files = zip(some["file"].to_pylist(), some["inside"].to_pylist(), strict=True)
+    inspected = items.take(np.union1d(largest, np.linspace(0, len(sizes) - 1, _HEADERS, dtype=np.int64)))
+    files = zip(inspected["file"].to_pylist(), inspected["inside"].to_pylist(), strict=True)
     local = tuple(file for file, inside in files if not inside and not is_remote(file))
     pixels = _most_pixels(local) if local else 0
     return Largest(int(sizes.max()), pixels or PIXELS_PER_BYTE * int(sizes.max()), int(sizes.sum()))
@@ -88,7 +88,7 @@ def largest_image(items: pa.Table) -> Largest:
 
 @lru_cache(maxsize=1)  # called when the plan is checked, and by ingest
 def _most_pixels(files: tuple[bytes, ...]) -> int:
-    """Return the largest image size, in pixels, by the headers of files; a child reads them, as one may crash it."""
+    """Return the most pixels that a header claims; a child process reads the headers, as a bad file may crash it."""
     child = [sys.executable, "-c", _CHILD]
     silent = subprocess.DEVNULL
     output = subprocess.run(child, input=b"\0".join(files), stdout=subprocess.PIPE, stderr=silent, check=False).stdout

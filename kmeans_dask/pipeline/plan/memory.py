@@ -17,12 +17,12 @@ from kmeans_dask.reduction import FAN_IN
 MIB = 2**20
 
 PROCESS = 385 * MIB
-"""A worker process with the imports of ingest and fit, and fit's kernels compiled; 377 MiB measured on MNIST."""
+"""Size of a worker process after the imports of ingest and fit, with fit's kernels compiled; 377 MiB on MNIST."""
 EVALUATING = 35 * MIB
 """What evaluate imports and compiles on top of that."""
 COMPILING = 105 * MIB
-"""What numba takes to compile the kernels of quantize, and keeps, in a process without a cache of compiled kernels:
-LFW 94 MiB, colour photos 124 MiB more than with a cache."""
+"""What numba needs to compile the kernels of quantize, and does not release, in a process without a cache of compiled
+kernels: on LFW 94 MiB more than with a cache, on colour photos 124 MiB."""
 RETAINED = 105 * MIB
 """What fit and evaluate leave behind in a process that then quantizes, kernels included."""
 _USABLE_FRACTION = 0.8
@@ -42,9 +42,10 @@ _COLOUR, _WEIGHED_COLOUR = 36, 80
 _BYTES_PER_COLOUR = 3
 """Least bytes of a file per distinct colour: noise has 3.6, photos have 3 to 8."""
 _COLOURS = 2**24
+"""Number of distinct RGB colours."""
 _MERGED, _MERGED_COLOURS, _BYTES_PER_MERGED_COLOUR = 60, 2**23, 6
-"""Bytes per distinct colour while the colour tables of all images are merged, and most colours assumed: 30 photos have
-half a million, 60 have 0.7. Rough: images of noise may have more."""
+"""While the colour tables of all images are merged: bytes per distinct colour, the most colours that are assumed, and
+bytes of files per distinct colour. 30 photos have 0.5 million colours, 60 have 0.7. Rough: noise may have more."""
 PIXELS_PER_BYTE = 8
 """Assumed for files whose headers are not read: one bit per pixel is a poor JPEG, and few files are denser."""
 
@@ -70,20 +71,21 @@ class Demand(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes per worker.
+    """Memory that a job needs per worker.
 
     Attributes
     ----------
     demands : sequence of Demand
         Uses of memory in addition to the process itself.
     workers : Workers
+        Number, threads and memory limit of the workers.
     """
 
     demands: Sequence[Demand]
     workers: Workers
 
     def total(self, stage: str) -> int:
-        """Peak bytes of a worker in a stage, including the process itself."""
+        """Return the peak bytes of a worker in a stage, including the process itself."""
         return PROCESS + sum(demand.bytes for demand in self.demands if demand.stage == stage)
 
     @property
@@ -164,14 +166,14 @@ def chunk_limit(config: Config, workers: Workers, largest: Largest) -> float:
     Returns
     -------
     float
-        Results do not depend on it. A chunk holds at least one slice of the kernels, which may be larger.
+        Bytes; results do not depend on it. A chunk holds at least one slice of the kernels, even if that is larger.
     """
     assert config.ingest is not None
     wanted = config.ingest.chunk_mib * MIB
     if not workers.limit:
         return wanted
-    room = _USABLE_FRACTION * workers.limit - PROCESS - workers.threads * decode_bytes(config, largest)
-    return min(wanted, max(room / 2, 0) / (_COPIES * workers.threads))
+    available = _USABLE_FRACTION * workers.limit - PROCESS - workers.threads * decode_bytes(config, largest)
+    return min(wanted, max(available / 2, 0) / (_COPIES * workers.threads))
 
 
 def plan_memory(config: Config, workers: Workers, n_items: int, chunk_rows: int, largest: Largest) -> MemoryPlan:
@@ -193,7 +195,7 @@ def plan_memory(config: Config, workers: Workers, n_items: int, chunk_rows: int,
     Returns
     -------
     MemoryPlan
-        It includes results of tasks: at most `reduction.FAN_IN`, and one per thread, are on a worker at a time.
+        Includes results of tasks: a worker holds at most `reduction.FAN_IN` of them, and one per thread, at a time.
     """
     demands: list[Demand] = []
     row, threads = row_bytes(config), workers.threads
@@ -208,17 +210,17 @@ def plan_memory(config: Config, workers: Workers, n_items: int, chunk_rows: int,
         n_models = len(config.fit.algorithm) * len(config.fit.ks)
         raw = config.features is None or config.features.raw
         n_features = (config.features.pca if config.features else None) or row
-        wide = n_features if raw else 4 * n_features  # bytes of a fitted row
+        fit_row = n_features if raw else 4 * n_features  # bytes of a fitted row
         slices = threads * slice_rows(n_features) * (4 * n_features + 4 * n_centres)
-        kept = n_items * wide
-        is_kept = workers.limit == 0 or kept <= KEPT_FRACTION * workers.limit * workers.n
+        all_rows = n_items * fit_row
+        is_kept = workers.limit == 0 or all_rows <= KEPT_FRACTION * workers.limit * workers.n
         # what tasks return, and what a node of the tree combines: sums of bytes are int32, others float64
         sums = (4 if raw else 8) * n_centres * n_features
         results = (min(FAN_IN, -(-n_items // max(chunk_rows, 1))) + 1 + threads) * sums
-        read = threads * (2 * chunk + (0 if raw else chunk_rows * wide))
+        read = threads * (2 * chunk + (0 if raw else chunk_rows * fit_row))
         demands += [
             Demand("fit", "chunks being read", read),
-            Demand("fit", "rows kept in memory", -(-kept // workers.n) + chunk_rows * wide if is_kept else 0),
+            Demand("fit", "rows kept in memory", -(-all_rows // workers.n) + chunk_rows * fit_row if is_kept else 0),
             Demand("fit", "slices", slices),
             Demand("fit", "centres and their sums", results + 3 * 4 * n_centres * n_features),
         ]
@@ -243,11 +245,11 @@ def plan_memory(config: Config, workers: Workers, n_items: int, chunk_rows: int,
 
 
 def megapixels_that_fit(config: Config, plan: MemoryPlan, stage: str) -> float:
-    """Return the largest image, in megapixels, that fits on a worker in a stage; larger ones may be set aside."""
-    most = config.input.max_pixels / 1e6
+    """Return the largest image, in megapixels, that fits on a worker in a stage; larger ones may fail."""
+    max_megapixels = config.input.max_pixels / 1e6
     if not plan.allowed:
-        return most
+        return max_megapixels
     other = sum(d.bytes for d in plan.demands if d.stage == stage and not d.what.startswith("decoding"))
-    room = (plan.allowed - PROCESS - other) / plan.workers.threads
+    available = (plan.allowed - PROCESS - other) / plan.workers.threads
     per_pixel = _DECODED if stage == "ingest" or config.quantize is None else _remap_bytes_per_pixel(config.quantize)
-    return min(most, max(room, 0) / per_pixel / 1e6)
+    return min(max_megapixels, max(available, 0) / per_pixel / 1e6)

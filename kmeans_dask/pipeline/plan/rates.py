@@ -1,4 +1,4 @@
-"""Rates of earlier runs: measured against estimated seconds of their stages, to predict the time of the next job."""
+"""Rates of earlier runs: measured over estimated seconds of their stages, which predict the time of the next job."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from kmeans_dask.storage.object_store import location, reporting_unreachable
 from kmeans_dask.storage.run_folder import RunFolder
 from kmeans_dask.storage.run_record import RunRecord
 
-_LONG = 5.0
-"""Seconds from which a stage gives a rate: below, its fixed cost of about one second dominates."""
+_MIN_SECONDS = 5.0
+"""Minimum duration of a stage that a rate is derived from: below, its fixed cost of about one second dominates."""
 
 _SCALED = {"ingest": {"size"}, "fit": {"k", "k_range"}, "quantize": {"k"}}
-"""Keys whose effect the estimate knows; all others must be the same in both runs."""
+"""Keys whose effect the estimate models; all others must be equal in both runs."""
 
 
 class Rate(NamedTuple):
-    """Rate of a stage."""
+    """How a stage of an earlier run compares to its estimate."""
 
     run: str
     """Name of the run in which it was measured."""
@@ -44,8 +44,8 @@ def measured_rates(config: Config, estimates: Mapping[str, Estimate]) -> dict[st
     Returns
     -------
     dict
-        Stage -> rate. Left out are stages that no run completed in one go with comparable settings, or only in under
-        five seconds and for less than half of the work.
+        Stage -> rate. A stage has none if no run completed it in one go with comparable settings, or only in under five
+        seconds and with less than half of the work.
 
     Raises
     ------
@@ -62,15 +62,16 @@ def measured_rates(config: Config, estimates: Mapping[str, Estimate]) -> dict[st
                     continue
                 if not is_finished(stage, earlier, record):
                     continue
-                then = _estimate_of(earlier, stage, record.stages).seconds
-                if entry["seconds"] >= _LONG or then >= estimates[stage].seconds / 2:
-                    rates[stage] = Rate(record.folder.path.name, entry["seconds"] / then)
+                estimated_seconds = _estimate_of(earlier, stage, record.stages).seconds
+                if entry["seconds"] >= _MIN_SECONDS or estimated_seconds >= estimates[stage].seconds / 2:
+                    rates[stage] = Rate(record.folder.path.name, entry["seconds"] / estimated_seconds)
         except (UserError, KeyError, TypeError):  # a run of another version, or with missing files
             continue
     return rates
 
 
 def _earlier(config: Config) -> Iterator[RunRecord]:
+    """Yield the records in the output folder: that of the job itself first, then the most recent ones."""
     output = location(config.output)
     with reporting_unreachable(output):
         folders = [RunFolder(path.parent) for path in output.glob("*/run.json")]
@@ -85,7 +86,7 @@ def _earlier(config: Config) -> Iterator[RunRecord]:
 
 
 def _compared(stage: str, config: Config) -> list[Any]:
-    """Return the settings that must be the same in both runs."""
+    """Return the settings that must be equal in both runs."""
     values: list[Any] = [config.fit is not None and config.fit.k == "auto"]
     for name in STAGES[stage].paced_by:
         section = getattr(config, name)

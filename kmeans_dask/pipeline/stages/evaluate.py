@@ -33,9 +33,9 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     Parameters
     ----------
     config
-        Config with the section ``fit``; its models are in the run folder.
+        Checked config with the section ``fit``; its models are in the run folder.
     client
-        Client of the workers.
+        Client connected to the workers.
 
     Returns
     -------
@@ -53,14 +53,14 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     tasks = first_pass_tasks(collection, features, models, parts, config.seed)
     evaluated = split_by_model(models, _run_pass(client, collection, "evaluate", tasks, join_first_passes))
     tasks = second_pass_tasks(collection, features, [each.statistics for each in evaluated], parts)
-    second = _run_pass(client, collection, "second pass", tasks, join_second_passes)
+    second_pass = _run_pass(client, collection, "second pass", tasks, join_second_passes)
     duplicates = _find_duplicates(client, collection, features, parts, evaluated)
 
     label_maps = {column_prefix(each.model): each.clusters.label_map for each in evaluated}
     join_clusters(parts, folder.clusters, label_maps, collection.class_names)
-    counts = write_tables(folder, collection, evaluated, second, duplicates)
+    counts = write_tables(folder, collection, evaluated, second_pass, duplicates)
     write_labels(folder, evaluated)
-    rows = metrics_rows(evaluated, second)
+    rows = metrics_rows(evaluated, second_pass)
     choices = choose_models(config.fit.algorithm, rows) if config.fit.k == "auto" else []
     write_json(folder.metrics, rows)
     show_metrics(config.name, rows)
@@ -72,7 +72,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
 def _run_pass(
     client: Client, collection: Collection, title: str, tasks: Sequence[Delayed], combine: Callable[..., Any]
 ) -> Any:
-    """Run one task per chunk, and combine their results."""
+    """Run the tasks of a pass, one per chunk, and combine their results."""
     sizes = [stop - start for start, stop in chunk_bounds(collection)]
     with progress(title, len(collection.labels), "items") as advance:
         return run_tree(client, tasks, combine, lambda position: advance(sizes[position]))
@@ -81,7 +81,7 @@ def _run_pass(
 def _find_duplicates(
     client: Client, collection: Collection, features: Features, parts: Path, evaluated: Sequence[EvaluatedModel]
 ) -> Pairs:
-    """Search the clusters of the model with the most clusters; ties go to the first one, as for the sketches."""
+    """Search the clusters of the model with the largest K for duplicates; ties go to the first, as for the sketches."""
     clusters = max(evaluated, key=lambda each: each.model.k).clusters
     tasks = duplicates_tasks(collection, features, parts, clusters.sizes.sum(axis=0), clusters.radii)
     with progress("duplicates", len(tasks), "ranges of clusters") as advance:

@@ -51,7 +51,8 @@ def run(config: Config, client: Client, *, update: bool = False) -> dict[str, An
     Returns
     -------
     dict
-        rows, models, fitted (those fitted by this call), updated (those that continued from old centres).
+        Number of ``rows`` and ``models``, of the models ``fitted`` by this call, and of those ``updated``, that is,
+        continued from old centres.
 
     Raises
     ------
@@ -90,7 +91,7 @@ def run(config: Config, client: Client, *, update: bool = False) -> dict[str, An
     spherical = features.settings.normalize == "l2"
     continues = update and config.fit.engine != "dask-ml" and not features.transformation.is_data_dependent
     if update and not continues:
-        say("fit: models start anew, as their old centres belong to other features")
+        say("fit: models are fitted from scratch, as their old centres belong to other features")
     moves = []
     for algorithm in config.fit.algorithm:
         ks = [k for a, k in missing if a == algorithm]
@@ -129,19 +130,22 @@ class _Fits:
 
     fit: Fit
     ks: list[int]
+    """Numbers of clusters of the models to fit."""
     seed: int
     spherical: bool
+    """Whether rows and centres have unit length."""
     old: Mapping[int, Floats]
     """Centres to continue from, by K."""
     folder: RunFolder
     settings: Mapping[str, Any]
+    """Settings that are saved with each model, and that a checkpoint must match."""
 
     def init(self, k: int) -> str | Floats:
         """Return the initial centres for a K, or the name of the method that chooses them."""
         return self.old.get(k, self.fit.init)
 
     def checkpoint(self, algorithm: str, which: list[int]) -> Checkpoint:
-        """Return the checkpoint of some of the models; only the same fit resumes from it."""
+        """Return the checkpoint of the models that `which` identifies; only the same fit resumes from it."""
         old = {k: centres.tolist() for k, centres in self.old.items()}
         key = fingerprint_of(__version__, self.settings, which, old)
         return Checkpoint(self.folder.unfinished_fit(algorithm), key)
@@ -163,7 +167,7 @@ def _is_fitted(folder: RunFolder, algorithm: str, k: int, settings: dict[str, An
 
 
 def _old_centres(folder: RunFolder, algorithm: str, ks: list[int], rows: Mapping[str, Any]) -> dict[int, Floats]:
-    """Read the centres of existing models whose rows were made in the same way, whatever the collection held."""
+    """Read the centres of existing models with the same kind of features, whatever items they were fitted on."""
     old = {}
     for k in ks:
         with suppress(UserError):
@@ -220,6 +224,7 @@ def _fit_algorithm(X: da.Array, algorithm: str, fits: _Fits) -> Iterator[Model]:
 
 
 def _with_rival(model: Model, rival: Model | None = None) -> Model:
+    """Attach the centres of the same fit with another seed, if there is one."""
     return model if rival is None else replace(model, rival=rival.centres)
 
 
@@ -239,7 +244,7 @@ def _fit_minibatch(X: da.Array, k: int, seed: int, fits: _Fits) -> Model:
 
 
 def _fit_dask_ml(X: da.Array, k: int, fit: Fit, seed: int) -> Model:
-    """Fit the stock estimator, for comparison, on float32: its uint8 centres and its inertia are unusable."""
+    """Fit Dask-ML's estimator for comparison: on float32, as uint8 centres are unusable; its inertia is recomputed."""
     from dask_ml.cluster import KMeans as StockKMeans
 
     start = time.monotonic()

@@ -33,7 +33,8 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     Returns
     -------
     dict
-        items, failed, chunks, changes (counts of what decoding changed), content (fingerprint of the collection).
+        Number of ``items``, ``failed`` items and ``chunks``; ``changes`` (conversion -> number of items); ``content``
+        (fingerprint of the collection).
 
     Raises
     ------

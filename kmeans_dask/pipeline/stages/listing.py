@@ -55,12 +55,12 @@ def list_items_of(config: Config, record: RunRecord, *, list_again: bool) -> Non
         )
         if items.equals(old):
             return
-        # before the manifest is replaced; stages that read the collection notice by its fingerprint if it has changed
+        # forget these before replacing the manifest; the stages that read the collection compare its fingerprint
         for stage in ("ingest", "quantize", *(["report"] if config.quantize else [])):
             record.forget(stage)
         say(f"{config.name}: the input changed: {added:,} items added, {changed:,} changed, {removed:,} removed")
         if obsolete := count_ranges(old).keys() - count_ranges(items).keys():
-            say(f"{config.name}: pixel values were read as {_shown(obsolete)} before; such images are read again")
+            say(f"{config.name}: pixel values were read as {_range_text(obsolete)} before; such images are read again")
     write_manifest(items, folder.manifest)
     n_items = len(items) - items["split"].to_pylist().count(REMOVED)
     record.finish("listing", settings, {"items": n_items}, 0.0)
@@ -71,15 +71,15 @@ def list_items_of(config: Config, record: RunRecord, *, list_again: bool) -> Non
 def say_ranges(config: Config, items: pa.Table) -> None:
     """Log how pixel values of arrays are read, if that was inferred from the values."""
     if config.input.range is None and (ranges := count_ranges(items)):
-        say(f"{config.name}: pixel values are read as {_shown(ranges)} (black to white); input.range changes this")
+        say(f"{config.name}: pixel values are read as {_range_text(ranges)} (black to white); input.range changes this")
 
 
-def _shown(ranges: Collection[tuple[float, float]]) -> str:
+def _range_text(ranges: Collection[tuple[float, float]]) -> str:
     return " and ".join(f"{black:g} to {white:g}" for black, white in sorted(ranges))
 
 
 def _without_own(items: pa.Table, folder: RunFolder) -> pa.Table:
-    """Leave out what the run itself wrote, where its folder is inside the input; built-in images stay."""
+    """Drop files that the run itself wrote, in case its folder is inside the input; built-in images are kept."""
     own = os.fsencode(os.path.abspath(folder.path) if is_local(folder.path) else str(folder.path)) + b"/"
     written = pc.starts_with(items["file"], own)
     return items.filter(pc.or_(pc.invert(written), pc.starts_with(items["file"], own + b"input/")))

@@ -46,7 +46,7 @@ def run(config: Config, client: Client) -> dict[str, Any]:
     Returns
     -------
     dict
-        items, failed, outputs.
+        Number of ``items``, ``failed`` items and ``outputs``.
 
     Raises
     ------
@@ -122,9 +122,9 @@ def _shared_palettes(job: QuantizeJob, client: Client, batches: Sequence[tuple[i
         with progress("count colours", batches[-1][1], "items") as advance:
             run_tasks(client, tasks, advance)
     say(f"quantize: {n_colours(job.folder):,} colours {'counted' if tasks else 'already counted'}")
-    begun = time.monotonic()
+    start = time.monotonic()
     palettes = fit_shared(job)
-    say(f"quantize: shared palettes fitted in {time.monotonic() - begun:.1f} s; files in {job.folder / 'palettes'}")
+    say(f"quantize: shared palettes fitted in {time.monotonic() - start:.1f} s; files in {job.folder / 'palettes'}")
     return palettes
 
 

@@ -22,12 +22,12 @@ def run(config: Config, client: Client | None = None) -> dict[str, Any]:
     config
         Checked config with the section ``report``; all stages before it are finished.
     client
-        Not used: the report is made from tables and a few images.
+        Not used: the driver itself makes the report, from tables and a few images.
 
     Returns
     -------
     dict
-        pictures, bytes.
+        ``pictures`` (number of PNG files) and ``bytes`` (size of the page).
     """
     folder = run_folder(config)
     contents = PageContents(config, folder)
