@@ -1,7 +1,7 @@
 """Quantize all images of a manifest: one task per batch of images, one file per image and K.
 
 A task decodes an image once, counts its colours once, fits, remaps and writes every K from that, and then records the
-outcome in the journal. Outputs recorded in the journal are not made again.
+outcome in the journal. Outputs that the journal records are skipped.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def quantize_folder(
 
 
 def _check_dest(folder: Path) -> None:
-    """Refuse a folder of other things: outputs of other settings are removed from it."""
+    """Refuse a folder with other contents, because outputs of other settings are removed from it."""
     names = {entry.name for entry in folder.iterdir()} - {"manifest.parquet"} if folder.exists() else set()
     if "run.json" in names or (names and "quantized.journal" not in names):
         raise UserError(f"dest={folder} holds something other than quantized images; choose a new or empty folder")
@@ -282,7 +282,7 @@ def _quantize_rows(
     palettes: Palettes | None,
     careful: bool,
 ) -> BatchSummary:
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     failed = 0
     rows = sorted(todo)
     manifest = read_manifest(job.manifest, start, stop).take([row - start for row in rows])
@@ -300,7 +300,7 @@ def _quantize_rows(
                 outcomes = [_failed(row, k, item, error.status, error) for k in ks]
             failed += any(outcome.status != "ok" for outcome in outcomes)
             record(outcomes)
-    return BatchSummary(start, len(todo) - failed, failed, time.perf_counter() - begun)
+    return BatchSummary(start, len(todo) - failed, failed, time.perf_counter() - start_time)
 
 
 def finish_quantized(run_folder: Path, ks: Sequence[int]) -> pa.Table:
@@ -339,11 +339,11 @@ def _quantize_item(
     palettes: Palettes | None,
 ) -> Iterator[Outcome]:
     """Write an image in every K, and yield the outcome of each."""
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     image = _read(job, content)
-    decoding = (time.perf_counter() - begun) / len(ks)
+    decoding = (time.perf_counter() - start_time) / len(ks)
     for k in ks:
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         try:
             palette, errors, data = _quantize(job, image, k, item["path"], palettes)
         except Exception as error:  # for example struct.error: the image is too wide for the format
@@ -371,7 +371,7 @@ def _quantize_item(
             # the file may have been repaired since it was listed
             os.path.getsize(content) if isinstance(content, bytes) else item["bytes"],
             len(data),
-            time.perf_counter() - begun + decoding,
+            time.perf_counter() - start_time + decoding,
             "ok",
             None,
         )
@@ -385,7 +385,7 @@ def _write(folder: Path, name: str, data: bytes) -> None:
 
 
 def _quantize_unsaved(job: QuantizeJob, ks: Sequence[int], palettes: Palettes | None, content: Content) -> None:
-    """Quantize an image in every K without writing anything, to find out whether it ends the process."""
+    """Quantize an image in every K without writing anything, to find out whether it kills the process."""
     image = _read(job, content)
     for k in ks:
         _quantize(job, image, k, "", palettes)

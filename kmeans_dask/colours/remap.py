@@ -110,6 +110,7 @@ def remap(
     Parameters
     ----------
     image
+        From `prepare_image`.
     palette : (k, 3) uint8
         May be empty if no pixel is opaque.
     space
@@ -192,7 +193,7 @@ def _alpha(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _squared_errors(colours: NDArray[np.uint8], remapped: NDArray[np.uint8], space: Space) -> NDArray[np.float32]:
-    """Squared distance, (m,), of each colour to the one that replaces it."""
+    """Return the squared distance of each colour to its replacement, (m,) float32, summed over the channels."""
     squared: NDArray[np.float32] = ((to_space(colours, space) - to_space(remapped, space)) ** 2).sum(axis=0)
     return squared
 

@@ -66,12 +66,16 @@ def _split_by_variance(points: Points, weights: Weights, k: int) -> Points:
 
 
 class _Cluster(NamedTuple):
+    """A cluster of weighted points."""
+
     rows: NDArray[np.int64]
+    """Columns of its points."""
     mean: NDArray[np.float64]
-    """(3,)"""
+    """(3,) weighted mean."""
     axis_errors: NDArray[np.float64]
     """(3,) weighted sum of squared deviations per channel."""
     error: float
+    """Sum of `axis_errors`."""
 
     @classmethod
     def of(cls, points: Points, weights: Weights, rows: NDArray[np.int64]) -> _Cluster:
@@ -82,7 +86,7 @@ class _Cluster(NamedTuple):
 
 
 def _oversample(points: Points, weights: Weights, k: int, rng: np.random.Generator) -> Points:
-    """k-means||: five rounds of about 2K draws each, then weighted k-means++ on the points drawn."""
+    """Run k-means||: five rounds of about 2K draws each, then weighted k-means++ on the points drawn."""
     m = points.shape[1]
     drawn = [rng.choice(m, p=weights / weights.sum())]
     for _ in range(5):
@@ -166,13 +170,13 @@ def _draw(weights, squared, uniform):  # type: ignore[no-untyped-def]
     total = 0.0
     for i in range(len(weights)):
         total += weights[i] * squared[i]
-    cumulated, drawn = 0.0, 0
+    cumulative, drawn = 0.0, 0
     for i in range(len(weights)):
         mass = weights[i] * squared[i]
-        cumulated += mass
+        cumulative += mass
         if mass > 0:
             drawn = i
-            if cumulated > uniform * total:
+            if cumulative > uniform * total:
                 break
     return drawn
 

@@ -73,12 +73,12 @@ def count_tasks(job: QuantizeJob, batches: Sequence[tuple[int, int]]) -> list[De
     if _is_stored(folder, fingerprint):
         return []
     count = dask.delayed(_count_batch, pure=False, traverse=False)
-    add = dask.delayed(_merge_tables, pure=False)
+    merge_tables = dask.delayed(_merge_tables, pure=False)
     tables = [count(job, *rows, dask_key_name=task_key("count_colours", *rows)) for rows in batches]
-    progress = dask.delayed(_n_counted, pure=False)
-    counted = [progress(table, stop - start) for table, (start, stop) in zip(tables, batches, strict=True)]
+    count_items = dask.delayed(_n_counted, pure=False)
+    counted = [count_items(table, stop - start) for table, (start, stop) in zip(tables, batches, strict=True)]
     while len(tables) > 1:
-        tables = [add(tables[i : i + _FAN_IN]) for i in range(0, len(tables), _FAN_IN)]
+        tables = [merge_tables(tables[i : i + _FAN_IN]) for i in range(0, len(tables), _FAN_IN)]
     return [*counted, dask.delayed(_store, pure=False)(folder, fingerprint, tables[0], job.settings.rare)]
 
 
@@ -90,7 +90,7 @@ def n_colours(run_folder: Path) -> int:
 def fit_shared(job: QuantizeJob) -> Palettes:
     """Fit the palette of each K to the stored colours.
 
-    Grey colours have a known optimum, and mini-batches use a bounded number of pixels: a single task does either.
+    Grey colours have an exact solution, and mini-batches use a bounded number of pixels: either takes a single task.
     Otherwise the initial centres are fitted to binned colours, and `KMeans` passes over all colours, for all K at once.
 
     Parameters
@@ -107,18 +107,19 @@ def fit_shared(job: QuantizeJob) -> Palettes:
     ks = settings.k or []
     if n_colours(job.folder) == 0:
         return {}
-    begin = dask.delayed(_fit_on_one_worker, pure=False, traverse=False)
-    begun = dask.compute(*(begin(folder, k, settings, job.seed) for k in ks))
-    palettes = {k: palette for k, (palette, _) in zip(ks, begun, strict=True) if palette is not None}
-    inits = {k: init for k, (_, init) in zip(ks, begun, strict=True) if init is not None}
+    start_fit = dask.delayed(_fit_on_one_worker, pure=False, traverse=False)
+    results = dask.compute(*(start_fit(folder, k, settings, job.seed) for k in ks))
+    palettes = {k: palette for k, (palette, _) in zip(ks, results, strict=True) if palette is not None}
+    inits = {k: init for k, (_, init) in zip(ks, results, strict=True) if init is not None}
     if inits:
-        from kmeans_dask.kmeans.estimator import KMeans, fit_together  # takes 1.5 s, which workers need not pay
+        # this import takes 1.5 s, which workers are spared
+        from kmeans_dask.kmeans.estimator import KMeans, fit_together
 
         X, weights = open_colours(job.folder, settings.space)
         estimators = [KMeans(k, init=init, max_iter=_PASSES) for k, init in inits.items()]
         fit_together(estimators, X, weights)
-        end = dask.delayed(_to_palette, pure=False, traverse=False)
-        fitted = [end(folder, e.n_clusters, e.cluster_centers_, settings.space) for e in estimators]
+        make_palette = dask.delayed(_to_palette, pure=False, traverse=False)
+        fitted = [make_palette(folder, e.n_clusters, e.cluster_centers_, settings.space) for e in estimators]
         palettes.update(zip(inits, dask.compute(*fitted), strict=True))
     return {k: palettes[k] for k in ks}
 
@@ -159,7 +160,7 @@ def _is_stored(folder: Path, fingerprint: str) -> bool:
 
 
 def _markers(folder: Path) -> Path:
-    """Return the folder of the markers of running tasks."""
+    """Return the folder with the markers of running tasks (see `sandbox.attempt`)."""
     return folder.with_suffix(".begun")
 
 
@@ -180,7 +181,7 @@ def _count_items(job: QuantizeJob, start: int, stop: int, careful: bool) -> Colo
             table = read(content)
         except ImageError as error:
             raise_if_source_lost(items, row, error)
-            continue  # it is recorded as failed when it is quantized
+            continue  # the item is recorded as failed when it is quantized
         if len(table) == 0:
             continue
         if job.settings.sample < 1:

@@ -171,8 +171,13 @@ def mean_squared_error(table: ColourTable, squared: NDArray[np.float32]) -> floa
     Parameters
     ----------
     table
+        Colour table of an image.
     squared : (m,) float32
         Squared distance of each colour to its palette colour, summed over the channels; from `nearest`.
+
+    Returns
+    -------
+    float
     """
     return float(weighted_sum(squared, table.counts) / table.counts.sum())
 

@@ -37,7 +37,7 @@ _TRIES = 64
 passes, the best is kept. A small K has few and deep local optima (a single initialization at K=6 ends up to 15 % above
 the best), and is cheap."""
 _TRIAL_COST = 2**25
-"""The same for a shared palette, which has time for more: initializations x bins x K; at most 16 initializations."""
+"""The same for a shared palette, which has more time: initializations x bins x K; at most 16 initializations."""
 _BATCH, _STEPS = 1024, 100
 """Pixels per mini-batch, as in scikit-learn, and number of mini-batches: at most 102,400 pixels are used."""
 
@@ -136,10 +136,10 @@ def _best_of(points: Points, weights: Weights, k: int, init: Init, rng: np.rando
 
 def _minibatch(points: Points, weights: Weights, centres: Points, rng: np.random.Generator) -> Points:
     """In each step, move every centre to the running mean of all pixels it has been assigned so far."""
-    cumulated = np.cumsum(weights)
+    cumulative = np.cumsum(weights)
     exact, counts = centres.astype(np.float64), np.zeros(len(centres))
     for _ in range(_STEPS):
-        rows = np.searchsorted(cumulated, rng.random(_BATCH) * cumulated[-1], side="right")
+        rows = np.searchsorted(cumulative, rng.random(_BATCH) * cumulative[-1], side="right")
         batch = np.ascontiguousarray(points[:, rows])
         labels, _ = nearest(batch, exact.astype(np.float32))
         batch_counts = np.bincount(labels, minlength=len(exact))
@@ -268,10 +268,10 @@ def _grey_levels(levels, counts, k):  # type: ignore[no-untyped-def]
 
 @jit_fast
 def _interval_costs(levels, counts, k):  # type: ignore[no-untyped-def]
-    """Squared error (an integer) of the levels i..j around their rounded mean, at ``offsets[j] + i``.
+    """Return the squared error (an integer) of the levels i..j around their rounded mean, at ``offsets[j] + i``.
 
-    For each j, only from the lowest i that an optimum can use: no single cluster costs more than K clusters of equally
-    many levels cost together. At K=30 a tenth of the intervals remain.
+    For each j, only the i are included that an optimum can use: none of its clusters costs more than all K clusters of
+    a partition into equal numbers of levels. At K=30 a tenth of the intervals remain.
     """
     n = len(levels)
     sums = np.zeros((3, n + 1))

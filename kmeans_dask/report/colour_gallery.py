@@ -27,6 +27,7 @@ _WORST = 12
 """Number of images listed for each K with the largest errors."""
 
 _BINS = 40
+"""Bins of a histogram of errors."""
 _MAX_COLOURS = 256
 """Largest palette that is drawn."""
 
@@ -102,9 +103,9 @@ def colour_gallery(
     paths = list(dict.fromkeys(_done(table)["path"].to_pylist()))
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, samples).astype(int))] if paths else []
     rounds = zip_longest(*([row["path"] for row in worst if row["k"] == k] for k in of_k))
-    worst_of_all = [path for paths in rounds for path in paths if path is not None]
+    worst_paths = [path for paths in rounds for path in paths if path is not None]
     images, encoded = _before_after(
-        table, dict.fromkeys([*chosen[:1], *worst_of_all, *chosen]), folder, original, output, shared is None
+        table, dict.fromkeys([*chosen[:1], *worst_paths, *chosen]), folder, original, output, shared is None
     )
     data = {
         "ks": list(of_k),

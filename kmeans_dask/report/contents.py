@@ -36,6 +36,7 @@ from kmeans_dask.storage.run_record import RunRecord
 _MAX_FAILED = 1000
 """Maximum number of failed items listed on the page."""
 _LISTS = ("label_issues", "outliers", "duplicates")
+"""Tables of items to review: properties of `RunFolder`, and keys of the page."""
 _TEXT_COLUMNS = (
     "path", "label", "suggested", "of_path", "of_label", "split", "of_split", "reason", "kind", "algorithm",
 )  # fmt: skip
@@ -176,13 +177,13 @@ class PageContents:
 
     def _add_failed(self, table: pa.Table) -> None:
         """Add the failed items of a table, each path only once."""
-        listed = self.data["failed"]
-        is_fine = pc.is_in(table["status"], pa.array(["ok", REMOVED]))
-        failed = table.filter(pc.invert(is_fine)).select(["path", "status", "error"])
-        known = {row["path"] for row in listed["rows"]}
-        new = {row["path"]: row for row in failed.to_pylist() if row["path"] not in known}
-        listed["rows"] = [*listed["rows"], *new.values()][:_MAX_FAILED]
-        listed["count"] += len(new)
+        failures = self.data["failed"]
+        is_ok = pc.is_in(table["status"], pa.array(["ok", REMOVED]))
+        failed = table.filter(pc.invert(is_ok)).select(["path", "status", "error"])
+        listed_paths = {row["path"] for row in failures["rows"]}
+        new = {row["path"]: row for row in failed.to_pylist() if row["path"] not in listed_paths}
+        failures["rows"] = [*failures["rows"], *new.values()][:_MAX_FAILED]
+        failures["count"] += len(new)
 
 
 def _present(items: pa.Table) -> pa.Table:

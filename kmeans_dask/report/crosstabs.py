@@ -41,8 +41,8 @@ class Crosstab:
     @classmethod
     def empty(cls, k: int, n_classes: int) -> Crosstab:
         """Create a table without items."""
-        none = np.empty(0, np.int64)
-        return cls(np.zeros((k, n_classes), np.int64), none, none, np.empty(0, np.float32))
+        no_rows = np.empty(0, np.int64)
+        return cls(np.zeros((k, n_classes), np.int64), no_rows, no_rows, np.empty(0, np.float32))
 
     def add(
         self,
@@ -97,11 +97,11 @@ def crosstabs(
     first_row = 0
     for batch in pq.ParquetFile(readable(path)).iter_batches(columns=columns):
         labels = _integers(pc.index_in(batch["label"].cast(pa.string()), value_set=classes))
-        here = slice(*np.searchsorted(selected, [first_row, first_row + len(batch)]))
+        in_batch = slice(*np.searchsorted(selected, [first_row, first_row + len(batch)]))
         for m, (name, model, table) in enumerate(zip(names, models, tables, strict=True)):
             assert model.label_map is not None
             clusters = _integers(batch[f"{name}_cluster"])
-            selected_clusters[m, here] = clusters[selected[here] - first_row]
+            selected_clusters[m, in_batch] = clusters[selected[in_batch] - first_row]
             predicted = np.where(clusters >= 0, model.label_map[clusters], -1).astype(np.int64)
             distances = batch[f"{name}_distance"].fill_null(np.inf).to_numpy(zero_copy_only=False)
             table.add(clusters, labels, predicted, distances.astype(np.float32), first_row)

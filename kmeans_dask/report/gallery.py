@@ -34,7 +34,7 @@ MAP_ITEMS = 3000
 """Maximum number of items on the map."""
 
 LISTED = 200
-"""Rows shown of each model's label issues and outliers, and of the duplicates; the CSV files have all of them."""
+"""Maximum rows shown of each model's label issues and outliers, and of the duplicates; the CSV files have all rows."""
 
 _QUEUE_LENGTH = 12
 """Long lists are cut into queues about as long as those of a cluster, so that they get their images equally early."""
@@ -49,7 +49,9 @@ class Gallery(NamedTuple):
     data: dict[str, Any]
     """JSON values."""
     items: TileSheets
+    """Tiles of the items."""
     centres: TileSheets
+    """Tiles of the centres, model by model."""
     cluster_images: list[NDArray[np.uint8]]
     """For each model, (k, height, width, channels): its centres, or the items nearest to them."""
 
@@ -94,17 +96,17 @@ def make_gallery(
         *_chunked(sample.tolist(), _QUEUE_LENGTH),
         *(
             rows
-            for facts in facts_of_models
-            for lists in zip(*(facts[name] for name in _LISTS), strict=True)
-            for rows in lists
+            for model_facts in facts_of_models
+            for cluster_lists in zip(*(model_facts[name] for name in _LISTS), strict=True)
+            for rows in cluster_lists
         ),
         *_cell_queues(tables),
     ]
     rows = take_turns(queues, max_tiles(collection))
     tile_of = {row: tile for tile, row in enumerate(rows)}
     cluster_images = [
-        _cluster_images(collection, features, model, facts)
-        for model, facts in zip(models, facts_of_models, strict=True)
+        _cluster_images(collection, features, model, model_facts)
+        for model, model_facts in zip(models, facts_of_models, strict=True)
     ]
     first_centres = np.cumsum([0, *(model.k for model in models)])[:-1].tolist()
     data = {
@@ -149,11 +151,11 @@ def _cell_queues(tables: Sequence[Crosstab]) -> list[list[int]]:
     """Return the rows of misclassified cells, one queue per cell."""
     queues = []
     for table in tables:
+        if len(table.cells) == 0:
+            continue
         starts = np.flatnonzero(np.diff(table.cells, prepend=-1))
         n_classes = table.counts.shape[1]
-        for cell, rows in (
-            zip(table.cells[starts], np.split(table.rows, starts[1:]), strict=True) if len(starts) else ()
-        ):
+        for cell, rows in zip(table.cells[starts], np.split(table.rows, starts[1:]), strict=True):
             if cell // n_classes != cell % n_classes:
                 queues.append(rows.tolist())
     return queues
@@ -286,7 +288,7 @@ def principal_plane(centres: NDArray[np.floating], weights: NDArray[np.number]) 
 
     Parameters
     ----------
-    centres : (k, n_features)
+    centres : (k, n_features) float
     weights : (k,)
         Number of items of each centre.
 
@@ -301,7 +303,7 @@ def principal_plane(centres: NDArray[np.floating], weights: NDArray[np.number]) 
     _, lengths, axes = np.linalg.svd(np.sqrt(fractions)[:, None] * (points - mean), full_matrices=False)
     plane = np.zeros((points.shape[1], 2))  # a single centre or feature does not span a plane
     plane[:, : min(2, len(axes))] = axes[:2].T
-    plane *= np.sign(plane[np.abs(plane).argmax(axis=0), [0, 1]] + 1e-300)
+    plane *= np.sign(plane[np.abs(plane).argmax(axis=0), [0, 1]] + 1e-300)  # an axis of zeros has sign 1
     total = max(float((lengths**2).sum()), 1e-300)
     explained = [*(lengths[:2] ** 2 / total), 0.0, 0.0]
     return Projection(mean, plane, (float(explained[0]), float(explained[1])))

@@ -98,7 +98,7 @@ def as_data(value: Any) -> str:
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # lone surrogates represent bytes of file names that are not UTF-8: show them as backslash escapes
-    text = re.sub("[\ud800-\udfff]", lambda found: f"\\\\u{ord(found[0]):04x}", text)
+    text = re.sub("[\ud800-\udfff]", lambda match: f"\\\\u{ord(match[0]):04x}", text)
     return text.replace("<", "\\u003c")
 
 

@@ -28,8 +28,12 @@ from kmeans_dask.report.plots import (
 from kmeans_dask.report.thumbnails import evenly_spaced_rows, read_rows
 from kmeans_dask.sources.images import ImageError
 
-_WORST, _STRIPS, _STRIP_COLOURS = 8, 6, 256
-"""Number of images shown with the largest errors, number of images whose palettes are drawn, largest palette drawn."""
+_WORST = 8
+"""Number of images shown with the largest errors."""
+_STRIPS = 6
+"""Number of images whose palettes are drawn."""
+_STRIP_COLOURS = 256
+"""Largest palette that is drawn."""
 
 
 def draw_collection(sheets: Path, collection: Collection, samples: int) -> None:

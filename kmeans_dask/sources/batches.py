@@ -20,6 +20,10 @@ def batch_limits(n_items: int, n_bytes: int, threads: int) -> tuple[int, int]:
         Number of items of the job, and total size of their files.
     threads
         Number of threads of all workers together.
+
+    Returns
+    -------
+    max_items, max_bytes : int
     """
     pieces = _BATCHES * max(threads, 1)
     items, n_bytes = (

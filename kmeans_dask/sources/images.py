@@ -92,7 +92,9 @@ class Ranged(NamedTuple):
     """An image whose value range is known, in case its values are not bytes."""
 
     content: Plain
+    """Where the image is read from."""
     range: Range
+    """Values shown as black and as white."""
 
 
 Content = Plain | Ranged
@@ -115,6 +117,8 @@ class Decoded(NamedTuple):
 
 
 class _Loaded(NamedTuple):
+    """An opened image, with the facts about the original that `Decoded` reports."""
+
     image: Image.Image
     width: int
     height: int
@@ -252,15 +256,15 @@ def _load(stream: Any, known_range: Range | None, max_pixels: int, draft: tuple[
         changes.append("16 bits")  # colour images: Pillow itself keeps only the high byte
     upright_by_pillow = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_ORIENTATION) in _ROTATED
     image.load()
-    loaded = image.size
+    stored_size = image.size
     if upright_by_pillow or _make_upright(image):
         changes.insert(0, "turned")
-    if image.size != loaded:
+    if image.size != stored_size:
         width, height = height, width
     if known_range and image.mode[0] in "IF":
-        numbers = np.asarray(image)
-        grey = Image.fromarray(to_bytes(numbers, known_range))
-        return _Loaded(grey, width, height, mode, [*changes, _kind_of(numbers.dtype)])
+        values = np.asarray(image)
+        grey = Image.fromarray(to_bytes(values, known_range))
+        return _Loaded(grey, width, height, mode, [*changes, _kind_of(values.dtype)])
     return _Loaded(image, width, height, mode, changes)
 
 
@@ -273,10 +277,10 @@ def _image_of(pixels: NDArray[Any], known_range: Range | None, max_pixels: int) 
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
     elif pixels.dtype != np.uint8 or known_range:
-        is_whole = pixels.dtype.kind in "ui"
-        if known_range is None and is_whole and pixels.dtype.itemsize != 2:
+        is_integer = pixels.dtype.kind in "ui"
+        if known_range is None and is_integer and pixels.dtype.itemsize != 2:
             known_range = infer_range(pixels.dtype, *extremes(pixels), is_one_image=False)
-        if not (is_whole and known_range == (0, 255)):  # not bytes merely saved in a wider dtype
+        if not (is_integer and known_range == (0, 255)):  # not bytes merely saved in a wider dtype
             changes.append(_kind_of(pixels.dtype))
         pixels = to_bytes(pixels, known_range)
     image = Image.fromarray(np.ascontiguousarray(pixels))

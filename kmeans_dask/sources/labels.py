@@ -71,9 +71,8 @@ def _text_of(value: Any) -> str | None:
         value = int(value)
     if value is None or value == "" or value != value or (isinstance(value, int) and value < 0):
         return None
-    return (
-        str(value).encode("utf-8", "backslashreplace").decode()
-    )  # undecodable bytes, kept as surrogates, are not valid UTF-8
+    # undecodable bytes, kept as surrogates, are not valid UTF-8
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def hold_out_matching(items: pa.Table, matches: Sequence[bool], setting: str) -> pa.Table:

@@ -130,8 +130,8 @@ def _list(names: Sequence[str], source: Input, key: str) -> tuple[pa.Table, list
         columns=() if source.table else tuple(sorted(filter(None, columns))),
         sidecar=_sidecar(setting, argument),
     )
-    sources = [found for name in names for found in find_sources(name, request, key)]
-    is_single = len(names) == 1 and sources[0].file == full_path(names[0])  # a pattern may match more tomorrow
+    sources = [location for name in names for location in find_sources(name, request, key)]
+    is_single = len(names) == 1 and sources[0].file == full_path(names[0])  # a pattern could match more files later
     tables: list[pa.Table] = []
     values: list[object] = []
     for files in _grouped(sources):

@@ -96,21 +96,21 @@ def update_manifest(old: pa.Table, listed: pa.Table, *, keep_splits: bool) -> Ch
     listed : (m) pyarrow.Table
         `MANIFEST_SCHEMA`; a new listing of the same source. Items are matched by file, array or column, and path.
     keep_splits
-        Keep each item in its split, whatever the listing says. A holdout fraction is drawn from the current items, and
-        an item that was fitted must not become one that is scored.
+        Keep known items in their split, whatever the listing says: a holdout fraction is drawn from the current items,
+        so it could hold out an item that has already been fitted.
 
     Returns
     -------
     Changes
     """
     old_keys, new_keys = _keys(old), _keys(listed)
-    at = pc.index_in(old_keys, value_set=new_keys)  # row in the listing; null: gone
-    gone = pc.is_null(at).to_numpy(zero_copy_only=False)
+    listed_row = pc.index_in(old_keys, value_set=new_keys)  # row in the listing; null: gone
+    gone = pc.is_null(listed_row).to_numpy(zero_copy_only=False)
     added = pc.is_null(pc.index_in(new_keys, value_set=old_keys)).to_numpy(zero_copy_only=False)
     was_gone = pc.equal(old["split"], REMOVED).to_numpy()
     # reorder the listing plus the removed rows: in the order of the old manifest, then the new items
     pool = pa.concat_tables([listed, _with_split(old.filter(gone), REMOVED)])
-    where = pc.fill_null(at, 0).to_numpy().astype(np.int64)
+    where = pc.fill_null(listed_row, 0).to_numpy().astype(np.int64)
     where[gone] = len(listed) + np.arange(np.count_nonzero(gone))
     items = pool.take(np.concatenate([where, np.flatnonzero(added)]))
     if keep_splits:

@@ -102,7 +102,7 @@ def normalize(
 
 
 def _to_grey_or_colour(image: Image.Image, mode: Mode, background: str) -> tuple[Image.Image, list[str]]:
-    """Convert an image to mode L or RGB, to L if `mode` is; return it with all changes, those to RGB included."""
+    """Convert an image to L or RGB, leaving grey images grey; return it with all changes, including grey to colour."""
     if image.mode == mode and not image.info:  # the common case in data sets
         return image, []
     plain, changes = _to_8_bits(image, background)
@@ -111,7 +111,9 @@ def _to_grey_or_colour(image: Image.Image, mode: Mode, background: str) -> tuple
         changes.append("grey to colour")
     elif mode == "L" and not is_grey:
         changes.append("colour to grey")
-    return plain.convert("L") if plain.mode == "1" or mode == "L" != plain.mode else plain, changes
+    if plain.mode == "1" or (mode == "L" and plain.mode != "L"):
+        plain = plain.convert("L")
+    return plain, changes
 
 
 def _to_8_bits(image: Image.Image, background: str) -> tuple[Image.Image, list[str]]:
@@ -199,7 +201,8 @@ def infer_range(dtype: np.dtype[Any], low: float, high: float, *, is_one_image: 
     if low > high:  # no finite value
         return 0.0, 1.0
     is_float = dtype.kind == "f"
-    for white in (1.0, 255.0) if is_float else (65535.0,) if is_one_image else (255.0, 65535.0):
+    integer_whites = (65535.0,) if is_one_image else (255.0, 65535.0)
+    for white in (1.0, 255.0) if is_float else integer_whites:
         slack = _RANGE_TOLERANCE * white if is_float else 0.0
         if -slack <= low and high <= white + slack:
             return 0.0, white
@@ -223,7 +226,7 @@ def to_bytes(values: NDArray[Any], given: Range | None = None) -> NDArray[np.uin
     values : (height, width) or (height, width, channels)
         Integers or floats.
     given
-        Values of black and white; None: inferred from `values` alone.
+        Values shown as black and as white; None: inferred from `values` alone.
 
     Returns
     -------

@@ -94,7 +94,7 @@ def _infer_ranges(arrays: Sequence[_ArrayKey], preferred: Range | None) -> list[
             kinds.append(None if is_bytes else array.dtype)
             if not is_bytes:
                 spans[_kind(array.dtype)] += [extremes(block) for block in _blocks(array)]
-        if lost := unavailable_folder(key.file):  # unreadable rows were skipped, or read as zeros
+        if lost := unavailable_folder(key.file):  # then rows were skipped, or read as zeros
             raise UserError(f"the input became unavailable while it was read: {lost}; rerun when it is back")
     return [None if dtype is None else _range(dtype, spans[_kind(dtype)], preferred) for dtype in kinds]
 

@@ -32,7 +32,7 @@ _MAX_BYTES = 2**30
 def read_image(
     file: str | os.PathLike[str], *, mode: Literal["L", "RGB"] = "RGB", max_pixels: int = 200_000_000
 ) -> NDArray[np.uint8]:
-    """Read an image file of any format and mode, upright according to EXIF and over white where it is transparent.
+    """Read an image file of any format and mode, upright according to EXIF and composited over white.
 
     Parameters
     ----------

@@ -83,20 +83,20 @@ def probe_items(read: Read, n_rows: int, work: Callable[[Any], Any]) -> dict[int
     remaining = list(range(n_rows))
     while remaining:
         done = set()
-        in_hand = None
-        ours, process = _start_child(read, remaining, work)
-        with suppress(EOFError, ConnectionError):  # the child died: `done` and `in_hand` tell how far it got
-            for row, error in iter(ours.recv, None):
-                in_hand = None if row == in_hand else row
-                if in_hand is None:
+        current = None
+        parent_end, process = _start_child(read, remaining, work)
+        with suppress(EOFError, ConnectionError):  # the child died: `done` and `current` show how far it got
+            for row, error in iter(parent_end.recv, None):
+                current = None if row == current else row
+                if current is None:
                     done.add(row)
                 if error is not None:
                     errors[row] = ImageError(*error)
-        ours.close()
+        parent_end.close()
         process.wait()
         remaining = [row for row in remaining if row not in done]
-        if remaining:  # with no item in hand, the child died reading the next one
-            row = remaining[0] if in_hand is None else in_hand
+        if remaining:  # without a current row, the child died reading the next one
+            row = remaining[0] if current is None else current
             remaining.remove(row)
             errors[row] = _error_of(process.returncode)
     return errors
@@ -104,18 +104,18 @@ def probe_items(read: Read, n_rows: int, work: Callable[[Any], Any]) -> dict[int
 
 def _start_child(read: Read, rows: Sequence[int], work: Callable[[Any], Any]) -> tuple[Connection, subprocess.Popen]:
     """Start the child process. Not with multiprocessing: workers are daemonic, which rules out children there."""
-    ours, theirs = Pipe()
-    with theirs:
+    parent_end, child_end = Pipe()
+    with child_end:
         process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-c", _CHILD, str(child_end.fileno())],
+            pass_fds=[child_end.fileno()],
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
     room = int(_LIMIT_FRACTION * memory_limit - psutil.Process().memory_info().rss) if memory_limit else None
     with suppress(ConnectionError):
-        ours.send_bytes(pickle.dumps((read, rows, work, room, ITEM_SECONDS)))
-    return ours, process
+        parent_end.send_bytes(pickle.dumps((read, rows, work, room, ITEM_SECONDS)))
+    return parent_end, process
 
 
 def serve(connection: int) -> None:
@@ -126,12 +126,12 @@ def serve(connection: int) -> None:
     connection
         File descriptor of the pipe to the parent.
     """
-    theirs = Connection(connection)
-    read, rows, work, room, seconds = pickle.loads(theirs.recv_bytes())  # sent by the parent process
+    child_end = Connection(connection)
+    read, rows, work, room, seconds = pickle.loads(child_end.recv_bytes())  # sent by the parent process
     if room is not None:
         _limit_memory(room)
     for row, content in read(rows):
-        theirs.send((row, None))
+        child_end.send((row, None))
         signal.alarm(seconds)  # kills the process even while it runs native code
         error = None
         try:
@@ -143,8 +143,8 @@ def serve(connection: int) -> None:
         except Exception:  # the task will hit it again and handle it
             error = None
         signal.alarm(0)
-        theirs.send((row, error))
-    theirs.send(None)
+        child_end.send((row, error))
+    child_end.send(None)
 
 
 def _limit_memory(room: int) -> None:

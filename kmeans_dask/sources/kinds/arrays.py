@@ -75,7 +75,7 @@ def list_array(file: bytes, inside: str, request: ListRequest) -> SourceListing:
         with open_array(file, inside, member) as array:
             shape, dtype = array.shape, array.dtype
         if file.endswith(b".gz"):
-            _check_sum(file)
+            _verify_checksum(file)
         columns = {}
         for name in request.columns:
             with _column(file, inside, name) as array:
@@ -157,11 +157,11 @@ def _open_idx(stream: BinaryIO) -> Array:
 
 def _row_reader(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Read:
     """Return a reader of the rows that begin at the current position. Seeking back in a compressed file starts over."""
-    begin = stream.tell()
+    data_offset = stream.tell()
     row_bytes = prod(shape[1:]) * dtype.itemsize
 
     def read(start: int, stop: int) -> NDArray[Any]:
-        stream.seek(begin + start * row_bytes)
+        stream.seek(data_offset + start * row_bytes)
         data = stream.read((stop - start) * row_bytes)
         if len(data) < (stop - start) * row_bytes:
             raise EOFError("the file is truncated")
@@ -171,19 +171,20 @@ def _row_reader(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) 
 
 
 def _buffered(read: Read, step: int) -> Read:
-    begin, buffer = 0, read(0, 0)
+    """Return a reader that reads `step` rows at a time, and serves fewer from memory."""
+    first, buffer = 0, read(0, 0)
 
     def read_rows(start: int, stop: int) -> NDArray[Any]:
-        nonlocal begin, buffer
+        nonlocal first, buffer
         if stop - start > step:
             return read(start, stop)
-        if not begin <= start < stop <= begin + len(buffer):
-            begin = start // step * step
+        if not first <= start < stop <= first + len(buffer):
+            first = start // step * step
             try:
-                buffer = read(begin, max(begin + step, stop))
+                buffer = read(first, max(first + step, stop))
             except Exception:  # a neighbouring chunk may be damaged, reported by any exception
-                begin, buffer = start, read(start, stop)
-        return buffer[start - begin : stop - begin]
+                first, buffer = start, read(start, stop)
+        return buffer[start - first : stop - first]
 
     return read_rows
 
@@ -244,18 +245,18 @@ def _check_images(file: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
         )
 
 
-def _check_sum(file: bytes) -> None:
+def _verify_checksum(file: bytes) -> None:
     """Verify the checksum at the end of a gzip file: tasks that read single rows never get there."""
     with open_stream(file) as stream, gzip.GzipFile(fileobj=stream) as plain:
         while plain.read(2**20):
             pass
 
 
-def _check_bytes(file: bytes, inside: str, size: int, promised: int) -> None:
+def _check_bytes(file: bytes, inside: str, size: int, claimed: int) -> None:
     """Refuse a header that claims more than the file can contain: listing that many rows might exhaust the memory."""
     deflated = inside == "npz" or file.endswith(b".gz")
-    if 0 < size * (_MAX_DEFLATE_RATIO if deflated else 1) < promised:  # some servers do not report the size
+    if 0 < size * (_MAX_DEFLATE_RATIO if deflated else 1) < claimed:  # some servers do not report the size
         raise UserError(
-            f"{redacted(file)} has {size:,} bytes, too few for {promised:,} bytes of pixels: it is truncated, or its "
+            f"{redacted(file)} has {size:,} bytes, too few for {claimed:,} bytes of pixels: it is truncated, or its "
             "header is wrong; recreate the file"
         )

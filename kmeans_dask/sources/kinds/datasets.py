@@ -35,9 +35,8 @@ def write_builtin(name: str, folder: Path) -> Path:
         The image folder.
     """
     target, complete = folder.absolute() / name, folder / f"{name}.complete"
-    if target.is_dir() and (
-        is_local(target) or complete.exists()
-    ):  # on a local disk a folder is published by one rename, so it is complete
+    # a local folder is published by one rename, so it is complete
+    if target.is_dir() and (is_local(target) or complete.exists()):
         return target
     with publish(target) as partial:
         partial.mkdir()
@@ -52,8 +51,6 @@ def write_builtin(name: str, folder: Path) -> Path:
 
 def _write_digits(folder: Path) -> None:
     from sklearn.datasets import load_digits  # takes 0.5 s, so only when needed
-
-    from kmeans_dask.sources.images import encode_png
 
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)

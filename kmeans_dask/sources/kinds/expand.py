@@ -34,15 +34,11 @@ class SourceLocation(NamedTuple):
 
 def find_sources(name: str, request: ListRequest, key: str) -> Iterator[SourceLocation]:
     """Yield the sources of one config entry: the entry itself, or the matches of its braces and wildcards."""
-    file = full_path(name)
-    if is_remote(name) or os.path.lexists(file):
-        patterns = list(expand_braces(name)) if is_remote(name) else [name]
-    else:
-        patterns = list(expand_braces(name))
-    for pattern in patterns:
+    is_existing = not is_remote(name) and os.path.lexists(full_path(name))  # its name may contain braces
+    for pattern in [name] if is_existing else list(expand_braces(name)):
         file = full_path(pattern)
-        magic = glob.has_magic(pattern.partition("?")[0] if is_remote(pattern) else pattern)
-        if magic and (is_remote(pattern) or not os.path.lexists(file)):
+        has_wildcards = glob.has_magic(pattern.partition("?")[0] if is_remote(pattern) else pattern)
+        if has_wildcards and (is_remote(pattern) or not os.path.lexists(file)):
             yield from _matches(file, request, key)
         else:
             base = _stem(os.path.basename(file.rstrip(b"/")))

@@ -57,16 +57,14 @@ def list_list(file: bytes, request: ListRequest) -> SourceListing:
     if bad := next((row for row, name in enumerate(names, 1) if not name or "\0" in name), None):
         raise UserError(f"{redacted(file)}: entry {bad} is not a path: {names[bad - 1]!r}; correct or remove it")
     folder = os.path.dirname(file)
-    if not is_remote(folder):
+    if is_remote(folder):
+        files = [name.encode() if is_remote(name) else folder + b"/" + name.encode() for name in names]
+    else:
         names = [_to_posix(folder, name) if "\\" in name else name for name in names]
-    files = (
-        [
+        files = [
             full_path(name) if is_remote(name) else os.path.normpath(os.path.join(folder, os.fsencode(name)))
             for name in names
         ]
-        if not is_remote(folder)
-        else [name.encode() if is_remote(name) else folder + b"/" + name.encode() for name in names]
-    )
     paths = [os.fsencode(name.partition("://")[2].partition("?")[0] or name).lstrip(b"/") for name in names]
     listed = list_files(files, paths, request)
     return SourceListing(

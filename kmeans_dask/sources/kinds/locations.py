@@ -123,6 +123,7 @@ def unavailable_folder(file: bytes) -> str | None:
 
 
 def _answers(fs: Any, path: str) -> bool:
+    """Return whether a file system knows a path."""
     with suppress(Exception):
         fs.info(path)
         return True

@@ -21,7 +21,7 @@ def decode_name(path: bytes) -> str:
 
 
 def item_filter(include: Sequence[str], exclude: Sequence[str]) -> Callable[[bytes], bool]:
-    """Return a function that tells whether a relative path is an item.
+    """Return a function that checks whether a relative path is an item.
 
     Parameters
     ----------
@@ -40,16 +40,16 @@ def item_filter(include: Sequence[str], exclude: Sequence[str]) -> Callable[[byt
         return lambda path: path.lower().endswith(_SUFFIX_BYTES)
     included, excluded = _any_of(include), _any_of(exclude)
 
-    def chosen(path: bytes) -> bool:
+    def is_item(path: bytes) -> bool:
         text = decode_name(path)
         is_included = included(text) if include else path.lower().endswith(_SUFFIX_BYTES)
         return is_included and not excluded(text)
 
-    return chosen
+    return is_item
 
 
 def excludes_folder(exclude: Sequence[str]) -> Callable[[bytes], bool]:
-    """Return a function that tells whether everything below a folder is excluded, so that it need not be read."""
+    """Return a function that checks whether everything below a folder is excluded, so that it need not be read."""
     excluded = _any_of([pattern for pattern in exclude if pattern.endswith(("*", "/"))])
     return lambda path: excluded(decode_name(path) + "/")
 
@@ -81,8 +81,8 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _any_of(patterns: Sequence[str]) -> Callable[[str], bool]:
-    whole = [f"{pattern}*" if pattern.endswith("/") else pattern for pattern in patterns]
-    matcher = re.compile("|".join(map(fnmatch.translate, whole)) or r"(?!)")
+    globs = [f"{pattern}*" if pattern.endswith("/") else pattern for pattern in patterns]
+    matcher = re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)")
     return lambda text: matcher.match(text) is not None
 
 

@@ -11,8 +11,10 @@ import pyarrow as pa
 from kmeans_dask.sources.manifest import MANIFEST_SCHEMA
 
 _ADDED_LATER = ("label", "split", "black", "white")
+"""Manifest columns that `sources.listing` adds to the listings of the sources."""
 
 LISTING_SCHEMA = pa.schema([field for field in MANIFEST_SCHEMA if field.name not in _ADDED_LATER])
+"""Columns of the items of one source."""
 
 
 class Sidecar(NamedTuple):

@@ -80,20 +80,20 @@ def row_reader(stream: BinaryIO, member: str) -> Callable[[int], BytesIO]:
     """
     table = pq.ParquetFile(stream)
     groups = [table.metadata.row_group(i).num_rows for i in range(table.metadata.num_row_groups)]
-    begins = np.cumsum([0, *groups])
+    group_starts = np.cumsum([0, *groups])
     batches: Any = iter(())
-    group, begin, rows = -1, 0, pa.array([])
+    group, first, rows = -1, 0, pa.array([])
 
     def read(row: int) -> BytesIO:
-        nonlocal batches, group, begin, rows
-        target = int(np.searchsorted(begins, row, "right")) - 1
-        if target != group or row < begin:
+        nonlocal batches, group, first, rows
+        target = int(np.searchsorted(group_starts, row, "right")) - 1
+        if target != group or row < first:
             batches = table.iter_batches(_BATCH_ROWS, row_groups=[target], columns=[member], use_threads=False)
-            group, begin, rows = target, int(begins[target]), pa.array([])
-        while row >= begin + len(rows):
-            begin += len(rows)
+            group, first, rows = target, int(group_starts[target]), pa.array([])
+        while row >= first + len(rows):
+            first += len(rows)
             rows = next(batches).column(0)
-        value = rows[row - begin].as_py()
+        value = rows[row - first].as_py()
         data = value["bytes"] if isinstance(value, dict) else value
         if data is None:
             has_path = value is not None and value.get("path")
