@@ -15,7 +15,7 @@ STORAGE_ERRORS = {
     errno.ETIMEDOUT: "the file system does not respond",
     errno.EIO: "input/output error of the disk or file system",
 }
-"""Errors of the storage, not of the data written to it: the job ends, and can be resumed."""
+"""Error numbers that mean that the storage failed, not that the data is bad: the job fails, and can be resumed."""
 
 _MAX_LENGTH = 1500
 """Maximum number of characters of a message; a single path can have 4,096."""

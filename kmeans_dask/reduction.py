@@ -17,11 +17,11 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 FAN_IN = 8
-"""Objects that a task of the tree combines: the tree adds 1/7 task per chunk."""
+"""Number of objects that one task of the tree combines; the tree adds one task per seven chunks."""
 
 
 def map_chunks(function: Callable[..., Any], X: da.Array, *others: da.Array | None, **constants: Any) -> da.Array:
-    """Apply a function to every block of X and keep its result, an object of any type.
+    """Apply a function that returns any object to every block of X.
 
     Parameters
     ----------
@@ -30,8 +30,8 @@ def map_chunks(function: Callable[..., Any], X: da.Array, *others: da.Array | No
     X : (n, n_features) da.Array
         A single chunk along the features.
     others
-        Row-aligned arrays or results of an earlier `map_chunks`, with as many chunks along the first axis as X; None
-        is passed to the function.
+        Row-aligned arrays or results of an earlier `map_chunks`, with as many chunks along the first axis as X. None
+        is passed on as None.
     constants
         Passed to the function. Wrap anything larger than a few numbers in `broadcast`: it is then sent once to each
         worker, not with every task.
@@ -113,7 +113,7 @@ def reduce_tasks(tasks: Sequence[Delayed], combine: Callable[[list[Any]], Any]) 
 
 
 def task_key(name: str, start: int, stop: int) -> str:
-    """Make a unique task key that names a range of items, for messages."""
+    """Make a unique task key that contains a range of items, so that messages can name it."""
     return f"{name}-{start}-{stop}-{uuid.uuid4().hex}"
 
 

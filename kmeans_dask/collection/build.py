@@ -31,7 +31,7 @@ def build_collection(
     holdout: float | str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> Collection:
-    """Decode images of any size and format into a collection: one Zarr array of equal-sized images on disk.
+    """Decode images of any size and format into a collection, one zarr array of equal-sized images on disk.
 
     The work runs on the active Dask client, if there is one. Calling the function again with the same arguments opens
     the finished collection, or resumes an interrupted build.
@@ -44,7 +44,7 @@ def build_collection(
         Path of the collection, for example ``digits.zarr``; a folder that all workers can write, or a URL in an
         object store. A collection of other images or settings is replaced.
     size : (height, width)
-        Size in pixels that every image is brought to.
+        Size in pixels that every image is resized to.
     mode
         ``L``: one grey channel. ``RGB``: three channels.
     resize
@@ -60,8 +60,8 @@ def build_collection(
     Returns
     -------
     Collection
-        ``rows("train")`` and ``rows("holdout")`` return the images as rows for an estimator. An image that could not
-        be read is a black row that these leave out; `items` has the reason, and `n_failed` their number.
+        ``rows("train")`` and ``rows("holdout")`` return the images as rows for an estimator, without those that
+        could not be read; `items` has the reason for each of these, and `n_failed` their number.
 
     Raises
     ------
@@ -89,7 +89,8 @@ def build_collection(
 
 def _check_dest(folder: Path) -> None:
     """Refuse to replace anything but a collection."""
-    if folder.exists() and not folder.with_name(f"{folder.name}.partial").exists():  # else it is being published
+    # if there is a partial collection too, the folder is one that a killed call was about to replace
+    if folder.exists() and not folder.with_name(f"{folder.name}.partial").exists():
         try:
             read_attrs(folder)
         except UserError:

@@ -11,13 +11,14 @@ from kmeans_dask.config.sections import Ingest
 from kmeans_dask.kmeans.kernels import slice_rows
 
 _MIN_CHUNKS = 8
-"""Minimum number of chunks, if there are as many slices, so that two or four cores get equal work."""
+"""Minimum number of chunks of a collection with that many slices, so that two or four cores get equal work."""
 
 
 class ChunkPlan(NamedTuple):
     """How items are split into chunks; it does not depend on the workers."""
 
     n_items: int
+    """Number of items in the collection."""
     chunk_rows: int
     """Items per chunk; the last one may have fewer."""
 
@@ -42,7 +43,7 @@ def chunk_rows(n_items: int, row_bytes: int, chunk_bytes: float, n_features: int
     row_bytes
         Bytes per item.
     chunk_bytes
-        Upper limit of a chunk, unless a single slice of the kernels is larger.
+        Maximum size of a chunk in bytes, unless a single slice of the kernels is larger.
     n_features
         Features per item, which determine the slice.
 

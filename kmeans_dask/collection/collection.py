@@ -40,11 +40,11 @@ class Collection:
     images : (n, height, width, channels) da.Array of uint8
         One block per shard; items that failed are black.
     labels : (n,) int32
-        Index into `class_names`, -1 = none.
+        Class of each item, as an index into `class_names`; -1 = none.
     class_names : tuple of str
-        Those of `input.classes`, otherwise all labels in natural order: 2 before 10.
-    items : (n) pyarrow.Table
-        `ITEMS_SCHEMA`.
+        The classes in `input.classes`; if unset, all labels in natural order (2 before 10).
+    items : pyarrow.Table of n rows
+        One row per item, with the schema `decoding.ITEMS_SCHEMA`.
     chunk_rows : int
         Rows per block.
     fingerprint : str
@@ -80,7 +80,7 @@ class Collection:
 
     @property
     def changes(self) -> dict[str, int]:
-        """Conversion other than resizing -> number of items it was applied to, in the order of `normalize.POLICY`."""
+        """Number of items by conversion applied to them, other than resizing, in the order of `normalize.POLICY`."""
         counted = {
             row["values"]: row["counts"] for row in pc.value_counts(pc.list_flatten(self.items["changes"])).to_pylist()
         }
@@ -114,7 +114,7 @@ class Collection:
         n_features: int,
         dtype: DTypeLike,
     ) -> da.Array:
-        """Make a lazy array from some rows of anything that has one row per item.
+        """Make a lazy array from some rows of any stored data with one row per item.
 
         Parameters
         ----------
@@ -199,14 +199,14 @@ def read_names_and_settings(folder: Path) -> tuple[tuple[str, ...], Ingest]:
 
 
 def read_items(folder: Path, start: int, stop: int) -> pa.Table:
-    """Read the rows ``start:stop`` of the items table of a collection: `ITEMS_SCHEMA`."""
+    """Read the rows ``start:stop`` of the items table of a collection; schema `decoding.ITEMS_SCHEMA`."""
     return read_manifest(folder / "items.parquet", start, stop)
 
 
 def write_items_csv(items: pa.Table, path: Path) -> None:
     """Publish the path, status and error of every item as a CSV file."""
-    with publish(path) as partial:
-        pyarrow.csv.write_csv(items.select(["path", "status", "error"]), partial)
+    with publish(path) as unfinished:
+        pyarrow.csv.write_csv(items.select(["path", "status", "error"]), unfinished)
 
 
 def _read_images(folder: Path, layout: zarr_groups.Layout, fingerprint: str) -> da.Array:
@@ -227,7 +227,7 @@ def _lazy(
     chunks: tuple[tuple[int, ...], ...],
     dtype: DTypeLike = np.uint8,
 ) -> da.Array:
-    """Make an array from a blockwise layer, which Dask fuses with what follows: a block is read where it is used."""
+    """Make an array from a blockwise layer. Dask fuses it with the next layers, so a block is read where it is used."""
     numblocks = tuple(map(len, chunks))
     index = "ijkl"[: len(chunks)]
     where = BlockwiseDepDict(dict(spans), numblocks=numblocks)
@@ -240,7 +240,7 @@ def _read_span(span: tuple[int, int], folder: Path) -> NDArray[np.uint8]:
 
 
 def _span(piece: NDArray[np.int64]) -> tuple[int, int, NDArray[np.int64] | None]:
-    """Return the first row and the end of a piece, and the positions in it if there are gaps, else None."""
+    """Return the first row of a piece, the row after its last, and, if it has gaps, the positions of its rows in it."""
     start, stop = int(piece[0]), int(piece[-1]) + 1
     return start, stop, None if stop - start == len(piece) else piece - start
 
@@ -248,9 +248,9 @@ def _span(piece: NDArray[np.int64]) -> tuple[int, int, NDArray[np.int64] | None]
 def _read_piece(
     span: tuple[int, int, NDArray[np.int64] | None], folder: Path, *, read: Callable[[Path, int, int], NDArray[Any]]
 ) -> NDArray[Any]:
-    start, stop, keep = span
+    start, stop, positions = span
     rows = read(folder, start, stop)
-    return rows if keep is None else rows[keep]
+    return rows if positions is None else rows[positions]
 
 
 def _read_flat(folder: Path, start: int, stop: int) -> NDArray[np.uint8]:

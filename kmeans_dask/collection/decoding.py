@@ -19,7 +19,7 @@ DECODE_SCHEMA = pa.schema(
     [
         ("width", pa.int32()),  # of the image file, in pixels; null if it could not be decoded
         ("height", pa.int32()),
-        ("mode", pa.string()),  # Pillow's name of it, such as "P"
+        ("mode", pa.string()),  # mode of the image file in Pillow, such as "P"
         ("changes", pa.list_(pa.string())),  # conversions other than resizing: keys of `normalize.POLICY`
         ("status", pa.string()),  # "ok", the status of the ImageError, or "removed"
         ("error", pa.string()),  # why it failed; null if it did not
@@ -37,21 +37,21 @@ def decode_rows(
 
     Parameters
     ----------
-    manifest : (n) pyarrow.Table
-        Their rows, `sources.MANIFEST_SCHEMA`.
+    manifest : pyarrow.Table of n rows
+        Manifest rows of the items; schema `sources.MANIFEST_SCHEMA`.
     config
         Size, mode and how to resize.
     max_pixels
         Images with more pixels are not decoded.
     careful
-        Whether to try each item in a child process first, because one of them may crash its process.
+        Whether to try each item in a child process first, because decoding one of them may crash its process.
 
     Returns
     -------
     block : (n, height, width, channels) uint8
         Bad images are black.
-    items : (n) pyarrow.Table
-        `ITEMS_SCHEMA`; bad images have their status and reason.
+    items : pyarrow.Table of n rows
+        Schema `ITEMS_SCHEMA`, with the status and error of bad images.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def row_shape(config: Ingest) -> tuple[int, int, int]:
 
 
 def add_decode_columns(manifest: pa.Table, facts: Sequence[tuple[Any, ...]]) -> pa.Table:
-    """Append the values of `DECODE_SCHEMA`, one tuple per item, to rows of the manifest: `ITEMS_SCHEMA`."""
+    """Append the values of `DECODE_SCHEMA`, one tuple per item, to rows of the manifest; schema `ITEMS_SCHEMA`."""
     values = zip(*facts, strict=True) if facts else [()] * len(DECODE_SCHEMA)
     columns = [pa.array(column, field.type) for column, field in zip(values, DECODE_SCHEMA, strict=True)]
     return pa.table([*manifest.columns, *columns], schema=ITEMS_SCHEMA)

@@ -1,4 +1,4 @@
-"""Embeddings: precomputed features in a .npy, .zarr or .parquet file, and which of its rows belongs to which item."""
+"""Embeddings: precomputed features in a .npy, .zarr or .parquet file, matched to the items of a collection."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def file_stamp(name: str) -> list[int]:
     """
     path = _path_of(name)
     try:
-        facts = path.stat()
+        status = path.stat()
     except OSError:
         raise UserError(f"features.path={name}: no such file ({path}); give a .npy, .zarr or .parquet file") from None
-    return [facts.st_size, facts.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _path_of(name: str) -> Path:
@@ -77,7 +77,7 @@ def match_embeddings(name: str, items: pa.Table) -> Embeddings:
         ``features.path`` of the config. A Parquet file has its features in one column of lists or in numeric columns;
         if it has a column ``path``, rows are matched by it, in any order. Otherwise row i is item i.
     items
-        `decoding.ITEMS_SCHEMA`.
+        Items table of the collection; schema `decoding.ITEMS_SCHEMA`.
 
     Returns
     -------
@@ -125,12 +125,14 @@ def read_embeddings(path: Path, positions: NDArray[np.int64], n_features: int) -
         A row contains NaN or infinity, or has another number of features.
     """
     rows = np.zeros((len(positions), n_features), np.float32)
-    known = positions >= 0
-    if known.any():
-        found = _read(path, positions[known])
-        if found.shape[1] != n_features:
-            raise UserError(f"{path} has rows of {found.shape[1]} and of {n_features} features; make them equally long")
-        rows[known] = check_finite(found.astype(np.float32), str(path))
+    has_row = positions >= 0
+    if has_row.any():
+        values = _read(path, positions[has_row])
+        if values.shape[1] != n_features:
+            raise UserError(
+                f"{path} has rows of {values.shape[1]} and of {n_features} features; make them equally long"
+            )
+        rows[has_row] = check_finite(values.astype(np.float32), str(path))
     return rows
 
 
@@ -150,7 +152,7 @@ def _inspect(path: Path, name: str) -> tuple[tuple[int, ...], pa.ChunkedArray | 
                 n_rows, names = file.metadata.num_rows, file.schema_arrow.names
                 paths = file.read([_PATH])[_PATH] if _PATH in names else None
             return (n_rows, _read_parquet(path, np.arange(1)).shape[1] if n_rows else 0), paths
-    except (OSError, ValueError, EOFError) as error:  # errors of pyarrow are ValueErrors
+    except (OSError, ValueError, EOFError) as error:  # pyarrow's errors are ValueErrors
         raise UserError(f"features.path={name} cannot be read: {' '.join(str(error).split())}") from None
     raise UserError(f"features.path={name}: must be a .npy, .zarr or .parquet file")
 
@@ -184,7 +186,7 @@ def _read(path: Path, positions: NDArray[np.int64]) -> NDArray[np.generic]:
 
 
 def _read_parquet(path: Path, positions: NDArray[np.int64]) -> NDArray[np.generic]:
-    """Read rows at any positions, and only the row groups that contain them."""
+    """Read the rows at any positions; only the row groups that contain them are read."""
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
         lists = [f.name for f in schema if pa.types.is_list(f.type) or pa.types.is_fixed_size_list(f.type)]
@@ -194,10 +196,10 @@ def _read_parquet(path: Path, positions: NDArray[np.int64]) -> NDArray[np.generi
             raise UserError(f"{path} has columns {schema.names}; give one column of lists, or numeric columns")
         sizes = np.array([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)], np.int64)
         group_of = np.searchsorted(np.cumsum(sizes), positions, side="right")
-        groups, which = np.unique(group_of, return_inverse=True)
+        groups, group_index = np.unique(group_of, return_inverse=True)
         table = file.read_row_groups(groups.tolist(), columns=columns)
     first_in_file, first_in_table = (np.cumsum(part) - part for part in (sizes, sizes[groups]))
-    table = table.take(pa.array(positions - first_in_file[group_of] + first_in_table[which]))
+    table = table.take(pa.array(positions - first_in_file[group_of] + first_in_table[group_index]))
     if not lists:
         return np.stack([table[column].to_numpy() for column in columns], axis=1)
     lengths = pc.unique(pc.list_value_length(table[columns[0]])).to_pylist()

@@ -69,7 +69,7 @@ def extract(kind: str, images: NDArray[np.uint8]) -> NDArray[Any]:
     Raises
     ------
     UserError
-        As for `extractor_of`; or the user's function failed or returned something else.
+        As for `extractor_of`; or the user's function failed, or did not return one row of finite features per image.
     """
     function = extractor_of(kind)
     if kind in ("pixels", "hog", "colour-histogram"):
@@ -88,7 +88,7 @@ def extract(kind: str, images: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def check_finite(rows: NDArray[np.float32], origin: str) -> NDArray[np.float32]:
-    """Return rows unchanged, or raise a `UserError` that names their origin if one contains NaN or infinity."""
+    """Return rows unchanged; raise a `UserError` that names their origin if one contains NaN or infinity."""
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise UserError(f"{origin}: {len(bad):,} of {len(rows):,} rows contain NaN or infinity; give finite numbers")
@@ -106,13 +106,13 @@ def hog(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     Parameters
     ----------
     images : (rows, height, width, channels) uint8
-        At least 2 x 2 pixels. A cell has at least 2 pixels a side, so small images have fewer cells.
+        At least 2 x 2 pixels. Cells are at least 2 pixels wide and high, so small images have fewer of them.
 
     Returns
     -------
     (rows, n_features) float32
-        9 orientations per cell, normalized in blocks of 2 x 2 cells (L2-Hys); each pixel counts with the channel that
-        has the largest gradient.
+        9 orientations per cell, normalized in blocks of 2 x 2 cells (L2-Hys); for each pixel, the channel with the
+        largest gradient counts.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Features: the rows that are clustered, fitted on the train items, kept in the run folder, computable for any image.
+"""Features: the rows that are clustered, stored in the run folder and computable for any image.
 
-A row is made in two steps. *Extraction* turns an image into features; unless these are simply the pixels, it may be
+A row is computed in two steps. *Extraction* turns an image into features; unless these are simply the pixels, it may be
 slow, so it is done once for all items and the result is stored. The *transformation* (scale, mean, components, length)
-costs one small product per row, and is applied whenever rows are read.
+is fitted on the train items; it costs one small product per row, and is applied whenever rows are read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Features:
     Attributes
     ----------
     settings
-        Section of the config; its defaults are raw pixels.
+        Section `features` of the config; by default, rows are raw pixels.
     transformation
         Transformation fitted on the train rows.
     stored : Path, or None for pixels
@@ -131,14 +131,14 @@ class Features:
 
     @property
     def scale(self) -> str:
-        """The scale of distances and inertia, in words."""
+        """Description of the scale of distances and inertia, for people."""
         if self.settings.raw:
             return "on the scale of the pixels, 0-255"
         chosen = self.settings.model_dump(exclude_defaults=True)
         return f"on the scale of the features ({', '.join(f'{key}: {value}' for key, value in chosen.items())})"
 
     def extracted_rows(self, collection: Collection, split: str) -> tuple[da.Array, NDArray[np.int64]]:
-        """Return the same as `rows` but before the transformation: (m, n_features_in) of uint8 or float32."""
+        """Return the same as `rows`, but before the transformation: (m, n_features_in) uint8 or float32."""
         X, index = collection.rows(split)
         if self.stored is None:
             return X, index
@@ -204,7 +204,7 @@ class Transformation:
     Attributes
     ----------
     divisor : (1,) or (n_features_in,) float32, or None
-        Divisor of all features, or of each.
+        One divisor for all features, or one per feature.
     mean : (n_features_in,) float32, or None
         Mean of the divided rows.
     components : (n_components, n_features_in) float32, or None
@@ -220,7 +220,7 @@ class Transformation:
 
     @property
     def is_identity(self) -> bool:
-        """Whether it leaves rows as they are."""
+        """Whether rows stay as they are."""
         return not self.unit and not self.arrays()
 
     @property

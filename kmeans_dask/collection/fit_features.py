@@ -39,6 +39,7 @@ class ExtractionResult(NamedTuple):
     """Result of an extraction task."""
 
     items: int
+    """Number of items in the chunk."""
     error: str | None
     """What is wrong with the user's function or file, in which case the chunk was not written; otherwise None."""
 
@@ -46,7 +47,7 @@ class ExtractionResult(NamedTuple):
 def extraction_tasks(settings: sections.Features, collection: Collection, run: Path) -> list[Delayed]:
     """Make the remaining tasks that extract the features of all items, one per chunk.
 
-    Chunks of an earlier call are kept if it had the same kind, file and collection, otherwise removed.
+    Chunks of an earlier call with the same kind, file and collection are kept; any others are removed.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ def extraction_tasks(settings: sections.Features, collection: Collection, run: P
     """
     folder, n_items, step = run.absolute() / "features", len(collection.labels), collection.chunk_rows
     if settings.kind == "pixels":
-        if (folder / ROWS).exists():  # left by an earlier config
+        if (folder / ROWS).exists():  # from an earlier config
             _remove(folder)
         return []
     file = match_embeddings(str(settings.path), collection.items) if settings.kind == "file" else None
@@ -94,7 +95,7 @@ def extraction_tasks(settings: sections.Features, collection: Collection, run: P
 
 
 def fit_features(settings: sections.Features, collection: Collection, run: Path, seed: int) -> Features:
-    """Fit the transformation on the train rows and publish it, unless that has been done with these settings.
+    """Fit the transformation on the train rows and publish it, unless this has been done with the same settings.
 
     Parameters
     ----------
@@ -161,12 +162,12 @@ def fit_transformation(settings: sections.Features, X: da.Array, seed: int) -> T
     divisor = None if settings.scale in ("standard", 1) else np.array([settings.scale], np.float32)
     mean = None
     if settings.scale == "standard" or settings.centre or settings.pca:
-        measured: Moments = tree_reduce(map_chunks(block_moments, X), combine_moments).compute()
+        moments: Moments = tree_reduce(map_chunks(block_moments, X), combine_moments).compute()
         if settings.scale == "standard":  # constant features are not scaled, as in scikit-learn
-            deviation = np.sqrt(measured.squared_deviations / measured.weight)
+            deviation = np.sqrt(moments.squared_deviations / moments.weight)
             divisor = np.where(deviation > 0, deviation, 1).astype(np.float32)
         if settings.centre or settings.pca:
-            mean = (measured.mean / (1 if divisor is None else divisor)).astype(np.float32)
+            mean = (moments.mean / (1 if divisor is None else divisor)).astype(np.float32)
     transformation = Transformation(divisor, mean)
     components = _components(transformation, X, settings.pca, seed) if settings.pca else None
     return replace(transformation, components=components, unit=settings.normalize == "l2")
@@ -186,7 +187,7 @@ def _components(transformation: Transformation, X: da.Array, n: int, seed: int) 
 
 def _extract_chunk(folder: Path, start: int, stop: int, kind: str, collection: Path) -> ExtractionResult:
     with attempt(_marker(folder, start).with_suffix(".begun")) as careful:
-        if careful:  # a user's function may end its process
+        if careful:  # a user's function may crash its process
             bad = probe_items(partial(_read_images, collection, start), stop - start, partial(extract, kind))
             for row, error in bad.items():
                 reason = f"item {start + row:,}: features.kind={kind} {error}; exclude this item"
@@ -204,12 +205,12 @@ def _file_chunk(folder: Path, start: int, stop: int, file: Path, positions: NDAr
 
 
 def _store(folder: Path, start: int, stop: int, make: Callable[[], NDArray[np.float32]]) -> ExtractionResult:
-    """Write the rows of one chunk, then its marker; a user's mistake is returned, not raised with a traceback."""
+    """Write the rows of one chunk, then its marker; a user's mistake is returned instead of raised with a traceback."""
     try:
         rows, n_features = make(), _record(folder)["n_features"]
         if rows.shape[1] != n_features:
             raise UserError(
-                f"one image has {n_features:,} features, others have {rows.shape[1]:,}; make them equally many"
+                f"one image has {n_features:,} features, others have {rows.shape[1]:,}; return the same number for all"
             )
     except UserError as error:
         return ExtractionResult(stop - start, f"items {start:,} to {stop - 1:,}: {error}")
@@ -242,7 +243,7 @@ def _starts_finished(folder: Path) -> set[int]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove all features; first the record, without which nothing is resumed."""
+    """Remove all features, the record first, because without it nothing is resumed."""
     remove(folder / "rows.json")
     remove(folder)
 

@@ -42,14 +42,17 @@ class ChunkSummary(NamedTuple):
     start: int
     """First row of the chunk."""
     items: int
+    """Number of items in the chunk."""
     failed: int
+    """Number of items that could not be decoded."""
     bytes: int
     """Total size of the image files."""
     seconds: float
+    """Wall time of the task."""
 
 
 def plan_of(folder: Path) -> ChunkPlan:
-    """Return the chunks of the collection that `ingest_tasks` has created, or found finished."""
+    """Return the chunks of the collection that `ingest_tasks` has created or found finished."""
     partial = _partial_of(folder)
     return _plan_of(partial if _fingerprint_of(partial) else folder)
 
@@ -59,7 +62,7 @@ def ingest_tasks(
 ) -> list[Delayed]:
     """Make the remaining tasks that ingest a manifest, one per chunk.
 
-    Chunks of an earlier call are kept if it had the same manifest and settings, otherwise removed.
+    Chunks of an earlier call with the same manifest and settings are kept; any others are removed.
 
     Parameters
     ----------
@@ -70,9 +73,9 @@ def ingest_tasks(
     config
         Size, mode and chunk size.
     source
-        Images with more than its `max_pixels` are not decoded.
+        Section `input` of the config; images with more than its `max_pixels` are not decoded.
     chunk_bytes
-        Upper limit of a chunk, if the collection has to be created; None: that of the config.
+        Maximum size of a chunk in bytes, if the collection has to be created; None: as configured.
 
     Returns
     -------
@@ -91,12 +94,12 @@ def ingest_tasks(
     task = dask.delayed(ingest_chunk, pure=False, traverse=False)
     plan = _plan_of(partial)
     old = base.folder if base else None
-    todo = set(base.changed_chunks(manifest) if base else plan.starts) - set(_starts_written(partial))
-    job = (config, source.max_pixels, old)
+    pending = set(base.changed_chunks(manifest) if base else plan.starts) - set(_starts_written(partial))
+    manifest_path, settings = manifest_path.absolute(), (config, source.max_pixels, old)
     return [
-        task(manifest_path.absolute(), partial, start, stop, *job, dask_key_name=task_key("ingest_chunk", start, stop))
+        task(manifest_path, partial, start, stop, *settings, dask_key_name=task_key("ingest_chunk", start, stop))
         for start, stop in zip(plan.starts, plan.stops, strict=True)
-        if start in todo
+        if start in pending
     ]
 
 
@@ -126,7 +129,7 @@ def ingest_chunk(
 
 
 def finish_collection(manifest_path: Path, folder: Path, config: Ingest, source: Input) -> Collection:
-    """Join the parts of the items table and publish the collection, unless that has been done.
+    """Join the parts of the items table and publish the collection, unless this has been done.
 
     Parameters
     ----------

@@ -35,12 +35,12 @@ class Base:
     ----------
     folder : Path
         Folder of the zarr group.
-    items : (n) pyarrow.Table
-        `decoding.ITEMS_SCHEMA`; the first n rows of the manifest are these items.
+    items : pyarrow.Table of n rows
+        Schema `decoding.ITEMS_SCHEMA`; the first n rows of the manifest are these items.
     chunk_rows : int
         Rows per shard.
     content : str
-        Hash of its pixels, labels and splits.
+        Hash of the pixels, labels and splits of the collection.
     retry_failed : bool
         Whether to decode failed items again.
     """
@@ -58,7 +58,7 @@ class Base:
         return (np.unique(np.flatnonzero(changed) // self.chunk_rows) * self.chunk_rows).tolist()
 
     def unchanged_chunks(self, manifest: pa.Table) -> tuple[Path, list[int]]:
-        """Return the folder, and the first rows of all other chunks, which are reused."""
+        """Return the folder, and the first rows of the chunks that are reused, which are all others."""
         changed = set(self.changed_chunks(manifest))
         return self.folder, [start for start in range(0, len(manifest), self.chunk_rows) if start not in changed]
 
@@ -130,7 +130,7 @@ def update_rows(
 
     Parameters
     ----------
-    manifest : (n) pyarrow.Table
+    manifest : pyarrow.Table of n rows
         Manifest rows of the chunk.
     base
         Folder of the finished collection.
@@ -143,8 +143,8 @@ def update_rows(
     -------
     block : (n, height, width, channels) uint8
         Removed items are black.
-    items : (n) pyarrow.Table
-        `decoding.ITEMS_SCHEMA`.
+    items : pyarrow.Table of n rows
+        Schema `decoding.ITEMS_SCHEMA`.
     changed : bool
         Whether any row is new, or has other pixels or another status than before.
     """
@@ -153,29 +153,29 @@ def update_rows(
     retry_failed = _retries_failed(zarr_groups.read_attrs(base))
     unchanged[: len(old)] = _unchanged(manifest.slice(0, len(old)), old, retry_failed)
     removed = pc.equal(manifest["split"], REMOVED).to_numpy()
-    (todo,) = np.nonzero(~unchanged & ~removed)
-    crashed = pc.is_in(old["status"].take(todo[todo < len(old)]), pa.array(["crashed", "hung"]))
+    (pending,) = np.nonzero(~unchanged & ~removed)
+    crashed = pc.is_in(old["status"].take(pending[pending < len(old)]), pa.array(["crashed", "hung"]))
     careful = careful or bool(pc.any(crashed).as_py())
-    decoded, facts = decode_rows(manifest.take(todo), config, max_pixels, careful=careful)
-    block = np.zeros((len(manifest), *decoded.shape[1:]), np.uint8)
+    pixels, decoded_items = decode_rows(manifest.take(pending), config, max_pixels, careful=careful)
+    block = np.zeros((len(manifest), *pixels.shape[1:]), np.uint8)
     if len(old):
         block[: len(old)] = zarr_groups.read_block(base, start, start + len(old))
-    known = todo < len(old)
+    is_old = pending < len(old)
     changed = (
-        not known.all()
-        or not np.array_equal(block[todo[known]], decoded[known])
-        or not facts["status"].filter(known).equals(old["status"].take(todo[known]))
+        not is_old.all()
+        or not np.array_equal(block[pending[is_old]], pixels[is_old])
+        or not decoded_items["status"].filter(is_old).equals(old["status"].take(pending[is_old]))
         or bool((removed & ~unchanged).any())
     )
-    block[todo] = decoded
+    block[pending] = pixels
     block[removed] = 0
-    # the decode columns of each row come from the old table, from those just decoded, or from a row for removed items
+    # each row gets its decode columns from the old table, from the one of pending items, or from a row for removed ones
     blank = add_decode_columns(manifest.slice(0, 1), [(None, None, None, None, REMOVED, None)])
-    pool = pa.concat_tables([table.select(DECODE_SCHEMA.names) for table in (old, facts, blank)])
-    where = np.arange(len(manifest))
-    where[todo] = len(old) + np.arange(len(todo))
-    where[removed] = len(pool) - 1
-    return block, _items(manifest, pool.take(where)), changed
+    pool = pa.concat_tables([table.select(DECODE_SCHEMA.names) for table in (old, decoded_items, blank)])
+    origin = np.arange(len(manifest))
+    origin[pending] = len(old) + np.arange(len(pending))
+    origin[removed] = len(pool) - 1
+    return block, _items(manifest, pool.take(origin)), changed
 
 
 def mark_changed(items: pa.Table, changed: bool) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The table of clusters, one row per model and cluster, with exemplary items that are selected on the workers.
+"""The table of clusters, one row per model and cluster, with exemplars that are selected on the workers.
 
 The reduction keeps, for every cluster, the items nearest to its centre, the farthest ones and a random sample: block =
 `exemplars_block`, combine = `join_exemplars`, finalize = `cluster_facts`.
@@ -27,6 +27,7 @@ N_EXEMPLARS = 12
 """Items kept per cluster as the nearest, as the farthest, and as the sample."""
 
 _N_NEAREST_CLUSTERS = 5
+"""Number of neighbouring clusters listed for each cluster."""
 
 _SAMPLE_ROUND = 2**33
 """Key of the random draws of the sample, used by no other draw of a run."""
@@ -40,9 +41,9 @@ FACTS_SCHEMA = pa.schema(
         ("size", pa.int64()),  # fitted items
         ("size_holdout", pa.int64()),
         ("purity", pa.float64()),  # fraction of the labelled fitted items with this label
-        ("radius_mean", pa.float64()),  # distances of fitted items to the centre: mean,
-        ("radius_rms", pa.float64()),  # root mean square,
-        ("radius_max", pa.float64()),  # maximum
+        ("radius_mean", pa.float64()),  # mean distance of the fitted items to the centre
+        ("radius_rms", pa.float64()),  # root mean square distance
+        ("radius_max", pa.float64()),  # maximum distance
         ("silhouette", pa.float64()),  # simplified silhouette, mean over the fitted items; 0 for a single item
         ("nearest_clusters", pa.list_(pa.int32())),
         ("nearest_clusters_distances", pa.list_(pa.float64())),
@@ -91,9 +92,9 @@ class SmallestKeys:
         -------
         SmallestKeys
         """
-        kept = cls(np.full((k_total, size), np.inf), np.full((k_total, size), -1, np.int64))
-        _keep_smallest(keys, clusters, rows, kept.keys, kept.rows)
-        return kept
+        smallest = cls(np.full((k_total, size), np.inf), np.full((k_total, size), -1, np.int64))
+        _keep_smallest(keys, clusters, rows, smallest.keys, smallest.rows)
+        return smallest
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
@@ -107,7 +108,7 @@ class SmallestKeys:
 
 @dataclass(frozen=True)
 class Exemplars:
-    """Exemplary rows of every cluster: nearest to the centre, farthest from it, and a random sample."""
+    """Exemplars of every cluster: the rows nearest to its centre, those farthest from it, and a random sample."""
 
     nearest: SmallestKeys
     farthest: SmallestKeys
@@ -122,7 +123,7 @@ def exemplars_block(
     k_total: int,
     seed: int,
 ) -> Exemplars:
-    """Select the exemplary rows of one block.
+    """Select the exemplars of one block.
 
     Parameters
     ----------
@@ -155,7 +156,7 @@ def exemplars_block(
 
 
 def join_exemplars(parts: Sequence[Exemplars]) -> Exemplars:
-    """Combine the exemplary rows of several blocks, given in the order of their rows."""
+    """Combine the exemplars of several blocks, given in the order of their rows."""
     return Exemplars(
         SmallestKeys.join([part.nearest for part in parts]),
         SmallestKeys.join([part.farthest for part in parts]),
@@ -165,6 +166,7 @@ def join_exemplars(parts: Sequence[Exemplars]) -> Exemplars:
 
 @numba.njit(nogil=True, cache=True)
 def _keep_smallest(keys, clusters, rows, kept_keys, kept_rows):  # type: ignore[no-untyped-def]
+    """Insert every key and its row into the sorted arrays of its cluster, which keep their size."""
     size = kept_keys.shape[1]
     for m in range(keys.shape[0]):
         for i in range(keys.shape[1]):

@@ -43,7 +43,7 @@ _GROUP_ITEMS = 2**19
 """Items per task: their 32 coordinates take 64 MiB."""
 
 _READ_BYTES = 256 * 2**20
-"""Maximum size of the rows that a task reads for comparison, in bytes."""
+"""Maximum size in bytes of the rows that a task reads for comparison."""
 
 DUPLICATES_SCHEMA = pa.schema(
     [
@@ -145,7 +145,7 @@ def search_clusters(
     folder
         Folder of the collection.
     chunk_rows, n_items
-        Its number of rows per chunk and of items.
+        Rows per chunk of the collection, and number of its items.
     parts
         Folder of the sketches.
     features
@@ -164,54 +164,57 @@ def search_clusters(
     table = pa.concat_tables([pq.read_table(readable(file), filters=in_range) for file in files]).combine_chunks()
     table = table.take(pa.array(np.lexsort((table["row"].to_numpy(), table["cluster"].to_numpy()))))
     clusters, rows = table["cluster"].to_numpy(), table["row"].to_numpy()
-    hashes = np.frombuffer(b"".join(table["hash"].to_pylist()), "V16")
-    _, originals, copies = np.unique(hashes, return_index=True, return_inverse=True)
-    (copied,) = np.nonzero(originals[copies] != np.arange(len(rows)))
-    exact = Pairs(
-        rows[copied],
-        rows[originals[copies[copied]]],
-        clusters[copied],
-        np.zeros(len(copied)),
-        np.full(len(copied), -1.0),
-    )
-    if len(originals) < 2:
+    exact, distinct = _exact_duplicates(np.frombuffer(b"".join(table["hash"].to_pylist()), "V16"), clusters, rows)
+    if len(distinct) < 2:
         return join_pairs([exact])
-    distinct = np.sort(originals)
     sketches = table["sketch"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)[distinct]
     left, right = _candidates(clusters[distinct], sketches, radii, first)
     if len(left):
         row_bytes = features.read_chunk(folder, 0, 1).nbytes
-        max_pairs = _READ_BYTES // (2 * row_bytes)
+        max_pairs = _READ_BYTES // (2 * row_bytes)  # the pairs with the most similar sketches
         nearest = np.argsort(((sketches[left] - sketches[right]) ** 2).sum(axis=1), kind="stable")[:max_pairs]
         left, right = left[nearest], right[nearest]
     rows, clusters = rows[distinct], clusters[distinct]
     distances = _distances(folder, features, chunk_rows, n_items, rows[left], rows[right])
     relative = np.divide(distances, radii[clusters[left] - first])
     (near,) = np.nonzero(relative <= NEAR)
+    # keep the nearest earlier item of each item
     near = near[np.lexsort((relative[near], rows[right[near]]))]
-    near = near[np.unique(rows[right[near]], return_index=True)[1]]  # for each item, the nearest earlier one
+    near = near[np.unique(rows[right[near]], return_index=True)[1]]
     close = Pairs(rows[right[near]], rows[left[near]], clusters[left[near]], distances[near], relative[near])
     return join_pairs([exact, close])
+
+
+def _exact_duplicates(
+    hashes: NDArray[np.void], clusters: NDArray[np.int32], rows: NDArray[np.int64]
+) -> tuple[Pairs, NDArray[np.int64]]:
+    """Return the pairs of items with equal hashes, and the ascending positions of the first item of each hash."""
+    _, firsts, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    originals = firsts[inverse]
+    (copies,) = np.nonzero(originals != np.arange(len(rows)))
+    n = len(copies)
+    exact = Pairs(rows[copies], rows[originals[copies]], clusters[copies], np.zeros(n), np.full(n, -1.0))
+    return exact, np.sort(firsts)
 
 
 def _candidates(
     clusters: NDArray[np.int32], sketches: NDArray[np.float32], radii: NDArray[np.float64], first: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the positions of pairs of items of one cluster with similar sketches; the first is always the smaller."""
+    """Return the positions of pairs of items of one cluster with similar sketches, the smaller one first."""
     pairs = [np.empty((0, 2), np.int64)]
     starts = np.searchsorted(clusters, np.arange(first, first + len(radii) + 1))
     for radius, start, stop in zip(radii, starts[:-1], starts[1:], strict=True):
         if stop - start < 2 or not radius > 0:
             continue
-        own = sketches[start:stop]
-        k = min(_NEIGHBOURS + 1, len(own))
+        points = sketches[start:stop]
+        k = min(_NEIGHBOURS + 1, len(points))
         # slightly above the limit, because the sketches are rounded to float32
-        _, found = KDTree(own).query(own, k=k, distance_upper_bound=1.001 * NEAR * radius)
-        near = np.stack([np.repeat(np.arange(len(own)), k), found.ravel()], axis=1)
-        near = np.sort(near[(near[:, 1] < len(own)) & (near[:, 0] != near[:, 1])], axis=1)
+        _, neighbours = KDTree(points).query(points, k=k, distance_upper_bound=1.001 * NEAR * radius)
+        near = np.stack([np.repeat(np.arange(len(points)), k), neighbours.ravel()], axis=1)
+        near = np.sort(near[(near[:, 1] < len(points)) & (near[:, 0] != near[:, 1])], axis=1)
         pairs.append(np.unique(near, axis=0) + start)
-    joined = np.concatenate(pairs)
-    return joined[:, 0], joined[:, 1]
+    all_pairs = np.concatenate(pairs)
+    return all_pairs[:, 0], all_pairs[:, 1]
 
 
 def _distances(
@@ -253,7 +256,7 @@ def duplicates_table(pairs: Pairs, items: pa.Table) -> pa.Table:
     for prefix, rows in (("", pairs.rows), ("of_", pairs.of_rows)):
         columns |= {f"{prefix}{name}": items[name].take(pa.array(rows)) for name in ("path", "split", "label")}
     facts = (columns[name].to_pylist() for name in ("label", "of_label", "split", "of_split"))
-    columns["reason"] = [_reason(*of_pair) for of_pair in zip(pairs.relative_distances, *facts, strict=True)]
+    columns["reason"] = [_reason(*values) for values in zip(pairs.relative_distances, *facts, strict=True)]
     return pa.table({name: columns[name] for name in DUPLICATES_SCHEMA.names}, schema=DUPLICATES_SCHEMA)
 
 

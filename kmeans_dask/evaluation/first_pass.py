@@ -88,7 +88,7 @@ class EvaluationContext:
     rivals : tuple of (int, int)
         Pairs of positions in the stack: a model and its rival.
     n_classes : int
-        Number of labels.
+        Number of classes.
     sketcher : Sketcher
         Definition of the sketches for the search of duplicates.
     seed : int
@@ -118,7 +118,7 @@ def first_pass_tasks(
     models
         Fitted models.
     parts
-        Folder that all workers can write to, for the parts of the cluster table and the sketches; it is emptied.
+        Folder that all workers can write to, for the parts of the cluster table and the sketches; emptied first.
     seed
         Seed of the random sample of each cluster.
 
@@ -127,7 +127,7 @@ def first_pass_tasks(
     list of Delayed
         Each returns a `FirstPass`, to be combined with `join_first_passes`.
     """
-    parts = parts.absolute()  # workers of a running cluster have other working directories
+    parts = parts.absolute()  # workers may have another working directory
     remove(parts)
     make_folder(parts)
     rivals = [(m, model.rival) for m, model in enumerate(models) if model.rival is not None]
@@ -145,7 +145,7 @@ def first_pass_tasks(
 
 
 def chunk_bounds(collection: Collection) -> list[tuple[int, int]]:
-    """Return the first row and the end of every chunk of a collection."""
+    """Return the range of rows, (start, stop), of every chunk of a collection."""
     n_items, step = len(collection.labels), collection.chunk_rows
     return [(start, min(start + step, n_items)) for start in range(0, n_items, step)]
 
@@ -167,7 +167,7 @@ def evaluate_chunk(folder: Path, start: int, stop: int, context: EvaluationConte
     folder
         Folder of the collection.
     start, stop
-        First row and end of one chunk.
+        Range of rows of the chunk.
     context
         The models and other constants.
     parts
@@ -234,7 +234,7 @@ def join_first_passes(parts: Sequence[FirstPass]) -> FirstPass:
 
 
 def part_path(parts: Path, start: int) -> Path:
-    """Return the file with the rows of the cluster table of the chunk that starts with a row."""
+    """Return the path of the part of the cluster table that holds the chunk with this first row."""
     return parts / f"part-{start:012d}.parquet"
 
 

@@ -1,4 +1,4 @@
-"""Internal metrics: how compact and how separate clusters are, without labels, for all models at once.
+"""Internal metrics: how compact and how well separated clusters are, without labels, for all models at once.
 
 To add a metric, compute it in `internal_scores` from the sums within clusters; new sums belong in `WithinSums`.
 tests/evaluation/test_internal_metrics.py compares metrics with scikit-learn.
@@ -22,6 +22,7 @@ from kmeans_dask.kmeans.kernels import Block, NearestTwo, Stack, Sums, distances
 from kmeans_dask.kmeans.lloyd import add_sums
 
 N_SPLITS = 2
+"""Fitted and held-out items."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def within_sums_block(block: Block, splits: NDArray[np.int8], nearest: NearestTw
 def _add_distances(  # type: ignore[no-untyped-def]
     splits, stacked, first, second, sizes, squared, distances, max_distances, silhouettes
 ):
+    """Add the items to the last five arrays; `first` and `second` are squared distances to the two nearest centres."""
     for m in range(stacked.shape[0]):
         for i in range(stacked.shape[1]):
             split = splits[i]

@@ -131,21 +131,23 @@ def label_issues_block(
     mapped = np.where(known, label_map[clusters], -1)
     purity = np.where(known, purities[clusters], 0.0)
     (candidates,) = np.nonzero((mapped >= 0) & (mapped != labels) & (purity >= MIN_PURITY))
-    farther = np.ones(len(candidates))
+    margins = np.ones(len(candidates))
     # float features may be far from zero, where float32 has low absolute precision
     origin = None if block.dtype == np.uint8 else centres.mean(axis=0)
     for label in np.unique(labels[candidates]):
-        (same,) = np.nonzero(label_map == label)
-        if len(same):
-            (of_label,) = np.nonzero(labels[candidates] == label)
-            found = candidates[of_label]
-            _, squared = assign(block[found], Stack.of([centres[same] - (0 if origin is None else origin)], origin))
+        (clusters_of_label,) = np.nonzero(label_map == label)
+        if len(clusters_of_label):
+            (positions,) = np.nonzero(labels[candidates] == label)
+            items = candidates[positions]
+            _, squared = assign(
+                block[items], Stack.of([centres[clusters_of_label] - (0 if origin is None else origin)], origin)
+            )
             other = np.sqrt(squared[0])
-            farther[of_label] = 1 - np.divide(distances[found], other, out=np.ones(len(found)), where=other > 0)
-    scores = purity[candidates] * farther
+            margins[positions] = 1 - np.divide(distances[items], other, out=np.ones(len(items)), where=other > 0)
+    scores = purity[candidates] * margins
     is_listed = scores >= MIN_SCORE
     listed = candidates[is_listed]
-    return Findings(scores[is_listed], rows[listed], clusters[listed], farther[is_listed]).top(MAX_LABEL_ISSUES)
+    return Findings(scores[is_listed], rows[listed], clusters[listed], margins[is_listed]).top(MAX_LABEL_ISSUES)
 
 
 def outliers_block(
@@ -184,7 +186,7 @@ def outliers_block(
 
 
 def label_issues_table(
-    found: Findings,
+    findings: Findings,
     items: pa.Table,
     algorithm: str,
     label_map: NDArray[np.int32],
@@ -195,7 +197,7 @@ def label_issues_table(
 
     Parameters
     ----------
-    found
+    findings
         Label issues of all blocks.
     items
         Items table of the collection.
@@ -211,22 +213,23 @@ def label_issues_table(
     pyarrow.Table
         Schema `LABEL_ISSUES_SCHEMA`.
     """
-    names = [class_names[label_map[cluster]] for cluster in found.clusters]
-    columns = _item_columns(found, items, algorithm, len(label_map))
-    reasons = []
-    for label, name, cluster, farther in zip(
-        columns["label"].to_pylist(), names, found.clusters, found.values, strict=True
-    ):
-        reasons.append(f"{purities[cluster]:.1%} of its cluster are {name}; {_alternative(label, farther)}")
-    columns |= {"suggested": names, "cluster": found.clusters, "purity": purities[found.clusters]}
-    return pa.table(columns | {"score": found.scores, "reason": reasons}, schema=LABEL_ISSUES_SCHEMA)
+    names = [class_names[label_map[cluster]] for cluster in findings.clusters]
+    columns = _item_columns(findings, items, algorithm, len(label_map))
+    reasons = [
+        f"{purities[cluster]:.1%} of its cluster are {name}; {_alternative(label, margin)}"
+        for label, name, cluster, margin in zip(
+            columns["label"].to_pylist(), names, findings.clusters, findings.values, strict=True
+        )
+    ]
+    columns |= {"suggested": names, "cluster": findings.clusters, "purity": purities[findings.clusters]}
+    return pa.table(columns | {"score": findings.scores, "reason": reasons}, schema=LABEL_ISSUES_SCHEMA)
 
 
-def outliers_table(found: Findings, items: pa.Table, algorithm: str, k: int) -> pa.Table:
+def outliers_table(findings: Findings, items: pa.Table, algorithm: str, k: int) -> pa.Table:
     """Return the table of outliers of one model with k clusters; schema `OUTLIERS_SCHEMA`."""
-    columns = _item_columns(found, items, algorithm, k)
-    reasons = [f"{score:.1f} standard deviations above the mean distance in its cluster" for score in found.scores]
-    columns |= {"cluster": found.clusters, "distance": found.values, "score": found.scores, "reason": reasons}
+    columns = _item_columns(findings, items, algorithm, k)
+    reasons = [f"{score:.1f} standard deviations above the mean distance in its cluster" for score in findings.scores]
+    columns |= {"cluster": findings.clusters, "distance": findings.values, "score": findings.scores, "reason": reasons}
     return pa.table(columns, schema=OUTLIERS_SCHEMA)
 
 
@@ -236,14 +239,14 @@ def write_csv(tables: Sequence[pa.Table], path: Path) -> None:
         pyarrow.csv.write_csv(pa.concat_tables(tables), partial)
 
 
-def _item_columns(found: Findings, items: pa.Table, algorithm: str, k: int) -> dict[str, Any]:
-    n = len(found.rows)
-    facts = {name: items[name].take(pa.array(found.rows)) for name in ("path", "split", "label")}
-    return {"algorithm": [algorithm] * n, "k": np.full(n, k, np.int32), "row": found.rows, **facts}
+def _item_columns(findings: Findings, items: pa.Table, algorithm: str, k: int) -> dict[str, Any]:
+    n = len(findings.rows)
+    facts = {name: items[name].take(pa.array(findings.rows)) for name in ("path", "split", "label")}
+    return {"algorithm": [algorithm] * n, "k": np.full(n, k, np.int32), "row": findings.rows, **facts}
 
 
-def _alternative(label: str, farther: float) -> str:
-    """Describe the nearest cluster of the item's own label, whose relative distance d is given as 1 - 1 / d."""
-    if farther >= 1:
+def _alternative(label: str, margin: float) -> str:
+    """Describe the nearest cluster with the item's label, which is 1 / (1 - margin) times as far away as its own."""
+    if margin >= 1:
         return "no cluster has its label"
-    return f"the nearest {label} cluster is {1 / (1 - farther):.2f} times as far away"
+    return f"the nearest {label} cluster is {1 / (1 - margin):.2f} times as far away"

@@ -50,11 +50,11 @@ def score_clusters(labels: ArrayLike, clusters: Any, label_map: ArrayLike) -> di
     Parameters
     ----------
     labels : (n,) array of int
-        Class of each item; -1: none, such items do not count.
+        Class of each item; -1: none; such items are ignored.
     clusters : (n,) array or da.Array of int
         Cluster of each item, as ``labels_`` or ``predict`` return it. A Dask array is computed.
     label_map : (n_clusters,) array of int
-        Class of each cluster, from `majority_label_map`; -1: none, its items count as wrong.
+        Class of each cluster, from `majority_label_map`; -1: none; its items count as wrong.
 
     Returns
     -------

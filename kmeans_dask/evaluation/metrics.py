@@ -36,7 +36,7 @@ def contingency_block(
     labels : (n,) integer
         Class of each item, -1 = none. Items without a cluster or a label are not counted.
     n_clusters, n_classes
-        Shape of the table.
+        Shape of the contingency table.
 
     Returns
     -------
@@ -210,7 +210,7 @@ def agreement(contingency: NDArray[np.int64]) -> dict[str, float]:
         The scores of `scores` without purity and accuracy, which require a label map. Above 4 million items the
         expected mutual information is approximated.
     """
-    from sklearn.metrics import mutual_info_score  # takes a second, which tasks that only count need not spend
+    from sklearn.metrics import mutual_info_score  # the import takes a second, which tasks that only count do not need
 
     # drop empty clusters and classes, which scikit-learn never sees
     table = contingency[contingency.any(axis=1)][:, contingency.any(axis=0)]
@@ -218,8 +218,8 @@ def agreement(contingency: NDArray[np.int64]) -> dict[str, float]:
     information = mutual_info_score(None, None, contingency=table)
     homogeneity = float(information / class_entropy) if class_entropy else 1.0
     completeness = float(information / cluster_entropy) if cluster_entropy else 1.0
-    both = homogeneity + completeness
-    v_measure = min(2 * homogeneity * completeness / both, 1.0) if both else 0.0
+    total = homogeneity + completeness
+    v_measure = min(2 * homogeneity * completeness / total, 1.0) if total else 0.0
     return {
         "homogeneity": homogeneity,
         "completeness": completeness,
@@ -233,13 +233,13 @@ def agreement(contingency: NDArray[np.int64]) -> dict[str, float]:
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
-    """Entropy in nats of positive counts; exactly 0 for a single one."""
+    """Return the entropy in nats of positive counts; exactly 0 for a single count."""
     fractions = counts / counts.sum()
     return float(-(fractions * np.log(fractions)).sum())
 
 
 def _adjusted_information(table: NDArray[np.int64], entropy: float) -> float:
-    """Mutual information minus its expectation, divided by the maximum of that difference."""
+    """Return the mutual information minus its expectation, divided by the maximum of that difference."""
     from sklearn.metrics import mutual_info_score
     from sklearn.metrics.cluster import expected_mutual_information
 
@@ -324,30 +324,35 @@ def compare_clusters(first: pa.Table, second: pa.Table) -> Comparison:
     """
     first, second = (table.filter(pc.is_valid(table["cluster"])) for table in (first, second))
     keys = ["path"] if all(map(_paths_are_unique, (first, second))) else ["path", "split"]
-    both = first.select([*keys, "cluster"]).join(
+    joined = first.select([*keys, "cluster"]).join(
         second.select([*keys, "cluster"]), keys, join_type="inner", right_suffix="_of_second"
     )
-    if not len(both):
+    if not len(joined):
         raise ValueError("they have no item in common")
-    first_clusters, second_clusters = (both[name].to_numpy() for name in ("cluster", "cluster_of_second"))
+    first_clusters, second_clusters = (joined[name].to_numpy() for name in ("cluster", "cluster_of_second"))
     table = contingency_block(
         first_clusters, second_clusters, int(first_clusters.max()) + 1, int(second_clusters.max()) + 1
     )
     scores, matched = agreement(table), mapped_accuracy(table, one_to_one(table))
     assert matched is not None  # only None without items
     return Comparison(
-        len(both), len(first) - len(both), len(second) - len(both),
-        scores["adjusted_rand"], scores["adjusted_mutual_information"], scores["v_measure"], matched,
-    )  # fmt: skip
+        items=len(joined),
+        only_first=len(first) - len(joined),
+        only_second=len(second) - len(joined),
+        adjusted_rand=scores["adjusted_rand"],
+        adjusted_mutual_information=scores["adjusted_mutual_information"],
+        v_measure=scores["v_measure"],
+        one_to_one=matched,
+    )
 
 
 def _paths_are_unique(table: pa.Table) -> bool:
     if pc.count_distinct(table["path"]).as_py() == len(table):
         return True
     items = table.group_by(["path", "split"]).aggregate([([], "count_all")])
-    twice = items.filter(pc.greater(items["count_all"], 1))
-    if len(twice):
-        raise ValueError(f"one of them has two items {twice['path'][0].as_py()!r}, which cannot be told apart")
+    repeated = items.filter(pc.greater(items["count_all"], 1))
+    if len(repeated):
+        raise ValueError(f"one of them has two items {repeated['path'][0].as_py()!r}, which cannot be told apart")
     return False
 
 
@@ -374,7 +379,7 @@ def label_map(contingency: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 def one_to_one(contingency: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Label each cluster such that no two clusters have the same class and most items are right (Kuhn 1955).
+    """Label each cluster so that no two share a class and as many items as possible are right (Kuhn 1955).
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ class EvaluatedModel:
     inertias : (2,) float64
         Inertia of the fitted and of the held-out items.
     stability : float or None
-        Adjusted Rand index with a fit with another seed; None if there is none.
+        Adjusted Rand index between this fit and one with another seed; None without such a fit.
     """
 
     model: Model
@@ -52,12 +52,17 @@ class EvaluatedModel:
         n = np.maximum(clusters.sizes[0], 1)
         mean = clusters.distances / n
         deviation = np.sqrt(np.maximum(clusters.squared_distances / n - mean**2, 0.0))
-        # for equal distances rounding leaves a tiny deviation, with which any item would be an outlier
+        # rounding leaves a tiny deviation if all distances are equal; any other item would then be an outlier
         deviation = np.where(deviation > 1e-6 * mean, deviation, 0.0)
         return ModelStatistics(
-            column_prefix(self.model), self.model.centres, self.means, clusters.label_map, clusters.purities,
-            mean, deviation,
-        )  # fmt: skip
+            name=column_prefix(self.model),
+            centres=self.model.centres,
+            means=self.means,
+            label_map=clusters.label_map,
+            purities=clusters.purities,
+            mean_distances=mean,
+            deviations=deviation,
+        )
 
 
 def split_by_model(models: Sequence[Model], first: FirstPass) -> list[EvaluatedModel]:
@@ -83,11 +88,19 @@ def split_by_model(models: Sequence[Model], first: FirstPass) -> list[EvaluatedM
         own = slice(start, start := start + model.k)
         contingency = tables[0, own]
         clusters = ClusterMeasurements(
-            model.algorithm, model.centres, label_map(contingency), contingency, within.sizes[:, own],
-            within.squared_distances[0, own], within.distances[0, own], within.max_distances[0, own],
-            within.fitted_silhouettes[own],
-            exemplars.nearest.rows[own], exemplars.farthest.rows[own], exemplars.sample.rows[own],
-        )  # fmt: skip
+            algorithm=model.algorithm,
+            centres=model.centres,
+            label_map=label_map(contingency),
+            contingency=contingency,
+            sizes=within.sizes[:, own],
+            squared_distances=within.squared_distances[0, own],
+            distances=within.distances[0, own],
+            max_distances=within.max_distances[0, own],
+            silhouettes=within.fitted_silhouettes[own],
+            nearest=exemplars.nearest.rows[own],
+            farthest=exemplars.farthest.rows[own],
+            sample=exemplars.sample.rows[own],
+        )
         stability = None if model.rival is None else agreement(next(rivals))["adjusted_rand"]
         inertias = within.squared_distances[:, own].sum(axis=1)
         evaluated.append(EvaluatedModel(model, clusters, means[own], tables[:, own], inertias, stability))
@@ -243,7 +256,7 @@ def choose_k(
 
 
 def _depth_below_chord(k: np.ndarray, inertia: np.ndarray) -> np.ndarray:
-    """Distance of each point below the line from the first to the last one, with both axes scaled to 0-1."""
+    """Return the distance of each point below the line from the first to the last one, with both axes scaled to 0-1."""
     width, height = float(np.ptp(k)), float(np.ptp(inertia))
     if width == 0 or height == 0:
         return np.zeros(len(k))

@@ -117,7 +117,7 @@ def second_pass_chunk(
     features
         Features that the models were fitted on.
     start, stop
-        First row and end of one chunk.
+        Range of rows of the chunk.
     models
         Statistics of each model.
     parts
@@ -134,19 +134,23 @@ def second_pass_chunk(
     distances = [part[f"{model.name}_distance"].fill_null(0).to_numpy() for model in models]
     rows = np.arange(start, stop)
     means = Stack.of([model.means for model in models])
-    return SecondPass(
-        scatter_block(chunk.rows, chunk.splits, clusters, means),
-        [
+    label_issues: list[Findings] = []
+    outliers: list[Findings] = []
+    for m, model in enumerate(models):
+        label_issues.append(
             label_issues_block(
-                chunk.rows, rows, chunk.labels, own, far, model.centres, model.label_map, model.purities
+                chunk.rows,
+                rows,
+                chunk.labels,
+                clusters[m],
+                distances[m],
+                model.centres,
+                model.label_map,
+                model.purities,
             )
-            for model, own, far in zip(models, clusters, distances, strict=True)
-        ],
-        [
-            outliers_block(rows, own, far, model.mean_distances, model.deviations)
-            for model, own, far in zip(models, clusters, distances, strict=True)
-        ],
-    )  # fmt: skip
+        )
+        outliers.append(outliers_block(rows, clusters[m], distances[m], model.mean_distances, model.deviations))
+    return SecondPass(scatter_block(chunk.rows, chunk.splits, clusters, means), label_issues, outliers)
 
 
 def join_second_passes(parts: Sequence[SecondPass]) -> SecondPass:

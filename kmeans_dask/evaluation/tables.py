@@ -53,13 +53,13 @@ def write_tables(
     )
     label_issues = [
         label_issues_table(
-            found, items, each.model.algorithm, each.clusters.label_map, each.clusters.purities, names
+            findings, items, each.model.algorithm, each.clusters.label_map, each.clusters.purities, names
         )
-        for found, each in zip(second.label_issues, evaluated, strict=True)
+        for findings, each in zip(second.label_issues, evaluated, strict=True)
     ]  # fmt: skip
     outliers = [
-        outliers_table(found, items, each.model.algorithm, each.model.k)
-        for found, each in zip(second.outliers, evaluated, strict=True)
+        outliers_table(findings, items, each.model.algorithm, each.model.k)
+        for findings, each in zip(second.outliers, evaluated, strict=True)
     ]
     pairs = duplicates_table(duplicates, items)
     write_csv(label_issues, folder.label_issues)

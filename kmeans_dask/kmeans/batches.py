@@ -30,7 +30,7 @@ class BatchPlan:
     seed, step : int
         Key of the random numbers.
     n_replacements : int
-        Number of random rows to return, one for each centre that is to be reassigned.
+        Number of random rows to return, one for each centre to reassign.
     """
 
     stack: Stack

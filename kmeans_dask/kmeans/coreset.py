@@ -17,8 +17,8 @@ from kmeans_dask.kmeans.seeding import InitSpec, choose_centres
 from kmeans_dask.reduction import map_chunks, tree_reduce
 
 _ROWS_PER_CENTRE = 50
-"""Sample rows per centre. MNIST, K = 256: 12 to 16 passes over 12,800 of the 60,000 rows in one process save ten passes
-over all rows."""
+"""Sample rows per centre. MNIST, K = 256: 12 to 16 passes in one process over 12,800 of the 60,000 rows save ten passes
+over all of them."""
 
 _MIN_CENTRES = 80
 """The sample is sized for at least this many centres: 4,000 rows cost 20 ms. MNIST, K = 10: a sample of 500 rows leads
@@ -92,7 +92,7 @@ def init_on_sample(sample: Data, spec: InitSpec, min_gain: float, rows_per_centr
     with dask.config.set(scheduler="threads"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # too few distinct rows here, not necessarily in the data
         (centres,) = choose_centres(sample.head(rows_per_centre * max(spec.k, _MIN_CENTRES)), [spec])
-        state = FitState(centres, 0.0, 100, accelerated=True, min_gain=min_gain)
+        state = FitState(centres, tolerance=0.0, max_iter=100, accelerated=True, min_gain=min_gain)
         moments = tree_reduce(map_chunks(block_moments, sample.X, sample.weights), combine_moments).compute()
         lloyd(sample, [state], moments)
         return state

@@ -30,11 +30,11 @@ from kmeans_dask.kmeans.validation import as_rows, as_weights, unit_rows
 from kmeans_dask.reduction import broadcast
 
 _GAIN_PER_TOL = 3
-"""An accelerated fit stops at gains below 3 * tol. MNIST, K = 256, tol 1e-4: it needs half the passes of stopping at
-1 * tol, for an inertia 0.1 % higher, the same as scikit-learn's after 128 passes."""
+"""An accelerated fit stops once a pass lowers the inertia by less than a fraction of 3 * tol. MNIST, K = 256, tol 1e-4:
+half as many passes as with 1 * tol, at an inertia 0.1 % higher, which equals scikit-learn's after 128 passes."""
 
 _SAMPLE_GAIN = 1e-3
-"""Refinement on the sample ends when a pass lowers its inertia by less than this fraction."""
+"""Refinement on the sample stops once a pass lowers its inertia by less than this fraction."""
 
 
 class KMeans(DaskMLKMeans):
@@ -52,13 +52,14 @@ class KMeans(DaskMLKMeans):
     max_iter : int, default 300
         Maximum number of passes over the data.
     tol : float, default 1e-4
-        The fit ends when the sum of squared shifts of the centres is at most `tol` times the mean variance of the
-        features, as in scikit-learn. With "accelerated" it also ends when two passes lower the inertia by less than
-        3 `tol` of it each, on average. With 0 it runs until nothing changes.
+        The fit stops when the sum of squared shifts of the centres is at most `tol` times the mean variance of the
+        features, as in scikit-learn. An accelerated fit also stops when two consecutive passes lower the inertia by
+        less than a fraction of 3 * `tol` each, on average. With 0, it runs until nothing changes, for at most
+        `max_iter` passes.
     algorithm : {"accelerated", "lloyd", "full"}, default "accelerated"
-        "lloyd", which dask-ml calls "full": every pass moves the centres to the means of their rows. "accelerated":
-        the initial centres of large data are chosen and refined on a small sample, and the centres keep some of their
-        velocity from pass to pass; it reaches the same inertia in a fraction of the passes.
+        "lloyd" (or "full", its name in dask-ml): every pass moves the centres to the means of their rows.
+        "accelerated": the initial centres of large data are chosen and refined on a small sample, and the centres keep
+        some of their velocity from pass to pass; this reaches the same inertia in a fraction of the passes.
     precompute_distances, copy_x, n_jobs
         Ignored, here as in dask-ml; accepted for compatibility.
     random_state : int, RandomState or None
@@ -85,6 +86,15 @@ class KMeans(DaskMLKMeans):
         Number of passes.
     n_features_in_ : int
         Number of features seen during `fit`.
+
+    See Also
+    --------
+    MiniBatchKMeans : Updates the centres with small random batches of rows; also incrementally, with `partial_fit`.
+
+    Notes
+    -----
+    A pass takes O(n_samples * n_clusters * n_features) time. Each chunk contributes only sums of rows by cluster, so
+    the data may be larger than the memory of all workers together.
 
     References
     ----------
@@ -241,15 +251,15 @@ class KMeans(DaskMLKMeans):
         """
         check_is_fitted(self, "cluster_centers_")
         centres = np.array(self.cluster_centers_, dtype)
-        local = sklearn.cluster.KMeans(len(centres), init=centres, n_init=1, max_iter=1)
+        estimator = sklearn.cluster.KMeans(len(centres), init=centres, n_init=1, max_iter=1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # centres repeat if the data had too few distinct rows
-            local.fit(centres)
-        local.cluster_centers_ = centres
-        local.labels_ = np.asarray(self.labels_)
-        local.inertia_ = self.inertia_
-        local.n_iter_ = self.n_iter_
-        return local
+            estimator.fit(centres)
+        estimator.cluster_centers_ = centres
+        estimator.labels_ = np.asarray(self.labels_)
+        estimator.inertia_ = self.inertia_
+        estimator.n_iter_ = self.n_iter_
+        return estimator
 
     def _check_array(self, X: Any) -> da.Array:
         X = unit_rows(as_rows(X)) if self.spherical else as_rows(X)
@@ -310,8 +320,8 @@ def fit_together(
     weights = as_weights(sample_weight, X)
     specs_by_estimator = [init_specs(estimator, X) for estimator in estimators]
     specs = [spec for group in specs_by_estimator for spec in group]
-    owners = [e for e, group in zip(estimators, specs_by_estimator, strict=True) for _ in group]
-    # as in worker processes; in this process, each of Dask's threads would otherwise use all cores
+    owners = [estimator for estimator, group in zip(estimators, specs_by_estimator, strict=True) for _ in group]
+    # as worker processes do; with Dask's threads in this process, each of them would otherwise use all cores
     with threadpool_limits(1, user_api="blas"):
         if checkpoint and (saved := checkpoint.read()):
             moments, states = Moments(**saved[0]), [FitState(**state) for state in saved[1:]]
@@ -320,7 +330,7 @@ def fit_together(
             data, moments = prepare(X, weights, spherical)
             variance = float(moments.squared_deviations.mean() / moments.weight)
             centres = _initial_centres(data, specs, owners, moments)
-            states = [_initial_state(data, c, e, variance) for c, e in zip(centres, owners, strict=True)]
+            states = [_initial_state(data, init, owner, variance) for init, owner in zip(centres, owners, strict=True)]
 
         def after_pass(number: int, moving: int) -> None:
             if checkpoint:
@@ -333,9 +343,9 @@ def fit_together(
     for estimator in estimators:
         restarts = [i for i, owner in enumerate(owners) if owner is estimator]
         best = min(restarts, key=lambda i: assignments[i].inertia)
-        # k-means|| over all rows has already warned
-        warned = specs[best].is_parallel and not _inits_on_sample(data, specs[best], estimator)
-        if states[best].n_empty and not warned:
+        # k-means|| over all rows has already warned of too few distinct rows
+        has_warned = specs[best].is_parallel and not _inits_on_sample(data, specs[best], estimator)
+        if states[best].n_empty and not has_warned:
             warnings.warn(
                 f"{states[best].n_empty} of {estimator.n_clusters} clusters are empty: the data has fewer distinct "
                 "rows than clusters; choose a smaller K",

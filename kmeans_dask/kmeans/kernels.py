@@ -6,7 +6,7 @@ in `_labelled_slices`; `sum_by_cluster` and `assign` then use it. tests/kmeans/t
 A block is an array of shape (n_rows, n_features) and dtype uint8, float32 or float64. It is processed in slices that
 fit in cache: a slice is converted to floating point and multiplied by the centres in one BLAS call, and a numba loop
 consumes the result before the next slice is touched. Several models share a pass: their centres are stacked, so one
-conversion and one product serve all of them. Rows of three features, such as colours, do without BLAS.
+conversion and one product serve all of them. Rows of three features, such as colours, bypass BLAS.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Block = NDArray[Any]
 Floats = NDArray[np.floating[Any]]
 
 _SLICE_BYTES = 4 * 2**20
-"""1,024 rows of 784 float32 features are 3.2 MB, which fits in the second-level cache together with their scores."""
+"""Maximum size of a float32 slice. 1,024 rows of 784 features are 3.2 MB, which fits in the second-level cache together
+with their scores."""
 
 _COLOUR_SLICE = 2**14
 """Rows of three features per slice, a multiple of `slice_rows`: 256 kB including labels and distances."""
@@ -178,23 +179,25 @@ def assign_two(block: Block, stack: Stack) -> NearestTwo:
         Distances are computed from the differences, as in `assign`.
     """
     shape = len(stack.offsets) - 1, len(block)
-    found = NearestTwo(np.empty(shape, np.int32), np.empty(shape), np.full(shape, -1, np.int32), np.full(shape, np.inf))
+    nearest = NearestTwo(
+        np.empty(shape, np.int32), np.empty(shape), np.full(shape, -1, np.int32), np.full(shape, np.inf)
+    )
     offsets = stack.offsets[:-1, None].astype(np.int32)
     (paired,) = np.nonzero(np.diff(stack.offsets) > 1)  # models with a second centre
     for start, rows, scores in _scored_slices(block, stack):
-        part = slice(start, start + len(rows))
-        _argmax(scores, stack.offsets, found.clusters[:, part])
-        _squared_distances(rows, stack.centres, found.clusters[:, part], found.squared[:, part])
-        # mask the best scores in place: the best of the rest are the second nearest centres
-        _mask(scores, found.clusters[:, part])
+        span = slice(start, start + len(rows))
+        _argmax(scores, stack.offsets, nearest.clusters[:, span])
+        _squared_distances(rows, stack.centres, nearest.clusters[:, span], nearest.squared[:, span])
+        # mask the best scores in place: the best of the rest belong to the second nearest centres
+        _mask(scores, nearest.clusters[:, span])
         seconds = np.empty((shape[0], len(rows)), np.int32)
         _argmax(scores, stack.offsets, seconds)
         squared = np.empty(seconds.shape)
         _squared_distances(rows, stack.centres, seconds, squared)
-        found.second_clusters[paired, part] = (seconds - offsets)[paired]
-        found.second_squared[paired, part] = squared[paired]
-    found.clusters[...] -= offsets
-    return found
+        nearest.second_clusters[paired, span] = (seconds - offsets)[paired]
+        nearest.second_squared[paired, span] = squared[paired]
+    nearest.clusters[...] -= offsets
+    return nearest
 
 
 def distances_to(block: Block, centres: Floats, clusters: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -247,7 +250,7 @@ def all_distances(block: Block, *, stack: Stack, dtype: DTypeLike) -> Floats:
     ----------
     block : (n_rows, n_features) uint8, float32 or float64
     stack
-        Centres in float64: near a centre the expansion ``x² - 2xc + c²`` has no significant digit in float32.
+        Centres in float64: near a centre the expansion ``x² - 2xc + c²`` has no significant digits in float32.
     dtype
         Dtype of the result.
 
@@ -324,6 +327,7 @@ and allocating 5 MB in every task takes an eighth of the time of a pass over 60,
 
 
 def _scratch(name: str, shape: tuple[int, int], dtype: DTypeLike) -> Floats:
+    """Return this thread's array of a name, uninitialized; it is replaced if the shape or dtype changes."""
     array: Floats | None = getattr(_buffers, name, None)
     if array is None or array.shape != shape or array.dtype != dtype:
         array = np.empty(shape, dtype)
@@ -352,6 +356,7 @@ def _argmax(scores, offsets, labels):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _mask(scores, labels):  # type: ignore[no-untyped-def]
+    """Make the score of every row at its label in every model the lowest, in place."""
     for m in range(labels.shape[0]):
         for i in range(labels.shape[1]):
             scores[i, labels[m, i]] = -np.finfo(np.float32).max  # not -inf: `_argmax` is compiled for finite numbers
@@ -359,6 +364,7 @@ def _mask(scores, labels):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _add_rows(rows, labels, sums, counts):  # type: ignore[no-untyped-def]
+    """Add every row to `sums`, and 1 to `counts`, at its label in every model."""
     for m in range(labels.shape[0]):
         for i in range(rows.shape[0]):
             total = sums[labels[m, i]]
@@ -370,6 +376,7 @@ def _add_rows(rows, labels, sums, counts):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _add_weighted_rows(rows, weights, labels, sums, counts):  # type: ignore[no-untyped-def]
+    """Add every row times its weight to `sums`, and its weight to `counts`, at its label in every model."""
     for m in range(labels.shape[0]):
         for i in range(rows.shape[0]):
             total = sums[labels[m, i]]
@@ -382,6 +389,7 @@ def _add_weighted_rows(rows, weights, labels, sums, counts):  # type: ignore[no-
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 def _squared_distances(rows, centres, labels, distances):  # type: ignore[no-untyped-def]
+    """distances[m, i] = squared distance of row i from the centre labels[m, i], accumulated in float64."""
     for m in range(labels.shape[0]):
         for i in range(rows.shape[0]):
             row = rows[i]

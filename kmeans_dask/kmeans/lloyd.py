@@ -24,7 +24,7 @@ OnPass = Callable[[int, int], None]
 
 
 def prepare(X: da.Array, weights: da.Array | None, spherical: bool = False) -> tuple[Data, Moments]:
-    """First pass: check for NaN, measure the moments and choose the origin.
+    """Make the first pass: check for NaN, measure the moments and choose the origin.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def prepare(X: da.Array, weights: da.Array | None, spherical: bool = False) -> t
 
 
 def with_origin(X: da.Array, weights: da.Array | None, moments: Moments, spherical: bool) -> Data:
-    """Choose the origin and bundle the rows with it, as `prepare` does, given the moments."""
+    """Bundle the rows with the origin that `prepare` chooses, given their moments."""
     origin: Floats | None = None if X.dtype == np.uint8 else moments.rounded_mean.astype(X.dtype)
     if spherical:  # lengths are measured from zero
         origin = np.zeros(X.shape[1], X.dtype)
@@ -118,7 +118,7 @@ class FitState:
         inertia rises (O'Donoghue and Candes 2015). The centres of a finished model are the means.
         """
         old = self.centres.astype(np.float64)
-        # at the precision of the centres: otherwise a model would never be seen to stand still
+        # in the precision of the centres: otherwise rounding alone would look like movement
         step = means.astype(self.centres.dtype) - old
         shift = float((step**2).sum())
         gain = -np.inf if len(self.history) < 3 else self.history[-3] - self.history[-1]
@@ -143,7 +143,7 @@ def lloyd(data: Data, states: Sequence[FitState], moments: Moments, on_pass: OnP
     data
         All rows.
     states
-        The models, updated in place.
+        One per model, updated in place.
     moments
         Moments of all rows.
     on_pass
@@ -168,13 +168,13 @@ def lloyd(data: Data, states: Sequence[FitState], moments: Moments, on_pass: OnP
 
 
 def _inertia(centres: NDArray[np.float64], sums: Sums, sum_of_squares: float) -> float:
-    """Σ|x - c|² = Σ|x|² - 2 Σ x·c + n |c|², from sums that are exact for uint8."""
+    """Compute Σ|x - c|² = Σ|x|² - 2 Σ x·c + n |c|² from sums that are exact for uint8."""
     explained = 2 * np.einsum("ij,ij->", sums.sums, centres) - sums.counts @ np.einsum("ij,ij->i", centres, centres)
     return max(sum_of_squares - float(explained), 0.0)
 
 
 def _means(state: FitState, data: Data, sums: Sums) -> NDArray[np.float64]:
-    """Mean of the rows of every cluster, after relocating empty clusters."""
+    """Return the mean of the rows of every cluster, after relocating empty clusters."""
     if (sums.counts == 0).any():
         sums = _relocate_empty(data, state.centres, sums)
     state.counts = sums.counts
@@ -185,15 +185,18 @@ def _means(state: FitState, data: Data, sums: Sums) -> NDArray[np.float64]:
 
 
 def _relocate_empty(data: Data, centres: Floats, sums: Sums) -> Sums:
-    """Move every empty cluster to one of the rows farthest from their centres, as scikit-learn does."""
+    """Move every empty cluster to one of the rows farthest from their centres, as scikit-learn does.
+
+    The row leaves its old cluster, the donor; a donor's only row is never moved.
+    """
     (empty,) = np.nonzero(sums.counts == 0)
     stack = broadcast(Stack.of([centres], data.origin))
     objects = map_chunks(_farthest_of_block, data.X, data.weights, stack=stack, size=len(empty))
     combine = partial(_combine_farthest, size=len(empty))
-    far: _Farthest = tree_reduce(objects, combine).compute()
+    farthest: _Farthest = tree_reduce(objects, combine).compute()
     new_sums, counts = sums.sums.copy(), sums.counts.copy()
-    weights = far.weights.astype(counts.dtype)
-    for cluster, row, weight, donor in zip(empty, far.rows, weights, far.clusters, strict=False):
+    weights = farthest.weights.astype(counts.dtype)
+    for cluster, row, weight, donor in zip(empty, farthest.rows, weights, farthest.clusters, strict=False):
         if counts[donor] > weight:
             new_sums[donor] -= (weight * row).astype(new_sums.dtype)
             counts[donor] -= weight
@@ -247,7 +250,7 @@ def add_sums(parts: list[Sums]) -> Sums:
     """
     sums: NDArray[Any] = parts[0].sums
     if sums.dtype.kind == "i":
-        # int32 while no cluster can overflow it: less to transfer, 8 MB for a model of 158 x 12,288
+        # int32 as long as no cluster can overflow it: half the transfer, 8 MB for 158 centres of 12,288 features
         largest = 255 * sum(int(part.counts.max(initial=0)) for part in parts)
         sums = sums.astype(np.int32 if largest < 2**31 else np.int64)
     else:
@@ -276,7 +279,7 @@ class Assignment:
 
 
 def assign_all(data: Data, models: Sequence[Floats]) -> list[Assignment]:
-    """Last pass: find the cluster of every row and the inertia, for several models at once.
+    """Make the last pass: find the cluster of every row and the inertia, for several models at once.
 
     Parameters
     ----------
@@ -309,6 +312,8 @@ def assign_all(data: Data, models: Sequence[Floats]) -> list[Assignment]:
 
 @dataclass(frozen=True)
 class _Assigned:
+    """Clusters of one block, (n_models, n_rows), and its inertia in each model, (n_models,)."""
+
     clusters: NDArray[np.int32]
     inertias: NDArray[np.float64]
 

@@ -23,11 +23,11 @@ from kmeans_dask.reduction import broadcast, map_chunks, tree_reduce
 
 _INIT_ROWS_PER_CENTRE = 10
 """Sample rows per centre that the initial centres are chosen from, before the whole sample refines them. Five times as
-many take 0.2 s more at K = 256 for refined centres of the same quality."""
+many take 0.2 s longer at K = 256 and lead to centres of the same quality."""
 
 _INIT_GAIN = 1e-2
-"""Refinement on the sample ends when a pass lowers its inertia by less than this fraction: a batch of unseen rows gains
-more."""
+"""Refinement on the sample stops once a pass lowers its inertia by less than this fraction: from then on, a batch of
+unseen rows gains more."""
 
 _MIN_GAIN = 5e-3
 """Fraction by which a step must lower the smoothed inertia to count as an improvement: the estimate from a batch of 96
@@ -50,14 +50,14 @@ class MiniBatchKMeans(KMeans):
     max_iter : int, default 100
         Maximum number of epochs; in an epoch, as many rows are drawn as the data has.
     batch_size : int, optional
-        Expected number of rows per step, over all chunks; default 96 per cluster, at least 16,384. On a cluster a step
-        costs 40 ms whatever its size, as much as 16,000 rows of MNIST at K = 256.
+        Expected number of rows per step, over all chunks; default 96 per cluster, at least 16,384. On a cluster, every
+        step has an overhead of 40 ms, the time to process 16,000 rows of MNIST at K = 256.
     tol : float, default 0
-        The fit ends when the mean squared shift of the centres is at most `tol` times the mean variance of the
+        The fit stops when the mean squared shift of the centres is at most `tol` times the mean variance of the
         features. 0 disables this criterion.
     max_no_improvement : int or None, default 1
-        The fit ends after this many consecutive steps that lower the smoothed inertia by less than 0.5 %. None disables
-        this criterion.
+        The fit stops after this many consecutive steps that lower the smoothed inertia by less than 0.5 %. None
+        disables this criterion.
     reassignment_ratio : float, default 0.01
         A centre with less than this fraction of the rows of the largest cluster is reassigned to a random row.
     random_state : int, RandomState or None
@@ -79,6 +79,10 @@ class MiniBatchKMeans(KMeans):
         Number of batches.
     counts_ : ndarray of shape (n_clusters,), float64
         Number of rows, or their total weight, that contributed to each centre; `partial_fit` adds to it.
+
+    See Also
+    --------
+    KMeans : Reads all rows in every pass; takes longer and reaches a lower inertia.
 
     References
     ----------
@@ -173,7 +177,9 @@ class MiniBatchKMeans(KMeans):
             self._iterate(data, state, specs[0].seed, checkpoint)
             (assignment,) = assign_all(data, [state.centres])
         history = [mean * data.total for mean in state.history]
-        set_fitted_attributes(self, data, FitState(state.centres, 0.0, 1, history=history), assignment)
+        set_fitted_attributes(
+            self, data, FitState(state.centres, tolerance=0.0, max_iter=1, history=history), assignment
+        )
         self.counts_ = state.counts
         self.n_steps_ = len(state.history)
         self.n_iter_ = int(np.ceil(self.n_steps_ * self._probability(len(X))))
@@ -206,7 +212,7 @@ class MiniBatchKMeans(KMeans):
             data, _ = self._prepare(X, as_weights(sample_weight, X))
             if hasattr(self, "counts_"):
                 centres, counts = shifted(self.cluster_centers_, data.origin), self.counts_.copy()
-            else:  # counts start at 0, as the batch adds the rows that the centres are made of
+            else:  # counts start at 0, because the batch contains the rows that the centres are chosen from
                 centres, _ = self._initial_centres(data, init_specs(self, X))
                 counts = np.zeros(self.n_clusters)
             state = _MiniBatchState(centres, counts, 0.0)
@@ -216,13 +222,15 @@ class MiniBatchKMeans(KMeans):
             state.update(batch, np.empty(0, np.int64))
             (assignment,) = assign_all(data, [state.centres])
         history = [*getattr(self, "inertia_history_", []), state.history[0] * data.total]
-        set_fitted_attributes(self, data, FitState(state.centres, 0.0, 1, history=history), assignment)
+        set_fitted_attributes(
+            self, data, FitState(state.centres, tolerance=0.0, max_iter=1, history=history), assignment
+        )
         self.counts_ = state.counts
         self.n_steps_ = self.n_iter_ = len(history)
         return self
 
     def _prepare(self, X: da.Array, weights: da.Array | None) -> tuple[Data, float]:
-        """Measure the moments where the fit needs them; unweighted uint8 without a tolerance is not read for it."""
+        """Return the rows and the tolerance of the fit; for unweighted uint8 and `tol` 0, this needs no pass."""
         if X.dtype == np.uint8 and weights is None and self.tol == 0:
             return Data(X, None, None, float(len(X))), 0.0
         data, moments = prepare(X, weights)
@@ -234,9 +242,9 @@ class MiniBatchKMeans(KMeans):
         return min(batch_size / n, 1.0)
 
     def _initial_centres(self, data: Data, specs: list[InitSpec]) -> tuple[Floats, NDArray[np.float64]]:
-        """Choose and refine centres on a sample; return the best and the number of rows that each is made of.
+        """Choose and refine centres on a sample; return the best ones and the number of rows behind each.
 
-        Centres given by the user count no rows: the first batch replaces them.
+        Centres given by the user start with a count of 0, so the first batch replaces them.
         """
         if not isinstance(specs[0].init, str):
             return choose_centres(data, specs)[0], np.zeros(self.n_clusters)
@@ -244,7 +252,7 @@ class MiniBatchKMeans(KMeans):
         specs = [replace(spec, reclusterings=1) for spec in specs]
         states = [init_on_sample(sample, spec, _INIT_GAIN, _INIT_ROWS_PER_CENTRE) for spec in specs]
         best = min(states, key=lambda state: state.history[-1])
-        # weights scale the sample up to all rows, but it carries only the information of its own rows
+        # weights scale the sample up to all rows, but it carries no more information than its own rows
         scale = 1.0 if sample.weights is None else len(sample.X) / len(data.X)
         return best.centres, best.counts * scale
 
@@ -271,7 +279,7 @@ class MiniBatchKMeans(KMeans):
                 checkpoint.write([vars(state)])
 
     def _centres_to_reassign(self, state: _MiniBatchState, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Centres with too few rows, once ten rows per centre were drawn since the last reassignment."""
+        """Return the centres with too few rows; checked after ten rows per centre, and while a centre has none."""
         if state.rows_since_reassignment < 10 * self.n_clusters and state.counts.all():
             return np.empty(0, np.int64)
         state.rows_since_reassignment = 0.0
@@ -291,7 +299,7 @@ class _MiniBatchState:
     counts : (k,) float64
         Number of rows, or their total weight, that contributed to each centre.
     tolerance : float
-        Mean squared shift of the centres at which the fit ends.
+        Mean squared shift of the centres at which the fit stops.
     history : list of float
         Mean inertia per row of every batch.
     step : int
@@ -318,7 +326,7 @@ class _MiniBatchState:
     steps_without_improvement: int = 0
 
     def update(self, batch: Batch, to_reassign: NDArray[np.int64]) -> float:
-        """Add a batch to the means of its centres and return the mean squared shift of all centres."""
+        """Update the centres with a batch and return the mean squared shift of all centres."""
         old = self.centres.astype(np.float64)
         counts = batch.sums.counts.astype(np.float64)
         explained = 2 * np.einsum("ij,ij->", batch.sums.sums, old) - counts @ np.einsum("ij,ij->i", old, old)
@@ -328,7 +336,7 @@ class _MiniBatchState:
         centres = old + (batch.sums.sums - counts[:, None] * old) * rates[:, None]
         reassigned = to_reassign[: len(batch.replacements)]
         centres[reassigned] = batch.replacements[: len(reassigned)]
-        if len(reassigned):  # they count as many rows as the smallest of the other clusters
+        if len(reassigned):  # give them the count of the smallest other cluster, as in scikit-learn
             others = np.delete(self.counts, reassigned)
             self.counts[reassigned] = others.min() if len(others) else 1.0
         self.rows_since_reassignment += float(counts.sum())

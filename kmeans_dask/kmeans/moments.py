@@ -23,6 +23,7 @@ class Moments:
     weight : float
         Total weight of the rows.
     mean : (n_features,) float64
+        Weighted mean of the rows.
     squared_deviations : (n_features,) float64
         Weighted sum of squared differences from the mean.
     finite : bool
@@ -49,7 +50,7 @@ class Moments:
             return np.where(step > 0, np.round(self.mean / step) * step, self.mean)
 
     def sum_of_squares(self, origin: Floats | None) -> float:
-        """Return the weighted sum of the rows' squared distances from an origin; None is zero."""
+        """Return the weighted sum of the rows' squared distances from an origin; None means zero."""
         mean = self.mean if origin is None else self.mean - origin.astype(np.float64)
         return float(self.squared_deviations.sum() + self.weight * (mean**2).sum())
 
@@ -120,6 +121,7 @@ def combine_moments(parts: list[Moments]) -> Moments:
 
 @numba.njit(nogil=True, cache=True)
 def _add_moments(rows, weights, reference, sums, squares):  # type: ignore[no-untyped-def]
+    """Add the weighted differences from `reference`, and their squares, to `sums` and `squares`."""
     for i in range(rows.shape[0]):
         row = rows[i]
         weight = weights[i]

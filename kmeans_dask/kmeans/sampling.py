@@ -88,7 +88,7 @@ def sample_rows(data: Data, size: int, seed: int, moments: Moments | None = None
     """Sample rows without replacement, with probabilities proportional to their rates, in one pass.
 
     Every row gets an exponential key with its rate, and the rows with the smallest keys are drawn (Efraimidis and
-    Spirakis 2006). Keys belong to global row indices. The weight of a drawn row is divided by the probability that its
+    Spirakis 2006). Keys depend on global row indices. The weight of a drawn row is divided by the probability that its
     key is below the first key not drawn (Cohen and Kaplan 2007); if all rows are drawn, they keep their weights.
 
     Parameters
@@ -114,7 +114,9 @@ def sample_rows(data: Data, size: int, seed: int, moments: Moments | None = None
         Fewer than `size` rows have a weight above 0.
     """
     shared = None if moments is None else broadcast(moments)
-    n_below = size + 6 * np.sqrt(size) + 10  # expected keys below the limit: six standard deviations more
+    n_below = (
+        size + 6 * np.sqrt(size) + 10
+    )  # expected number of keys below the limit: `size`, plus six standard deviations
     while True:
         fraction = n_below / len(data.X)
         limit = -np.log1p(-fraction) * len(data.X) / data.total if fraction < 0.5 else np.inf
@@ -147,6 +149,7 @@ def _draw(
     seed: int,
     moments: Moments | None,
 ) -> Sample:
+    """Return the rows of a block with the `size` smallest keys that are at most `limit`."""
     start = int(row_offset[0])
     exponentials = -np.log1p(-row_uniforms(start, start + len(block), seed, _SAMPLING_ROUND))
     all_weights = np.ones(len(block)) if weights is None else weights
@@ -158,7 +161,7 @@ def _draw(
 
 
 def _coreset_rates(block: Block, moments: Moments) -> NDArray[np.float64]:
-    """Mean of 1 and each row's squared distance from the mean, relative to its average; about 1 on average."""
+    """Return the mean of 1 and each row's squared distance from the mean, relative to its average."""
     digits, exponent = math.frexp(float(moments.squared_deviations.sum()) / moments.weight)
     average = math.ldexp(round(1024 * digits), exponent - 10)  # drops the last digits, which depend on the chunks
     if average == 0:
@@ -179,7 +182,7 @@ def _smallest_keys(parts: list[Sample], size: int) -> Sample:
 
 
 def row_uniforms(start: int, stop: int, seed: int, round_number: int) -> NDArray[np.float64]:
-    """Generate uniform random numbers that belong to rows, not to chunks.
+    """Generate uniform random numbers that depend on the row, not on the chunk.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Initial centres of K-Means: random rows, k-means++ on a sample, or k-means|| over all chunks.
 
 Several initializations (for several K, or several restarts) share the passes over the data. The draws of each depend
-neither on the others nor on the chunks: random numbers belong to global row indices.
+neither on the others nor on the chunks: random numbers are keyed by global row indices.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ DEFAULT_ROUNDS = 2
 
 _SAMPLE_ROWS_PER_CENTRE = 25
 _SAMPLE_BYTES = 256 * 2**20
-"""k-means++ is sequential and runs in one process, so on at most 25 rows per centre and 256 MiB."""
+"""k-means++ is sequential and runs in one process, so it is limited to 25 rows per centre and 256 MiB."""
 
 _ALL_PAIRS = 4096
-"""Up to this many rows, k-means++ multiplies all pairs in advance, 64 MiB of float32; beyond, a few rows per step."""
+"""Up to this many rows, k-means++ computes all products of pairs in advance, 64 MiB of float32; above, those of a few
+rows per step."""
 
 _RECLUSTERINGS = 3
 """Number of times the candidates of k-means|| are reclustered, 0.05 s each at K = 256."""
@@ -108,7 +109,7 @@ def choose_centres(data: Data, specs: Sequence[InitSpec]) -> list[Floats]:
 
 
 def _plus_plus_on_sample(data: Data, spec: InitSpec) -> Floats:
-    """k-means++ on a bounded sample of the rows."""
+    """Run k-means++ on a bounded sample of the rows."""
     limit = _SAMPLE_BYTES // (data.X.shape[1] * 8)
     n_weighted = len(data.X) if data.weights is None else int((data.weights > 0).sum().compute())
     size = max(spec.k, min(spec.k * _SAMPLE_ROWS_PER_CENTRE, limit, n_weighted))
@@ -120,8 +121,8 @@ def plus_plus(rows: Floats, weights: NDArray[np.float64], k: int, seed: int) -> 
     """Choose k of the rows by weighted k-means++ (Arthur and Vassilvitskii 2007), greedy as in scikit-learn.
 
     Each further centre is the best of ``2 + log(k)`` rows drawn with probability proportional to weight times squared
-    distance to the nearest centre so far. scikit-learn's function validates its arguments for every centre: 0.35 s for
-    256 of 990 rows, as long as ten passes over 60,000.
+    distance to the nearest centre so far. scikit-learn's function validates its arguments for every centre: it takes
+    0.35 s for 256 of 990 rows, as long as ten passes over 60,000 rows.
 
     Parameters
     ----------
@@ -154,17 +155,17 @@ def plus_plus(rows: Floats, weights: NDArray[np.float64], k: int, seed: int) -> 
 
 
 def _distances(rows: Floats, norms: Floats, indices: ArrayLike, products: Floats | None) -> Floats:
-    """Squared distances from the rows at `indices` to all rows; exactly 0 to themselves."""
-    some = np.asarray(indices)
-    dots = rows[some] @ rows.T if products is None else products[some]
-    distances = np.maximum(norms[some, None] - 2 * dots + norms, 0)
-    distances[np.arange(len(some)), some] = 0
+    """Return the squared distances from the rows at `indices` to all rows; exactly 0 to themselves."""
+    sources = np.asarray(indices)
+    dots = rows[sources] @ rows.T if products is None else products[sources]
+    distances = np.maximum(norms[sources, None] - 2 * dots + norms, 0)
+    distances[np.arange(len(sources)), sources] = 0
     return distances
 
 
 def _recluster(rows: Floats, weights: NDArray[np.float64], spec: InitSpec) -> Floats:
     """Reduce weighted candidates to k centres by weighted k-means++ and Lloyd (Bahmani et al. 2012, step 8)."""
-    # imported here, in the driver only: it costs a worker a second
+    # imported here because only the driver needs it; every worker would spend a second on it
     from sklearn.cluster import KMeans as LocalKMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -178,7 +179,8 @@ def _recluster(rows: Floats, weights: NDArray[np.float64], spec: InitSpec) -> Fl
         return np.concatenate([rows, rows[np.arange(spec.k - len(rows)) % len(rows)]])
     # one thread: otherwise the order of summation, and the result, would depend on the number of cores
     with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # about equal candidates; the data was checked above
+        # of nearly equal candidates; too few distinct ones were reported above
+        warnings.simplefilter("ignore", ConvergenceWarning)
         seedings = [plus_plus(rows, weights, spec.k, spec.seed + i) for i in range(spec.reclusterings)]
         fits = [LocalKMeans(spec.k, init=init, n_init=1).fit(rows, sample_weight=weights) for init in seedings]
     best = min(fits, key=lambda fit: float(fit.inertia_))
@@ -194,19 +196,32 @@ class _Draws:
 
     A row is drawn if its key l·d²/u exceeds `cost`, the sum of weighted squared distances over these chunks. The cost
     grows with every chunk that is combined, and rows drop out: at the root of the tree exactly the rows with
-    u < l·d²/cost are left, after a single read of the data per round.
+    u < l·d²/cost are left, so a round reads the data only once.
+
+    Attributes
+    ----------
+    cost : float
+        Weighted sum of squared distances to the nearest candidate so far.
+    keys : (n,) float64
+        Keys of the drawn rows.
+    rows : (n, n_features)
+        The drawn rows, in the dtype and coordinates of the data.
+    index : (n,) int64
+        Global indices of the drawn rows.
+    candidate_weights : (n_candidates,) float64
+        Total weight of the rows nearest to each candidate of earlier rounds.
     """
 
     cost: float
     keys: NDArray[np.float64]
     rows: NDArray
     index: NDArray[np.int64]
-    candidate_weights: NDArray[np.float64]  # total weight of the rows nearest to each candidate of earlier rounds
+    candidate_weights: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class _ChunkState:
-    """What a chunk keeps between rounds; arrays are (n_models, n_rows)."""
+    """State of one chunk between rounds; arrays have shape (n_models, n_rows)."""
 
     row_offset: int
     distances: NDArray[np.float32]  # squared, to the nearest candidate so far
@@ -219,8 +234,8 @@ class _Round:
     """Parameters of one round, the same for every chunk."""
 
     number: int
-    new: Stack
-    n_known: list[int]  # candidates of each model, without the new ones
+    new: Stack  # candidates that the last round drew
+    n_known: list[int]  # older candidates of each model
     n_draws: list[float]  # l, the expected number of rows to draw for each model
     seeds: list[int]
 
@@ -239,6 +254,8 @@ def _k_means_parallel(data: Data, specs: Sequence[InitSpec]) -> list[tuple[Float
     unfinished = [True] * len(specs)
     state = row_offsets(data.X)
     number = 0
+    # A round measures the distances to the candidates that the last round drew, and draws new ones. One more round
+    # after the last draw weights the candidates. A model that is finished before the others draws nothing any more.
     while True:
         n_known = [len(old) - len(added) for old, added in zip(candidates, new, strict=True)]
         n_draws = [
@@ -254,14 +271,14 @@ def _k_means_parallel(data: Data, specs: Sequence[InitSpec]) -> list[tuple[Float
             for spec, drawn in zip(specs, draws, strict=True)
         ]
         if not any(unfinished) and not any(len(drawn.keys) for drawn in draws):
-            # a candidate of weight 0 duplicates an earlier one
+            # drop candidates of weight 0: they duplicate an earlier one
             return [
                 (rows[drawn.candidate_weights > 0], drawn.candidate_weights[drawn.candidate_weights > 0])
                 for rows, drawn in zip(candidates, draws, strict=True)
             ]
         added = [shifted(drawn.rows[np.argsort(drawn.index)], data.origin) for drawn in draws]
         candidates = [np.concatenate(pair) for pair in zip(candidates, added, strict=True)]
-        # a model that drew nothing measures its last candidate once more, which changes nothing
+        # a stack needs a centre of every model; measuring the last candidate again changes nothing
         new = [rows if len(rows) else old[-1:] for rows, old in zip(added, candidates, strict=True)]
 
 
@@ -294,7 +311,7 @@ def _merge_draws(parts: list[_Draws]) -> _Draws:
 def _update_chunk(
     block: Block, weights: NDArray[np.float64] | None, state: _ChunkState | NDArray[np.int64], *, plan: _Round
 ) -> _ChunkState:
-    """Measure distances to the new candidates only, and draw rows of the block."""
+    """Update the distances with those to the new candidates, and draw rows of the block."""
     n_models, n = len(plan.n_known), len(block)
     if isinstance(state, _ChunkState):
         row_offset, old_distances, old_nearest = state.row_offset, state.distances, state.nearest

@@ -45,8 +45,8 @@ def as_rows(X: Any) -> da.Array:
     if any(np.isnan(size) for size in (*X.chunks[0], *X.chunks[1])):
         raise ValueError("X has unknown chunk sizes; call X.compute_chunk_sizes() first")
     if 0 in X.shape:
-        what = "sample(s)" if X.shape[0] == 0 else "feature(s)"
-        raise ValueError(f"X has 0 {what} (shape={X.shape}) while a minimum of 1 is required.")
+        unit = "sample(s)" if X.shape[0] == 0 else "feature(s)"
+        raise ValueError(f"X has 0 {unit} (shape={X.shape}) while a minimum of 1 is required.")
     if X.dtype.kind not in "biuf":
         raise ValueError(f"X has dtype {X.dtype}; must be bool, integer or float. Complex data not supported")
     return X.rechunk({1: -1}).astype(_dtype_of_rows(X.dtype), copy=False)

@@ -68,7 +68,7 @@ def write_skops(path: Path, model: Model) -> None:
     path
         Destination; an existing file is replaced.
     model
-        Model to export. The estimator predicts (n, n_features) float32 rows like the fitted ones: pixels, 0-255, or
+        The model. The estimator predicts (n, n_features) float32 rows like the fitted ones: pixels, 0-255, or
         features.
 
     Raises
@@ -92,7 +92,7 @@ def write_onnx(path: Path, model: Model) -> None:
     path
         Destination; an existing file is replaced.
     model
-        Model to export. The input of the graph is ``X``, (n, n_features) float32 rows like the fitted ones: pixels,
+        The model. The input of the graph is ``X``, (n, n_features) float32 rows like the fitted ones: pixels,
         0-255, or features. Its outputs are ``label``, the cluster, (n,) int64, and ``scores``, the distances to all
         centres, (n, k) float32.
 
@@ -118,7 +118,7 @@ def to_sklearn(model: Model) -> sklearn.cluster.KMeans:
         estimator.fit(model.centres)
     estimator.cluster_centers_ = model.centres.copy()
     estimator.inertia_, estimator.n_iter_ = model.inertia, model.iterations
-    del estimator.labels_  # they label the centres, not the fitted rows
+    del estimator.labels_  # those of the centres, not of the fitted rows
     return estimator
 
 
@@ -155,14 +155,14 @@ def folder_names(labels: Sequence[str]) -> list[str]:
 def write_images(
     names: Sequence[tuple[str, str]], contents: Iterable[tuple[int, Content]], target: Path, *, link: bool
 ) -> dict[str, int]:
-    """Write each image into its folder under its file name, or under its whole path, ``a_1.png``, if names collide.
+    """Write each image into its folder under its file name, or under its path (``a_1.png``) if names collide.
 
     Parameters
     ----------
     names
         Path of each image, and the name of its folder.
     contents
-        Indices into `names` with the contents from `sources.read_contents`, always in the same order. Files, members of
+        Indices into `names` and the contents from `sources.read_contents`, always in the same order. Files, members of
         archives and images in tables are copied byte by byte; rows of arrays become PNG files.
     target
         Parent of the folders.
@@ -224,7 +224,7 @@ def _write_image(content: Content, folder: Path, name: str, taken: set[str], lin
         elif link:
             partial.symlink_to(source)
         else:
-            shutil.copy2(source, partial)  # keeps its time, so that the next export recognizes it
+            shutil.copy2(source, partial)  # keeps the modification time, by which the next export recognizes it
     return True
 
 

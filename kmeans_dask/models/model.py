@@ -21,7 +21,7 @@ class Model:
 
     Attributes
     ----------
-    algorithm
+    algorithm : str
         ``kmeans`` or ``minibatch``.
     centres : (k, n_features) float32
         Cluster centres, on the scale of the fitted rows: pixels, 0-255, or features.
@@ -37,10 +37,10 @@ class Model:
         Class index of each cluster, -1 = none.
     counts : (k,) int64, or None before evaluation
         Number of fitted items in each cluster.
-    settings
-        Everything the model depends on, except its algorithm and K.
+    settings : mapping
+        Everything that the model depends on, except its algorithm and K; JSON values.
     rival : (k, n_features) float32, or None
-        Centres of the same fit with another seed, which show how stable K is; only where K is to be chosen.
+        Centres of the same fit with another seed, which show how stable K is; None unless K is to be chosen.
     """
 
     algorithm: str
@@ -119,30 +119,30 @@ def read_model(path: Path) -> Model:
     """
     arrays, attrs = zarr_groups.read_model(path)
     return Model(
-        attrs["algorithm"],
-        arrays["centres"],
-        arrays["history"],
-        attrs["inertia"],
-        attrs["iterations"],
-        attrs["seconds"],
-        arrays.get("label_map"),
-        arrays.get("counts"),
-        attrs["settings"],
-        arrays.get("rival"),
+        algorithm=attrs["algorithm"],
+        centres=arrays["centres"],
+        history=arrays["history"],
+        inertia=attrs["inertia"],
+        iterations=attrs["iterations"],
+        seconds=attrs["seconds"],
+        label_map=arrays.get("label_map"),
+        counts=arrays.get("counts"),
+        settings=attrs["settings"],
+        rival=arrays.get("rival"),
     )
 
 
 def stack_models(models: Sequence[Model], features: Features) -> Stack:
-    """Stack the centres of models for `kernels.assign` to rows of these features."""
+    """Stack the centres of several models, for `kernels.assign` on rows of these features."""
     return stack_centres([model.centres for model in models], features)
 
 
 def stack_centres(centres: list[Floats], features: Features) -> Stack:
-    """Stack the centres of several models, so that one pass serves all of them."""
+    """Stack (k, n_features) centres, for `kernels.assign` on rows of these features."""
     if features.settings.raw:
         return Stack.of(centres)
     origin = np.concatenate(centres).mean(axis=0)  # rows may be far from zero, where float32 is coarse
-    return Stack.of([part - origin for part in centres], origin)
+    return Stack.of([model_centres - origin for model_centres in centres], origin)
 
 
 def column_prefix(model: Model) -> str:

@@ -51,18 +51,18 @@ def measure_moves(X: da.Array, old: Floats, model: Model) -> Moves:
     old : (k, n_features)
         Old centres.
     model
-        New model with the same K, in which cluster i continues the old cluster i.
+        New model with the same K; its cluster i was refined from the old cluster i.
 
     Returns
     -------
     Moves
     """
     origin = None if X.dtype == np.uint8 else model.centres.mean(axis=0)
-    both = [old.astype(model.centres.dtype), model.centres]
-    stack = broadcast(Stack.of(both if origin is None else [centres - origin for centres in both], origin))
+    models = [old.astype(model.centres.dtype), model.centres]
+    stack = broadcast(Stack.of(models if origin is None else [centres - origin for centres in models], origin))
     table = tree_reduce(map_chunks(_count_pairs, X, stack=stack, k=model.k), _add).compute()
-    steps = model.centres.astype(np.float64) - old
-    return Moves(model, np.sqrt(np.einsum("ij,ij->i", steps, steps)), table)
+    shifts = model.centres.astype(np.float64) - old
+    return Moves(model, np.sqrt(np.einsum("ij,ij->i", shifts, shifts)), table)
 
 
 def write_moves(moves: Sequence[Moves], path: Path) -> None:
@@ -74,7 +74,7 @@ def write_moves(moves: Sequence[Moves], path: Path) -> None:
         Moves of each model.
     path
         Destination. Columns: algorithm, k, cluster, distance, before and after (number of fitted items), left and came
-        (number of items that left or joined the cluster).
+        (number of items that left and joined the cluster).
     """
     tables = [
         pa.table(

@@ -51,7 +51,7 @@ _SOURCE = b"kmeans-dask source"
 
 @dataclass(frozen=True)
 class Predictor:
-    """What tasks need from a finished run.
+    """Everything that prediction tasks need from a finished run.
 
     Attributes
     ----------
@@ -81,15 +81,15 @@ class Predictor:
 
         Parameters
         ----------
-        manifest : (n) pyarrow.Table
-            The images, `sources.MANIFEST_SCHEMA`.
+        manifest : pyarrow.Table of n rows
+            The images; schema `sources.MANIFEST_SCHEMA`.
         careful
             As for `decoding.decode_rows`.
 
         Returns
         -------
-        (n) pyarrow.Table
-            `PREDICTED_SCHEMA`.
+        pyarrow.Table of n rows
+            Schema `PREDICTED_SCHEMA`.
         """
         assert self.model.label_map is not None
         block, items = decode_rows(manifest, self.ingest, self.max_pixels, careful=careful)
@@ -107,20 +107,23 @@ class Predictor:
     @property
     def fingerprint(self) -> str:
         """Hash of everything that the table depends on, except the images."""
-        parts = [self.class_names, self.ingest.model_dump(), self.max_pixels, np.asarray(self.model.label_map).tolist()]
-        parts.append(self.features.fingerprint)
-        digest = hashlib.sha256(repr(parts).encode())
+        label_map = np.asarray(self.model.label_map).tolist()
+        values = [self.class_names, self.ingest.model_dump(), self.max_pixels, label_map, self.features.fingerprint]
+        digest = hashlib.sha256(repr(values).encode())
         digest.update(self.model.centres.tobytes())
         digest.update(self.farthest.tobytes())
         return digest.hexdigest()
 
 
 class PredictSummary(NamedTuple):
-    """Result of a predict task: numbers of images."""
+    """Result of a prediction task."""
 
     items: int
+    """Number of images."""
     failed: int
+    """Number of images that could not be read."""
     farther: int
+    """Number of images that are farther from their centre than every fitted item of the cluster."""
 
 
 def farthest_fitted(clusters: Path, model: Model) -> NDArray[np.float32]:
@@ -155,10 +158,10 @@ def predict_tasks(items: pa.Table, parts: Path, predictor: Predictor) -> list[De
     Parameters
     ----------
     items
-        The images, `sources.MANIFEST_SCHEMA`.
+        The images; schema `sources.MANIFEST_SCHEMA`.
     parts
         Folder for the rows of the tasks, writable by all workers. Rows of an earlier call with the same images and
-        model are kept, anything else there is removed.
+        model are kept; anything else there is removed.
     predictor
         The model and everything it needs.
 
@@ -175,10 +178,12 @@ def predict_tasks(items: pa.Table, parts: Path, predictor: Predictor) -> list[De
         write_manifest(items, manifest)
         create(marker, "")
     plan = plan_chunks(len(items), predictor.ingest)
-    known = broadcast(predictor)
+    shared = broadcast(predictor)
     task = dask.delayed(predict_chunk, pure=False, traverse=False)
     return [
-        task(manifest, start, stop, known, _part_of(parts, start), dask_key_name=task_key("predict_chunk", start, stop))
+        task(
+            manifest, start, stop, shared, _part_of(parts, start), dask_key_name=task_key("predict_chunk", start, stop)
+        )
         for start, stop in zip(plan.starts, plan.stops, strict=True)
         if not _part_of(parts, start).exists()
     ]

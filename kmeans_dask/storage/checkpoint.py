@@ -17,10 +17,10 @@ from kmeans_dask.storage.publish import publish
 
 _PAUSE_FACTOR = 20
 """Wait this many times the duration of a write before the next one, so that checkpoints take at most 5 % of a fit.
-K = 256 of MNIST: 2 ms after each pass of 150 ms."""
+MNIST, K = 256: 2 ms after each pass of 150 ms."""
 
 _HEADER = "header"
-"""Array of the file that holds the key, the seconds and everything else that is not an array, as JSON."""
+"""Name of the array that holds, as JSON, the key, the seconds and all values that are not arrays."""
 
 
 class Checkpoint:
@@ -75,7 +75,7 @@ class Checkpoint:
         Parameters
         ----------
         states
-            Names and values; the values are arrays or JSON values.
+            Mappings from names to arrays or JSON values.
         """
         started = time.monotonic()
         if started < self._next_write:

@@ -9,17 +9,17 @@ from typing import Any
 
 
 def fingerprint_of(*parts: Any) -> str:
-    """Hash values that decide what an output looks like.
+    """Hash the values that an output depends on.
 
     Parameters
     ----------
     *parts
-        Values that JSON can hold; tuples count as lists. The order of keys in a mapping does not matter.
+        JSON values; tuples count as lists, and the order of the keys of a mapping does not matter.
 
     Returns
     -------
     str
-        SHA-256 of their JSON, 64 hexadecimal digits.
+        SHA-256 of the values as JSON, 64 hexadecimal digits.
     """
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

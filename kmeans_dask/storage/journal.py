@@ -1,4 +1,4 @@
-"""The journal of a quantize stage: one line per image, written once its files are complete, and the table of them all.
+"""The journal of a quantize stage, one line per image whose files are complete, and the table made from it.
 
 Each attempt at a batch appends to its own file, so no two workers write to the same one. A line that a kill cut short
 does not count, and its image is redone. An object store has no append: an attempt writes all its lines when it ends,
@@ -114,10 +114,10 @@ class Journal:
         failed = {key for key, outcome in self.outcomes().items() if outcome.status != "ok"}
         for path in self.folder.glob("*.jsonl") if failed else []:
             outcomes = list(_read(path))
-            kept = [outcome for outcome in outcomes if outcome.status == "ok"]
-            if len(kept) < len(outcomes):
+            successful = [outcome for outcome in outcomes if outcome.status == "ok"]
+            if len(successful) < len(outcomes):
                 with publish(path) as partial:
-                    partial.write_bytes(_line_of(kept))
+                    partial.write_bytes(_line_of(successful))
         return len(failed)
 
 
@@ -133,6 +133,7 @@ def open_journal(run_folder: Path, fingerprint: str) -> Journal:
     Parameters
     ----------
     run_folder
+        The run folder.
     fingerprint
         Hash of everything that the outputs depend on, except K.
 
@@ -157,10 +158,11 @@ def write_table(run_folder: Path, paths: Mapping[int, str], ks: Sequence[int]) -
     Parameters
     ----------
     run_folder
+        The run folder.
     paths
         Manifest row -> path, for all items that have not been removed.
     ks
-        The K to include.
+        Numbers of colours to include.
 
     Returns
     -------
@@ -170,7 +172,7 @@ def write_table(run_folder: Path, paths: Mapping[int, str], ks: Sequence[int]) -
     Raises
     ------
     JobError
-        An item has no outcome for one of the K.
+        An item has no outcome for one of these numbers of colours.
     """
     journal = find_journal(run_folder)
     if journal is None:
@@ -196,7 +198,7 @@ def _line_of(outcomes: Sequence[Outcome]) -> bytes:
 def _read(path: Path) -> Iterator[Outcome]:
     for line in path.read_bytes().split(b"\n")[:-1]:  # anything after the last newline was cut short
         try:
-            values = json.loads(line)
+            records = json.loads(line)
         except ValueError:  # after a power failure, a disk may hold anything
             continue
-        yield from (Outcome(*each) for each in values)
+        yield from (Outcome(*fields) for fields in records)

@@ -38,13 +38,13 @@ class Lock:
 
     Attributes
     ----------
-    number
+    number : int
         Number of drivers started on this run so far, including this one.
-    job
+    job : str or None
         Key of the submitted job that this driver belongs to; None if it was started by hand.
-    previous
+    previous : dict or None
         Record of the previous driver; None if this is the first.
-    ending
+    ending : bool
         Whether the work has ended, successfully or not, so that it must not be interrupted any more.
     """
 
@@ -128,7 +128,7 @@ def acquire(folder: Path, command: str, job: str | None = None) -> Lock:
         }  # fmt: skip
         if not create(_file(folder, number), json.dumps(record)) and _read(folder, number) != record:
             continue  # another contender was first, and it is alive
-        if max(_numbers(folder)) > number:  # what was read was so old that the number had become free again
+        if max(_numbers(folder)) > number:  # the listing was stale: a newer driver had already removed this number
             remove(_file(folder, number))
             continue
         for older in _numbers(folder):
@@ -175,8 +175,7 @@ def last_driver(folder: Path) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        number, token, host, machine, pid, process_started, command, job, beats, ended, progress; None if no driver has
-        been started.
+        Its record, with the keys that `acquire` writes; None if no driver has been started.
     """
     while numbers := _numbers(folder):
         with suppress(FileNotFoundError):  # removed by a newer driver

@@ -29,14 +29,14 @@ _OBJECT_ERRNOS = (errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTDIR,
 """Errors about a single object, not about the store."""
 
 _DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors that only a local disk raises; files on their way to a store are written there first."""
+"""Errors that only a local disk raises; files are written there before they are uploaded to a store."""
 
 _CLIENTS = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure", "fsspec", "urllib3"}
 """Packages that talk to object stores. Not all of their exceptions are OSErrors."""
 
 
 class UnreachableError(UserError):
-    """An object store refuses a request or does not respond; at the start of a command, that is the user's mistake.
+    """An object store refuses a request or does not respond; at the start of a command, this is a mistake of the user.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ def readable(path: Path) -> Path | BinaryIO:
 
 
 def read(path: Path) -> bytes:
-    """Return the content of a small file; an object is read by one request, so it is never a mix of two versions.
+    """Return the content of a small file; an object is read in a single request, so it is never a mix of two versions.
 
     Opening an object takes a request of its own, and s3fs refuses to read one that has been replaced since.
     """
@@ -129,7 +129,7 @@ def total_bytes(path: Path) -> int:
 
 
 def put(folder: Path, name: str, data: bytes, *, replace: bool = True) -> None:
-    """Write an object by one request.
+    """Write an object in a single request.
 
     Parameters
     ----------
@@ -147,8 +147,8 @@ def put(folder: Path, name: str, data: bytes, *, replace: bool = True) -> None:
     FileExistsError
         The object exists and `replace` is false.
     """
-    fs, above = _parts(folder)
-    fs.pipe_file(f"{above}/{name}", data, **({} if replace else {"mode": "create"}))
+    fs, parent = _parts(folder)
+    fs.pipe_file(f"{parent}/{name}", data, **({} if replace else {"mode": "create"}))
 
 
 def upload(source: Path, target: Path) -> None:
@@ -246,18 +246,18 @@ def storage_failure(error: BaseException, path: Path) -> str | None:
     Returns
     -------
     str or None
-        A clause for people; None if the storage is fine as far as the error tells.
+        A clause for a message; None if the error does not point to the storage.
     """
     if isinstance(error, OSError):
-        in_text = re.search(r"\[errno (\d+)\]", str(error), re.IGNORECASE)  # pyarrow has it only in the message
-        number = error.errno or (int(in_text[1]) if in_text else 0)
+        in_message = re.search(r"\[errno (\d+)\]", str(error), re.IGNORECASE)  # pyarrow has it only in the message
+        number = error.errno or (int(in_message[1]) if in_message else 0)
         if number in STORAGE_ERRORS and (is_local(path) or number in _DISK_ERRNOS):
             return f"cannot write in {path}: {STORAGE_ERRORS[number]} ({error.filename or path})"
-        of_object = number in _OBJECT_ERRNOS or isinstance(error, (FileNotFoundError, FileExistsError))
-        of_store = number > 0 or isinstance(error, (PermissionError, ConnectionError, TimeoutError))
+        is_about_object = number in _OBJECT_ERRNOS or isinstance(error, (FileNotFoundError, FileExistsError))
+        is_from_store = number > 0 or isinstance(error, (PermissionError, ConnectionError, TimeoutError))
     else:
-        of_object, of_store = False, type(error).__module__.partition(".")[0] in _CLIENTS
-    if not is_local(path) and of_store and not of_object:
+        is_about_object, is_from_store = False, type(error).__module__.partition(".")[0] in _CLIENTS
+    if not is_local(path) and is_from_store and not is_about_object:
         return f"cannot use {path}: {_reason(error)}"
     return None
 

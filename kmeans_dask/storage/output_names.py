@@ -15,8 +15,8 @@ def output_names(paths: Sequence[str], suffix: str = ".png") -> list[str]:
     """Name the output of every item: its path with the suffix of the format, inside the output folder.
 
     Items that would share a name (``a.jpg`` and ``a.png``; ``A.png`` and ``a.png``, which are the same file on some
-    systems; ``a.jpg`` and the folder ``a.png``) keep their own suffix: ``a.jpg.png``. If that is taken too, a number is
-    added: ``a~2.jpg.png``.
+    systems; ``a.jpg`` and the folder ``a.png``) keep their own suffix: ``a.jpg.png``. If that is taken too, they get a
+    number: ``a~2.jpg.png``.
 
     Parameters
     ----------
@@ -39,10 +39,10 @@ def output_names(paths: Sequence[str], suffix: str = ".png") -> list[str]:
     for path, name in zip(safe, plain, strict=True):
         if uses[name.casefold()] > 1:
             name, number = f"{path}{suffix}", 1
-            stem, kind = os.path.splitext(path)
+            stem, extension = os.path.splitext(path)
             while name.casefold() in taken:
                 number += 1
-                name = f"{stem}~{number}{kind}{suffix}"
+                name = f"{stem}~{number}{extension}{suffix}"
             taken.add(name.casefold())
         names.append(name)
     return names
@@ -63,7 +63,7 @@ def renamed(paths: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Publish a file as `publish.publish` does, with half its system calls: one file is written every millisecond.
+    """Publish a file as `publish.publish` does, but with half the system calls, for a thousand files per second.
 
     Parameters
     ----------
@@ -113,5 +113,5 @@ def _folders(paths: Sequence[str]) -> set[str]:
 
 def _inside(path: str) -> str:
     """Return a path that stays inside its folder: no root, no ``..``, no empty name."""
-    kept = [part for part in path.split("/") if part not in ("", ".")]
-    return "/".join("_" if part == ".." else part for part in kept or ["_"])
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return "/".join("_" if part == ".." else part for part in parts or ["_"])

@@ -110,7 +110,7 @@ def remove_partials(folder: Path, leave: Sequence[str] = ()) -> None:
     folder
         Folder to which nobody is writing, except tasks of a dead driver; those fail, or rewrite what they lose.
     leave
-        Names of its subfolders that are still written to and must not be touched.
+        Names of subfolders to leave alone, because they are still written to.
     """
     if not is_local(folder):
         return

@@ -1,4 +1,4 @@
-"""The run folder: where everything that one job writes has its place."""
+"""The run folder: paths of everything that one job writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RunFolder:
 
     Attributes
     ----------
-    path
+    path : Path
         The folder: local, on a shared file system, or in an object store (see `object_store.location`).
     """
 
@@ -141,7 +141,7 @@ def make_run_folder(config: Config) -> RunFolder:
     Parameters
     ----------
     config
-        Its output and name are used.
+        Only its output and name are used.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def make_run_folder(config: Config) -> RunFolder:
     run = run_folder(config)
     try:
         with reporting_unreachable(run.path):
-            _check_ours(run.path)
+            _check_is_run_folder(run.path)
             make_folder(run.path)
     except OSError as error:
         raise unwritable(run.path, error) from None
@@ -167,8 +167,8 @@ def unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write the run folder {path}: {error.strerror}; set output to a folder you may write to")
 
 
-def _check_ours(path: Path) -> None:
-    """Refuse a folder that holds something else: a run would write into it, and a fresh one would empty it."""
+def _check_is_run_folder(path: Path) -> None:
+    """Refuse a folder with other content: a run would write into it, and a fresh run would empty it."""
     if not path.exists() or (path / "run.json").exists():
         return
     if any(not (entry.name in DRIVER_FOLDERS or entry.name.endswith(".partial")) for entry in path.iterdir()):

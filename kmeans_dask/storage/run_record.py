@@ -25,14 +25,14 @@ _PACKAGES = ("kmeans-dask", "dask", "distributed", "dask-ml", "numpy", "pillow",
 
 
 class RunRecord:
-    """What run.json holds, read once; every change is written to the file at once.
+    """The content of run.json, which is read once and written after every change.
 
     Only the driver that holds the run (`storage.lock`) changes its record, so the copy in memory stays true.
 
     Attributes
     ----------
     folder : RunFolder
-        The run that this is the record of.
+        Folder of the run.
     """
 
     def __init__(self, folder: RunFolder, content: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: RunFolder) -> RunRecord:
-        """Read run.json; without one, the record is that of a run with no state and no stages.
+        """Read run.json; if it does not exist, the record has no state and no stages.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class RunRecord:
         self._write()
 
     def forget(self, stage: str) -> None:
-        """Take a stage out of the record, before its outputs are replaced."""
+        """Remove a stage from the record, before its outputs are replaced."""
         if self._content["stages"].pop(stage, None) is not None:
             self._write()
 
@@ -136,11 +136,11 @@ def open_run(config: Config, *, fresh: bool = False, **facts: Any) -> RunRecord:
     Parameters
     ----------
     config
-        Its output, name and content are used.
+        The config; its output and name determine the folder.
     fresh
-        Remove what an earlier run left.
+        Whether to remove everything that an earlier run wrote.
     **facts
-        Further values to record of this start.
+        Further values to record in run.json.
 
     Returns
     -------
@@ -181,7 +181,7 @@ def _start(folder: RunFolder, config: Config, fresh: bool, facts: Mapping[str, A
 
 
 def _empty(path: Path) -> None:
-    """Remove what an earlier run left; its record goes first, so that nothing counts as finished meanwhile."""
+    """Remove everything that an earlier run wrote, its record first, so that nothing counts as finished meanwhile."""
     write_json(path / "run.json", {"stages": {}})
     for entry in list(path.iterdir()):
         if entry.name not in ("run.json", *DRIVER_FOLDERS):
@@ -189,7 +189,7 @@ def _empty(path: Path) -> None:
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a value to what JSON will give back."""
+    """Convert a mapping to what it will be when it is read back from JSON."""
     return json.loads(json.dumps(value))
 
 

@@ -39,7 +39,7 @@ chunk, reading a shard of 28 x 28 images would be 88 times slower."""
 
 _CODEC = ZstdCodec(level=1)
 """MNIST shrinks to 1/4.5 and is written at 0.6 GB/s per core (zarr's default, level 3: same size, 0.34 GB/s; Blosc LZ4:
-1/3.0, 1.0 GB/s); photos of 224 x 224 shrink to 1/1.1 at 0.7 GB/s (level 3: 1/1.13, 0.28 GB/s). Reading takes place at
+1/3.0, 1.0 GB/s); photos of 224 x 224 shrink to 1/1.1 at 0.7 GB/s (level 3: 1/1.13, 0.28 GB/s). Reading runs at
 0.75 GB/s per core (LZ4: 1.0 GB/s; uncompressed: 1.7 GB/s), while a K-Means pass at K = 256 processes 0.3 GB/s."""
 
 
@@ -96,7 +96,7 @@ def create_collection(
 
 
 def set_attrs(folder: Path, attrs: Mapping[str, Any]) -> None:
-    """Update some attrs of a group by one write."""
+    """Update some attrs of a group in a single write."""
     zarr.open_group(_at(folder), mode="r+").attrs.update(dict(attrs))
 
 
@@ -143,7 +143,7 @@ def read_layout(folder: Path) -> Layout:
 
 
 def array_names(location: str) -> list[str]:
-    """List the arrays in a zarr group of any origin; those in nested groups are named ``a/b``.
+    """List the arrays in any zarr group; those in nested groups are named ``a/b``.
 
     Parameters
     ----------
@@ -161,10 +161,10 @@ def array_names(location: str) -> list[str]:
         There is no array or group, or the group has no arrays.
     """
     with zarr.config.set(_FEW_THREADS):
-        found = _open_any(location)
-        if isinstance(found, zarr.Array):
+        opened = _open_any(location)
+        if isinstance(opened, zarr.Array):
             return []
-        names = sorted(name for name, member in found.members(max_depth=None) if isinstance(member, zarr.Array))
+        names = sorted(name for name, member in opened.members(max_depth=None) if isinstance(member, zarr.Array))
     if not names:
         raise ValueError("the group has no arrays")
     return names
@@ -173,7 +173,7 @@ def array_names(location: str) -> list[str]:
 def open_array(
     location: str, name: str | None
 ) -> tuple[tuple[int, ...], np.dtype[Any], int, Callable[[int, int], NDArray[Any]]]:
-    """Open an array of any origin, in zarr format 2 or 3.
+    """Open any zarr array, in format 2 or 3.
 
     Parameters
     ----------
@@ -197,8 +197,8 @@ def open_array(
         There is no such array.
     """
     with zarr.config.set(_FEW_THREADS):
-        found = _open_any(location)
-        array = found[name] if name is not None and isinstance(found, zarr.Group) else found
+        opened = _open_any(location)
+        array = opened[name] if name is not None and isinstance(opened, zarr.Group) else opened
     if not isinstance(array, zarr.Array):
         raise ValueError(f"{name} is not a zarr array")
 
@@ -337,7 +337,7 @@ def read_rows(folder: Path, start: int, stop: int) -> NDArray[Any]:
 
 
 def array_shape(folder: Path) -> tuple[int, ...]:
-    """Read the shape of a zarr array of any origin.
+    """Read the shape of any zarr array.
 
     Raises
     ------

@@ -238,7 +238,7 @@ def test_user_function_with_varying_length_is_reported(collection: Collection, t
 
     results = dask.compute(*extraction_tasks(settings, collection, tmp_path), scheduler="sync")
 
-    assert "one image has 1 features, others have 512; make them equally many" in str(results[0].error)
+    assert "one image has 1 features, others have 512; return the same number for all" in str(results[0].error)
     with pytest.raises(JobError, match="features of 2 of 2 chunks are missing"):
         fit_features(settings, collection, tmp_path, 0)
 
