@@ -63,7 +63,7 @@ def plan_of(config: Config, items: pa.Table, workers: Workers) -> tuple[ChunkPla
 
 
 def largest_image(items: pa.Table) -> Largest:
-    """Estimate how large the images are from the headers of inspected local files: the largest, and evenly spaced ones.
+    """Estimate how large the images are from the headers of some local files: the largest, and evenly spaced ones.
 
     Parameters
     ----------
