@@ -209,7 +209,7 @@ class KilledAfterFour(checkpoint.Checkpoint):
     writes = 0
 
     def write(self, states):
-        self._next = 0.0  # write the state after every pass
+        self._next_write = 0.0  # write the state after every pass
         super().write(states)
         KilledAfterFour.writes += 1
         if KilledAfterFour.writes == 4:
@@ -239,15 +239,15 @@ def test_killed_between_two_passes(command: Command, images: Path, tmp_path: Pat
     assert state.exists()
     with np.load(state) as file:  # double the inertia of the first pass: a resumed fit keeps it
         arrays = dict(file)
-    meta = json.loads(str(arrays["told"]))
-    meta["states"][-1]["history"][0] *= 2
+    header = json.loads(str(arrays["header"]))
+    header["states"][-1]["history"][0] *= 2
     with state.open("wb") as file:
-        np.savez(file, **arrays | {"told": np.array(json.dumps(meta))})
+        np.savez(file, **arrays | {"header": np.array(json.dumps(header))})
     n_finished = len(list((folder / "models").glob("*/*.zarr")))
 
     resumed = command("run", config)
     assert resumed.status == 0
-    assert sum("went on from one that was cut off" in line for line in resumed.lines) == 1
+    assert sum("resumed an interrupted fit" in line for line in resumed.lines) == 1
     assert command("run", config, f"output={tmp_path / 'other'}").status == 0  # undisturbed
 
     differ = 0
