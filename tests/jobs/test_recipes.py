@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -146,16 +147,30 @@ def test_help(name: str, tmp_path: Path):
     assert "--cluster" in done.stdout
 
 
-def test_stages_in_order_equal_one_run(images: Path, tmp_path: Path):
-    config = JOBS.parent / "configs" / "digits.yaml"
+def test_stage_scripts_in_order_finish_a_job(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    stages = ["ingest", "fit", "evaluate", "quantize", "report"]
     keys = [f"input={{path: '{images}', holdout: 0.2}}", "fit.k=3", "quantize={k: 2}", "cluster.kind=threads"]
+    monkeypatch.chdir(tmp_path)
 
-    for name in ("ingest", "fit", "evaluate", "quantize", "report"):
-        run(f"{name}.py", config, *keys, "name=stages", folder=tmp_path)
-    whole = run("run.py", config, *keys, "name=stages", folder=tmp_path)
+    def execute(name: str) -> object:
+        """Run a script in this process: six fresh ones would spend half a minute on imports."""
+        monkeypatch.setattr(sys, "argv", [name, str(JOBS.parent / "configs" / "digits.yaml"), *keys, "name=stages"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(JOBS / name), run_name="__main__")
+        return end.value.code
 
+    assert [execute(f"{stage}.py") for stage in stages] == [0] * 5
     assert (tmp_path / "runs" / "stages" / "report.html").exists()
-    assert "evaluate" in whole.stderr
-    wrong = run("run.py", config, "fit.k=0", folder=tmp_path, check=False)
+    capsys.readouterr()
+    assert execute("run.py") == 0
+    assert capsys.readouterr().err.splitlines() == [f"{stage}: already finished" for stage in stages]
+
+
+def test_mistake_in_a_script_is_one_line(tmp_path: Path):
+    wrong = run("run.py", JOBS.parent / "configs" / "digits.yaml", "fit.k=0", folder=tmp_path, check=False)
+
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("kmeans-dask: ")
+    assert len(wrong.stderr.splitlines()) == 1
